@@ -1,0 +1,51 @@
+# `make demo` and `make test` set everything up in .venv by themselves.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+REFERENCE := build/reference/DeepCache
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PROMPT := a red circle left of a blue square
+
+export PIP_NO_INPUT := 1
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-all lint format clean
+
+demo: $(INSTALLED)
+	$(BIN)/deepcache generate "$(PROMPT)" --compare --output deepcache-output
+
+test: $(INSTALLED) $(REFERENCE)
+	$(BIN)/python -m pytest --quiet -m "not slow"
+
+test-all: $(INSTALLED) $(REFERENCE)
+	$(BIN)/python -m pytest --quiet
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy --no-error-summary
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --quiet --fix
+	$(BIN)/ruff format --quiet
+
+clean:
+	rm -rf $(VENV) build deepcache-output
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "DeepCache needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(PIP) install --constraint constraints.txt --upgrade pip
+	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --editable . --group dev
+	@touch $@
+
+# The reference implementation, for the parity tests: unpacked, loaded by path, never installed.
+$(REFERENCE): tests/parity/reference.txt | $(INSTALLED)
+	@rm -rf $(@D)
+	@$(PIP) download --no-deps --only-binary :all: --require-hashes --requirement $< --dest $(@D)
+	@$(BIN)/python -m zipfile -e $(@D)/*.whl $(@D)
+	@touch $@

@@ -1,0 +1,51 @@
+"""Follows `pipe.unet`: a U-Net that is put into a pipeline while DeepCache is on gets it, the one taken out loses it.
+
+Assigning an attribute runs no hook, so while DeepCache is on the pipeline's class is a subclass that notices. It has
+the name and module of the class it extends; saving, `from_pipe` and `isinstance` see no difference, and a copied or
+pickled pipeline is one of the original class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["follow_unet", "unfollow_unet"]
+
+_ENGINE = "_deepcache_follower"
+
+
+class _Following:
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        engine = self.__dict__.get(_ENGINE)
+        if name == "unet" and engine is not None:
+            engine.attach()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        # After the function that makes the object and its arguments comes what is put into it.
+        return (_new, (type(self).__mro__[2],), *reduced[2:])
+
+
+def _new(cls: type) -> Any:
+    return cls.__new__(cls)
+
+
+def follow_unet(pipe: Any, engine: Any) -> None:
+    """Has `engine.attach()` called whenever `pipe.unet` is assigned. An object whose class cannot be changed (a
+    `types.SimpleNamespace`) is left alone: there, call `enable()` again after assigning."""
+    if not isinstance(pipe, _Following):
+        cls = type(pipe)
+        attributes = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+        try:
+            pipe.__class__ = type(cls.__name__, (_Following, cls), attributes)
+        except TypeError:
+            return
+    pipe.__dict__[_ENGINE] = engine
+
+
+def unfollow_unet(pipe: Any, engine: Any) -> None:
+    """Undoes `follow_unet`; without effect where another engine has taken over since."""
+    if isinstance(pipe, _Following) and pipe.__dict__.get(_ENGINE) is engine:
+        del pipe.__dict__[_ENGINE]
+        pipe.__class__ = type(pipe).__mro__[2]

@@ -1,0 +1,133 @@
+"""Narrowing: the same U-Net with some children hidden behind shorter ones for the length of one call.
+
+A shallow step must run the layers above its skip branch and nothing else. Diffusers' U-Nets loop over their blocks and
+every block over its layers, so it is enough to show them shorter lists. A narrowing lays such lists over the real
+children as instance attributes, which Python finds before it looks among a module's registered children. What is
+registered (parameters, buffers, `state_dict`, `to`) is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import nn
+
+from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, up_blocks
+from DeepCache.engine.feature import FeatureOutlet
+
+__all__ = ["Narrowing", "deep_feature_modules"]
+
+_ADAPTER_RESIDUALS = "down_intrablock_additional_residuals"
+_CONTROLNET_RESIDUALS = "down_block_additional_residuals"
+_CONTROLNET_MID_RESIDUAL = "mid_block_additional_residual"
+
+
+class Narrowing:
+    """What a shallow step at one skip branch lays over a U-Net.
+
+    Args:
+        unet: the U-Net, of the shape that `skip_branches` describes.
+        branch: one of its skip branches.
+
+    Example:
+        >>> from diffusers import UNet2DConditionModel
+        >>> from DeepCache.engine.branches import skip_branches
+        >>> unet = UNet2DConditionModel()
+        >>> narrowing = Narrowing(unet, skip_branches(unet)[0])
+        >>> narrowing.apply(feature=None)
+        >>> len(unet.down_blocks), len(unet.up_blocks)
+        (0, 1)
+        >>> narrowing.undo()
+        >>> len(unet.down_blocks), len(unet.up_blocks)
+        (4, 4)
+    """
+
+    def __init__(self, unet: nn.Module, branch: SkipBranch) -> None:
+        self._outlet = FeatureOutlet()
+        self._overlays = list(_overlays(unet, branch, self._outlet))
+        self._originals: list[tuple[dict[str, Any], str, Any]] = []
+        self._adapter_residuals = _adapter_residuals_kept(unet, branch)
+
+    def apply(self, feature: Any) -> None:
+        """Lays the shorter lists over the U-Net; its mid block now returns `feature`."""
+        self._outlet.tensor = feature
+        for module, name, narrow in self._overlays:
+            attributes = module.__dict__
+            # A mid block that is None is an attribute already.
+            self._originals.append((attributes, name, attributes.get(name, _ABSENT)))
+            attributes[name] = narrow
+
+    def undo(self) -> None:
+        """Takes them off again. Safe where nothing was applied, or only a part."""
+        while self._originals:
+            attributes, name, original = self._originals.pop()
+            if original is _ABSENT:
+                attributes.pop(name, None)
+            else:
+                attributes[name] = original
+        self._outlet.tensor = None
+
+    def narrow_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of a U-Net call without what belongs to the deep part.
+
+        ControlNet's residual for the mid block is in the stored feature already, so it becomes a zero. T2I-Adapter's
+        list of residuals is cut to those that the kept down blocks take: the U-Net would give the next one to whatever
+        comes first of the same shape.
+        """
+        narrow = dict(kwargs)
+        controlnet = narrow.get(_CONTROLNET_MID_RESIDUAL) is not None
+        if controlnet:
+            narrow[_CONTROLNET_MID_RESIDUAL] = 0
+        if narrow.get(_ADAPTER_RESIDUALS) is not None:
+            narrow[_ADAPTER_RESIDUALS] = list(narrow[_ADAPTER_RESIDUALS][: self._adapter_residuals])
+        elif not controlnet and narrow.get(_CONTROLNET_RESIDUALS) is not None:
+            # Without a residual for the mid block these are an adapter's, under the name they once had.
+            narrow[_CONTROLNET_RESIDUALS] = list(narrow[_CONTROLNET_RESIDUALS][: self._adapter_residuals])
+        return narrow
+
+
+_ABSENT = object()
+
+
+def _overlays(
+    unet: nn.Module, branch: SkipBranch, outlet: FeatureOutlet
+) -> Iterator[tuple[nn.Module, str, nn.Module | None]]:
+    down, up = down_blocks(unet), up_blocks(unet)
+    if branch.layers:
+        cut = down[branch.down_block]
+        for name, layers in layer_lists(cut).items():
+            yield cut, name, nn.ModuleList(layers[: branch.layers])
+        if getattr(cut, "downsamplers", None) is not None:
+            yield cut, "downsamplers", None
+        down = down[: branch.down_block + 1]
+    else:
+        down = down[: branch.down_block]
+    yield unet, "down_blocks", nn.ModuleList(down)
+    yield unet, "mid_block", outlet
+    if branch.up_layer:
+        cut = up[branch.up_block]
+        for name, layers in layer_lists(cut).items():
+            yield cut, name, nn.ModuleList(layers[branch.up_layer :])
+    yield unet, "up_blocks", nn.ModuleList(up[branch.up_block :])
+
+
+def deep_feature_modules(unet: nn.Module, branch: SkipBranch) -> list[nn.Module]:
+    """The modules of which the last one to run on a full step makes the deep feature of a branch."""
+    if branch.up_layer:
+        block = up_blocks(unet)[branch.up_block]
+        return [layers[branch.up_layer - 1] for layers in layer_lists(block).values()]
+    if branch.up_block:
+        return [up_blocks(unet)[branch.up_block - 1]]
+    return [cast(nn.Module, unet.mid_block)]
+
+
+def _adapter_residuals_kept(unet: nn.Module, branch: SkipBranch) -> int:
+    """How many of T2I-Adapter's residuals, one a down block, reach a skip connection that a shallow step uses."""
+    if not branch.layers:
+        return branch.down_block
+    cut = down_blocks(unet)[branch.down_block]
+    whole = branch.layers == len(next(iter(layer_lists(cut).values())))
+    # A block with cross-attention adds its residual after its last layer, any other one after its downsampler.
+    reaches = getattr(cut, "has_cross_attention", False) or not getattr(cut, "downsamplers", None)
+    return branch.down_block + int(whole and reaches)

@@ -1,0 +1,143 @@
+"""Where in a denoising run a U-Net call stands, found without asking the device.
+
+A timestep that a pipeline takes from `scheduler.timesteps` is a view into that list, so its storage offset is its
+position in the list. That holds for slices (img2img, refiner) and expanded tensors, costs no transfer, and does not
+mind timesteps that stand in the list more than once (Heun, PNDM, KDPM2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Moment", "Trajectory"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where one U-Net call stands.
+
+    Args:
+        step: steps since the trajectory began.
+        slot: how many U-Net calls came before it at the same step (cond and uncond apart, views of a panorama, …).
+        starts: whether it is the first call of a new trajectory.
+        ends: whether no further step can follow in the list of timesteps.
+    """
+
+    step: int
+    slot: int
+    starts: bool
+    ends: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A position in a list of timesteps. `source` is what tells one list from the next; holding it keeps its address
+    from being given to another."""
+
+    source: Any
+    position: int
+    ends: bool
+
+    def same_list(self, other: _Place) -> bool:
+        if isinstance(self.source, torch.UntypedStorage) and isinstance(other.source, torch.UntypedStorage):
+            return self.source.data_ptr() == other.source.data_ptr()
+        return self.source is other.source
+
+
+class Trajectory:
+    """Tells the steps of one denoising run, its slots, and the start of the next run.
+
+    Example:
+        >>> import torch
+        >>> timesteps, trajectory = torch.tensor([9, 6, 6, 3]), Trajectory()
+        >>> [trajectory.locate(t, scheduler=None).step for t in timesteps]
+        [0, 1, 2, 3]
+    """
+
+    def __init__(self) -> None:
+        self._place: _Place | None = None
+        self._start = 0
+        self._slot = 0
+        self._last_value: float | None = None
+        self._host_list: tuple[Any, list[float]] | None = None
+
+    def reset(self) -> None:
+        """The next call starts a new trajectory."""
+        self.__init__()  # type: ignore[misc]
+
+    def locate(self, timestep: Any, scheduler: Any) -> Moment:
+        """Where the U-Net call with this timestep stands.
+
+        Args:
+            timestep: as given to the U-Net: a tensor of any device, an `int` or a `float`.
+            scheduler: the pipeline's scheduler at this moment, or None.
+        """
+        place = self._find(timestep, scheduler)
+        last = self._place
+        if last is None or not place.same_list(last) or place.position < last.position:
+            self._start, self._slot = place.position, 0
+            starts = True
+        else:
+            self._slot = self._slot + 1 if place.position == last.position else 0
+            starts = False
+        self._place = place
+        return Moment(place.position - self._start, self._slot, starts, place.ends)
+
+    def _find(self, timestep: Any, scheduler: Any) -> _Place:
+        timesteps = getattr(scheduler, "timesteps", None)
+        if isinstance(timestep, torch.Tensor) and _is_one_value(timestep):
+            storage = timestep.untyped_storage()
+            length = storage.nbytes() // timestep.element_size()
+            if length > 1 or _shares_storage(timestep, timesteps):
+                position = int(timestep.storage_offset())
+                return _Place(storage, position, ends=position == length - 1)
+        return self._find_by_value(_host_value(timestep), timesteps, scheduler)
+
+    def _find_by_value(self, value: float, timesteps: Any, scheduler: Any) -> _Place:
+        listed = self._listed(timesteps)
+        last = self._place if self._place is not None and self._place.source is timesteps else None
+        repeated, self._last_value = self._last_value == value, value
+        position = last.position if last is not None else 0
+        if value in listed:
+            position = _next_occurrence(listed, value, position, seen=last is not None)
+        elif getattr(scheduler, "step_index", None) is not None:
+            # The U-Net is told something other than the timestep (the latent upscaler's log sigma).
+            position = int(scheduler.step_index)
+        elif last is not None and not repeated:
+            position += 1
+        return _Place(timesteps, position, ends=position == len(listed) - 1)
+
+    def _listed(self, timesteps: Any) -> list[float]:
+        """The list of timesteps on the host: one transfer a trajectory, and only on this path."""
+        if self._host_list is None or self._host_list[0] is not timesteps:
+            values = [] if timesteps is None else [float(value) for value in torch.as_tensor(timesteps).tolist()]
+            self._host_list = (timesteps, values)
+        return self._host_list[1]
+
+
+def _is_one_value(timestep: torch.Tensor) -> bool:
+    """Whether the tensor is a single element, or one expanded over a batch."""
+    return timestep.numel() == 1 or not any(timestep.stride())
+
+
+def _shares_storage(timestep: torch.Tensor, timesteps: Any) -> bool:
+    return (
+        isinstance(timesteps, torch.Tensor)
+        and timesteps.untyped_storage().data_ptr() == timestep.untyped_storage().data_ptr()
+    )
+
+
+def _host_value(timestep: Any) -> float:
+    # A tensor made anew for this call tells its value only by a transfer where it lies on a device.
+    return float(timestep.flatten()[0].item()) if isinstance(timestep, torch.Tensor) else float(timestep)
+
+
+def _next_occurrence(listed: list[float], value: float, position: int, seen: bool) -> int:
+    """The position of a value: the one after the current where the list repeats it, else the current, else the next,
+    else (a new run over the same list) the first."""
+    if seen and position + 1 < len(listed) and listed[position] == listed[position + 1] == value:
+        return position + 1
+    return listed.index(value, position) if value in listed[position:] else listed.index(value)

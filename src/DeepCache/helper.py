@@ -1,0 +1,141 @@
+"""`DeepCacheSDHelper`: the published interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.attach import DeepCacheEngine, branch_of, unet_of
+from DeepCache.engine.branches import layer_lists
+from DeepCache.engine.stats import TrajectoryStats
+
+__all__ = ["DeepCacheSDHelper"]
+
+
+class DeepCacheSDHelper:
+    """DeepCache on a diffusers pipeline, by the interface of the diffusers documentation.
+
+    Args:
+        pipe: a pipeline with a denoising U-Net; may also be given to `enable`.
+
+    Raises nothing until `set_params` or `enable` meets a value it cannot work with.
+
+    Without `set_params` the settings are those of `DeepCacheConfig()`. Enabling takes the place of any engine that is
+    on the same U-Net already, so a notebook cell may be run twice.
+
+    Example:
+        >>> from DeepCache import DeepCacheSDHelper
+        >>> from DeepCache.models import load_pipeline
+        >>> pipe = load_pipeline("shapes")
+        >>> helper = DeepCacheSDHelper(pipe=pipe)
+        >>> helper.set_params(cache_interval=3, cache_branch_id=0)
+        >>> helper.enable()
+        >>> image = pipe("a red circle", num_inference_steps=6).images[0]
+        >>> helper.stats.pattern
+        'F..F..'
+        >>> helper.disable()
+
+        Enabled for the length of a block:
+
+        >>> with DeepCacheSDHelper(pipe) as helper:
+        ...     image = pipe("a red circle", num_inference_steps=6).images[0]
+    """
+
+    def __init__(self, pipe: Any = None) -> None:
+        self.pipe = pipe
+        self._config = DeepCacheConfig()
+        self._engine: DeepCacheEngine | None = None
+
+    def set_params(self, cache_interval: int = 1, cache_branch_id: int = 0, skip_mode: str = "uniform") -> None:
+        """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.
+
+        Raises:
+            TypeError: a value of the wrong type.
+            ValueError: a value out of its range; the settings stay as they were.
+        """
+        config = DeepCacheConfig(cache_interval, cache_branch_id, skip_mode)
+        if self.pipe is not None:
+            branch_of(unet_of(self.pipe), cache_branch_id)
+        if self._engine is not None:
+            self._engine.configure(config)
+        self._config = config
+
+    def enable(self, pipe: Any = None) -> None:
+        """Puts DeepCache on the pipeline. Twice is as good as once.
+
+        Args:
+            pipe: another pipeline to work on from now on; the one before is set free.
+
+        Raises:
+            TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut.
+            ValueError: no pipeline was given, or the branch is too deep for its U-Net.
+        """
+        pipe = self.pipe if pipe is None else pipe
+        if pipe is None:
+            raise ValueError("no pipeline to enable DeepCache on: give one to DeepCacheSDHelper(pipe=...) or enable()")
+        if self._engine is None or pipe is not self.pipe:
+            engine = DeepCacheEngine(pipe, self._config)
+            self.disable()
+            self.pipe, self._engine = pipe, engine
+        self._engine.attach()
+
+    def disable(self) -> None:
+        """Takes DeepCache off the pipeline, which is then as it was before. Without effect where it is not on."""
+        if self._engine is not None:
+            self._engine.detach()
+
+    def __enter__(self) -> DeepCacheSDHelper:
+        self.enable()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disable()
+
+    @property
+    def stats(self) -> TrajectoryStats:
+        """What the last trajectory did."""
+        return self._engine.stats if self._engine is not None else TrajectoryStats("", 0, 0, 0, None)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The settings under the names of the reference package: the branch as a block and a layer within it."""
+        number = self._config.cache_branch_id
+        if self.pipe is None:
+            # Nothing to read the structure from yet: that of Stable Diffusion.
+            block, layer = divmod(number, 3)
+        else:
+            branch = branch_of(unet_of(self.pipe), number)
+            block, layer = branch.down_block, branch.layers
+        return {
+            "cache_interval": self._config.cache_interval,
+            "cache_layer_id": layer,
+            "cache_block_id": block,
+            "skip_mode": self._config.skip_mode,
+        }
+
+    @property
+    def function_dict(self) -> dict[Any, Callable[..., Any]]:
+        """The `forward` of the U-Net, its blocks and its layers, under the keys of the reference package; empty while
+        DeepCache is off. For toolkits that go through it: DeepCache itself replaces no `forward`, and assigning to
+        the entries changes nothing."""
+        if self._engine is None or not self._engine.attached:
+            return {}
+        return _forwards(unet_of(self.pipe))
+
+
+def _forwards(unet: Any) -> dict[Any, Callable[..., Any]]:
+    forwards: dict[Any, Callable[..., Any]] = {"unet_forward": unet.forward}
+    if unet.mid_block is not None:
+        forwards["mid", "mid_block", 0, 0] = unet.mid_block.forward
+    for path, blocks in (("down", list(unet.down_blocks)), ("up", list(unet.up_blocks)[::-1])):
+        for index, block in enumerate(blocks):
+            forwards[path, "block", index, 0] = block.forward
+            for name, layers in layer_lists(block).items():
+                numbered = list(layers) if path == "down" else list(layers)[::-1]
+                for layer, module in enumerate(numbered):
+                    forwards[path, "resnet" if name == "resnets" else name, index, layer] = module.forward
+    return forwards

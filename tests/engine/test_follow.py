@@ -1,0 +1,60 @@
+import copy
+import pickle
+from types import SimpleNamespace
+
+import torch
+
+from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
+from tests.engine.dummy_unet import DummyUNet, Pipeline
+
+
+def test_the_pipeline_keeps_its_class_name_while_followed():
+    pipe = Pipeline(DummyUNet())
+    apply_deepcache(pipe)
+    assert isinstance(pipe, Pipeline)
+    assert (type(pipe).__name__, type(pipe).__module__) == (Pipeline.__name__, Pipeline.__module__)
+    remove_deepcache(pipe)
+    assert type(pipe) is Pipeline
+    assert set(pipe.__dict__) == {"unet", "scheduler"}
+
+
+def test_putting_the_first_unet_back_is_followed_too():
+    first, second = DummyUNet(), DummyUNet()
+    pipe = Pipeline(first)
+    engine = apply_deepcache(pipe, DeepCacheConfig(2))
+    for unet in (second, first):
+        pipe.unet = unet
+        assert (pipe.call(1, 0), pipe.call(3, 1)) == (33, 35)
+        assert engine.stats.pattern == "F."
+
+
+def test_another_scheduler_is_followed():
+    pipe = Pipeline(DummyUNet())
+    engine = apply_deepcache(pipe, DeepCacheConfig(2))
+    pipe.call(1, 0)
+    pipe.scheduler = SimpleNamespace(timesteps=torch.tensor([1, 2, 3]))
+    assert [pipe.call(1, step) for step in range(3)] == [24, 24, 26]
+    assert engine.stats.pattern == "F.F"
+
+
+def test_an_object_whose_class_cannot_change_is_served_without_being_followed():
+    pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=torch.tensor([10, 20])))
+    helper = DeepCacheSDHelper(pipe)
+    helper.enable()
+    pipe.unet = DummyUNet()
+    helper.enable()
+    outputs = [pipe.unet(torch.ones(1), t)[0].item() for t in pipe.scheduler.timesteps]
+    assert outputs == [33, 33]
+    helper.disable()
+
+
+def test_a_copied_or_pickled_pipeline_is_one_of_the_original_class():
+    pipe = Pipeline(DummyUNet())
+    apply_deepcache(pipe, DeepCacheConfig(2))
+    for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        assert type(twin) is Pipeline
+        assert (twin.call(1, 0), twin.call(3, 1)) == (33, 35)
+        assert (pipe.call(2, 0), pipe.call(3, 1)) == (56, 57)
+        pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
+        remove_deepcache(twin)
+        assert not twin.unet._forward_hooks

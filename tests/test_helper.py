@@ -1,0 +1,304 @@
+"""The published contract, and what the reference package gets wrong."""
+
+import copy
+import io
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+
+from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
+from tests.engine.dummy_unet import DummyUNet, Pipeline
+from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+
+
+@pytest.fixture
+def pipe():
+    return tiny_pipeline()
+
+
+def cached(pipe, interval=3, branch=0, **call):
+    """What a helper that never saw another run draws."""
+    fresh = tiny_pipeline(copy.deepcopy(pipe.unet))
+    with DeepCacheSDHelper(fresh) as helper:
+        helper.set_params(interval, branch)
+        return draw(fresh, **call)
+
+
+def test_the_documented_steps(pipe):
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(
+        cache_interval=3,
+        cache_branch_id=0,
+    )
+    helper.enable()
+    draw(pipe)
+    assert helper.stats.pattern == "F..F.."
+    assert (helper.stats.full_steps, helper.stats.shallow_steps) == (2, 4)
+    helper.disable()
+
+
+def test_interval_one_and_disable_change_no_bit(pipe):
+    plain = draw(pipe)
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=1)
+    helper.enable()
+    assert torch.equal(draw(pipe), plain)
+    assert helper.stats.bytes_kept == 0
+    helper.set_params(cache_interval=3)
+    assert not torch.equal(draw(pipe), plain)
+    helper.disable()
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_disable_leaves_the_pipeline_as_it_was_found(pipe):
+    def everything():
+        return (
+            type(pipe),
+            set(pipe.__dict__),
+            {m: {k: str(v) for k, v in m.__dict__.items()} for m in pipe.unet.modules()},
+        )
+
+    draw(pipe)
+    before = everything()
+    helper = DeepCacheSDHelper(pipe)
+    helper.enable()
+    draw(pipe)
+    helper.disable()
+    assert everything() == before
+
+
+def test_as_a_context_manager(pipe):
+    plain = draw(pipe)
+    with DeepCacheSDHelper(pipe) as helper:
+        helper.set_params(cache_interval=2)
+        draw(pipe)
+    assert helper.stats.pattern == "F.F.F."
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_the_block_is_left_clean_when_it_raises(pipe):
+    plain = draw(pipe)
+    with pytest.raises(ZeroDivisionError), DeepCacheSDHelper(pipe):
+        _ = 1 / 0
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_set_params_while_enabled_takes_effect_at_the_next_run(pipe):
+    with DeepCacheSDHelper(pipe) as helper:
+        for interval, branch, pattern in ((2, 0, "F.F.F."), (3, 3, "F..F.."), (1, 0, "FFFFFF"), (4, 1, "F...F.")):
+            helper.set_params(interval, branch)
+            assert torch.equal(draw(pipe), cached(pipe, interval, branch))
+            assert helper.stats.pattern == pattern
+
+
+def test_enable_and_disable_any_number_of_times_in_any_order(pipe):
+    plain = draw(pipe)
+    helper = DeepCacheSDHelper(pipe)
+    helper.disable()
+    helper.set_params(3)
+    helper.enable()
+    helper.enable()
+    assert torch.equal(draw(pipe), cached(pipe))
+    helper.disable()
+    helper.disable()
+    assert torch.equal(draw(pipe), plain)
+    helper.enable()
+    assert torch.equal(draw(pipe), cached(pipe))
+
+
+def test_enable_on_another_pipeline(pipe):
+    other = tiny_pipeline(tiny_unet(seed=1))
+    plain = draw(pipe)
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(3)
+    helper.enable()
+    helper.enable(pipe=other)
+    assert torch.equal(draw(other), cached(other))
+    assert torch.equal(draw(pipe), plain)
+    late = DeepCacheSDHelper()
+    late.set_params(3)
+    late.enable(pipe)
+    assert torch.equal(draw(pipe), cached(pipe))
+
+
+@pytest.mark.parametrize("second", [{"steps": 4}, {"batch": 2}, {"size": 128}, {"guidance_scale": 1.0}, {"seed": 9}])
+def test_a_second_run_with_other_settings_knows_nothing_of_the_first(pipe, second):
+    with DeepCacheSDHelper(pipe) as helper:
+        draw(pipe)
+        assert torch.equal(draw(pipe, **second), cached(pipe, **second))
+        assert helper.stats.pattern.startswith("F..")
+
+
+@pytest.mark.parametrize("strength", [0.9, 0.5, 0.2])
+def test_image_to_image_with_another_strength_starts_full_each_time(pipe, strength):
+    pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+
+    def redraw(strength):
+        generator = torch.Generator().manual_seed(0)
+        image, prompt = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 3, 8, generator=generator)
+        return pipe(
+            prompt_embeds=prompt,
+            negative_prompt_embeds=prompt,
+            image=image,
+            strength=strength,
+            num_inference_steps=10,
+            generator=generator,
+            output_type="latent",
+        ).images
+
+    with DeepCacheSDHelper(pipe):
+        alone = redraw(strength)
+    with DeepCacheSDHelper(pipe) as helper:
+        redraw(0.7)
+        assert torch.equal(redraw(strength), alone)
+        assert helper.stats.pattern == "F..F..F..F"[: round(10 * strength)]
+
+
+def test_a_swapped_unet_is_followed(pipe):
+    first, second = pipe.unet, tiny_unet(seed=1)
+    with DeepCacheSDHelper(pipe) as helper:
+        draw(pipe)
+        pipe.unet = second
+        assert torch.equal(draw(pipe), cached(pipe))
+        assert helper.stats.pattern == "F..F.."
+        assert not first._forward_hooks
+    assert not second._forward_hooks
+
+
+def test_a_swapped_unet_that_cannot_be_cut_is_refused():
+    pipe = Pipeline(DummyUNet())
+    with DeepCacheSDHelper(pipe) as helper:
+        helper.set_params(2, 3)
+        with pytest.raises(ValueError, match="cache_branch_id must be from 0 to 2 .*got 3"):
+            pipe.unet = DummyUNet(mid_block=False)
+
+
+def test_the_latest_engine_on_a_unet_takes_the_place_of_the_one_before(pipe):
+    first = DeepCacheSDHelper(pipe)
+    first.set_params(2)
+    first.enable()
+    draw(pipe)
+    second = DeepCacheSDHelper(pipe)
+    second.set_params(3)
+    second.enable()
+    assert torch.equal(draw(pipe), cached(pipe))
+    first.disable()
+    assert torch.equal(draw(pipe), cached(pipe))
+    assert (first.stats.pattern, second.stats.pattern) == ("F.F.F.", "F..F..")
+    engine = apply_deepcache(pipe, DeepCacheConfig(4))
+    draw(pipe)
+    assert engine.stats.pattern == "F...F."
+    remove_deepcache(pipe)
+    remove_deepcache(pipe)
+    assert not pipe.unet._forward_hooks
+
+
+def test_apply_deepcache_is_the_same_engine(pipe):
+    apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=1))
+    assert torch.equal(draw(pipe), cached(pipe, 3, 1))
+    remove_deepcache(pipe)
+
+
+def test_params_have_the_keys_of_the_reference_package(pipe):
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=5, cache_branch_id=4)
+    assert helper.params == {"cache_interval": 5, "cache_layer_id": 1, "cache_block_id": 1, "skip_mode": "uniform"}
+    unbound = DeepCacheSDHelper()
+    unbound.set_params(cache_interval=5, cache_branch_id=7)
+    assert unbound.params == {"cache_interval": 5, "cache_layer_id": 1, "cache_block_id": 2, "skip_mode": "uniform"}
+
+
+def test_function_dict_is_a_mapping_to_go_through(pipe):
+    helper = DeepCacheSDHelper(pipe)
+    assert helper.function_dict == {}
+    helper.enable()
+    entries = helper.function_dict
+    assert entries["unet_forward"] == pipe.unet.forward
+    assert entries["up", "resnet", 0, 0] == pipe.unet.up_blocks[-1].resnets[-1].forward
+    assert all(callable(function) for function in entries.values())
+    helper.disable()
+    assert helper.function_dict == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"cache_interval": 0}, ValueError, "cache_interval must be 1 or more, got 0"),
+        ({"cache_branch_id": -1}, ValueError, "cache_branch_id must be 0 or more, got -1"),
+        ({"cache_branch_id": 6}, ValueError, "cache_branch_id must be from 0 to 5 .*UNet2DConditionModel, got 6"),
+        ({"skip_mode": "jump"}, ValueError, "skip_mode must be one of 'uniform', got 'jump'"),
+    ],
+)
+def test_bad_settings_are_refused_and_change_nothing(pipe, values, error, message):
+    with DeepCacheSDHelper(pipe) as helper:
+        helper.set_params(3)
+        with pytest.raises(error, match=message):
+            helper.set_params(**values)
+        assert torch.equal(draw(pipe), cached(pipe))
+
+
+def test_a_branch_too_deep_is_refused_at_enable_where_set_params_knew_no_pipeline(pipe):
+    helper = DeepCacheSDHelper()
+    helper.set_params(3, 6)
+    with pytest.raises(ValueError, match="from 0 to 5 .*got 6"):
+        helper.enable(pipe)
+    assert not pipe.unet._forward_hooks
+
+
+def test_a_pipeline_without_a_unet_is_refused():
+    class Transformer:
+        transformer = torch.nn.Linear(1, 1)
+        scheduler = None
+
+    with pytest.raises(TypeError, match="attribute 'unet'; Transformer has none"):
+        DeepCacheSDHelper(Transformer()).enable()
+    with pytest.raises(TypeError, match="attribute 'unet'"):
+        apply_deepcache(Transformer())
+    with pytest.raises(ValueError, match="no pipeline to enable"):
+        DeepCacheSDHelper().enable()
+
+
+def test_stats_before_and_after_a_run():
+    helper = DeepCacheSDHelper()
+    assert str(helper.stats) == "no trajectory yet"
+    pipe = tiny_pipeline()
+    helper.set_params(3)
+    helper.enable(pipe)
+    assert str(helper.stats) == "no trajectory yet"
+    draw(pipe)
+    stats = helper.stats
+    # The deep feature of branch 0: 8 channels of 8x8, conditional and unconditional, in float32.
+    assert stats.bytes_kept == 2 * 8 * 8 * 8 * 4
+    assert 0 < stats.mac_share < 1
+    assert str(stats) == (
+        f"F..F..\n2 full and 4 shallow steps, 0.00 MiB kept, multiply-accumulates of the U-Net: {stats.mac_share:.1%}"
+    )
+
+
+def test_saving_while_enabled_saves_the_pipeline_itself(pipe, tmp_path):
+    plain = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    with DeepCacheSDHelper(pipe):
+        draw(pipe)
+        pipe.save_pretrained(tmp_path)
+    index = (tmp_path / "model_index.json").read_text()
+    assert '"StableDiffusionPipeline"' in index
+    saved = type(pipe.unet).from_pretrained(tmp_path / "unet").state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in plain.items())
+
+
+def test_a_deep_copy_of_an_enabled_pipeline_is_a_pipeline_of_its_own(pipe):
+    with DeepCacheSDHelper(pipe) as helper:
+        twin = copy.deepcopy(pipe)
+        assert type(twin) is type(tiny_pipeline())
+        assert torch.equal(draw(twin), cached(pipe))
+        assert helper.stats.pattern == ""
+        remove_deepcache(twin)
+        assert not twin.unet._forward_hooks
+        assert torch.equal(draw(pipe), cached(pipe))
+
+
+def test_an_enabled_unet_can_be_written_by_torch_save(pipe):
+    with DeepCacheSDHelper(pipe):
+        torch.save(pipe.unet.state_dict(), io.BytesIO())
