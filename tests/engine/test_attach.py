@@ -199,3 +199,12 @@ def test_stats_say_so_where_the_cost_cannot_be_counted():
     pipe.call(1, 0)
     assert engine.stats.mac_share is None
     assert str(engine.stats).endswith("not counted (NotImplementedError: no meta here)")
+
+
+def test_every_other_entry_of_a_longer_list_counts_as_one_step():
+    pipe = Pipeline(DummyUNet())
+    pipe.scheduler.timesteps = torch.arange(20)[3::2]
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    for step in range(7):
+        pipe.call(1, step)
+    assert engine.stats.pattern == "F..F..F"

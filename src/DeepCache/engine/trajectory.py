@@ -87,13 +87,15 @@ class Trajectory:
         return Moment(place.position - self._start, self._slot, starts, place.ends)
 
     def _find(self, timestep: Any, scheduler: Any) -> _Place:
-        timesteps = getattr(scheduler, "timesteps", None)
+        timesteps: Any = getattr(scheduler, "timesteps", None)
         if isinstance(timestep, torch.Tensor) and _is_one_value(timestep):
-            storage = timestep.untyped_storage()
+            storage, offset = timestep.untyped_storage(), int(timestep.storage_offset())
+            if _is_list_in(storage, timesteps):
+                position = (offset - timesteps.storage_offset()) // timesteps.stride(0)
+                return _Place(storage, position, ends=position == len(timesteps) - 1)
             length = storage.nbytes() // timestep.element_size()
-            if length > 1 or _shares_storage(timestep, timesteps):
-                position = int(timestep.storage_offset())
-                return _Place(storage, position, ends=position == length - 1)
+            if length > 1:
+                return _Place(storage, offset, ends=offset == length - 1)
         return self._find_by_value(_host_value(timestep), timesteps, scheduler)
 
     def _find_by_value(self, value: float, timesteps: Any, scheduler: Any) -> _Place:
@@ -123,10 +125,11 @@ def _is_one_value(timestep: torch.Tensor) -> bool:
     return timestep.numel() == 1 or not any(timestep.stride())
 
 
-def _shares_storage(timestep: torch.Tensor, timesteps: Any) -> bool:
+def _is_list_in(storage: torch.UntypedStorage, timesteps: Any) -> bool:
     return (
         isinstance(timesteps, torch.Tensor)
-        and timesteps.untyped_storage().data_ptr() == timestep.untyped_storage().data_ptr()
+        and timesteps.ndim == 1
+        and timesteps.untyped_storage().data_ptr() == storage.data_ptr()
     )
 
 
