@@ -27,7 +27,7 @@ class _Following:
         return (_new, (type(self).__mro__[2],), *reduced[2:])
 
 
-def _new(cls: type) -> Any:
+def _new(cls: Any) -> Any:
     return cls.__new__(cls)
 
 

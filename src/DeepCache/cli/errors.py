@@ -1,0 +1,45 @@
+"""What the user got wrong becomes one line on stderr and exit status 2; this is the one place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+__all__ = ["WRONG_INPUT", "CommandGroup"]
+
+WRONG_INPUT = 2
+
+# What the library raises for input that it cannot work with.
+_LIBRARY_ERRORS = (ValueError, TypeError, OSError, MemoryError, ImportError)
+# The class of typer's own complaints, which it does not export: the base of one that it does.
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that tells of wrong input in one line.
+
+    With the environment variable `DEEPCACHE_TRACEBACK` set, errors of the library come with their
+    traceback, for a bug report.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        try:
+            status = super().main(*args, **kwargs | {"standalone_mode": False})
+        except _LIBRARY_ERRORS as error:
+            if os.environ.get("DEEPCACHE_TRACEBACK"):
+                raise
+            _stop(str(error) or type(error).__name__)
+        except (KeyboardInterrupt, typer.Abort):
+            sys.exit(130)
+        except _UsageError as error:
+            _stop(error.format_message())
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _stop(message: str) -> NoReturn:
+    print("deepcache: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(WRONG_INPUT)

@@ -1,0 +1,186 @@
+"""`deepcache generate`: pictures from prompts, with DeepCache and for comparison without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from DeepCache.config import DeepCacheConfig
+
+__all__ = ["generate_command"]
+
+_PICTURE, _MODEL, _DEEPCACHE, _OUTPUT = "Picture", "Model", "DeepCache", "Output"
+_DEFAULT = DeepCacheConfig()
+
+
+def generate_command(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to draw; each prompt is a picture."),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="A text file with one prompt a line; blank lines and lines that start with # are skipped.",
+            rich_help_panel=_PICTURE,
+        ),
+    ] = None,
+    negative: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="What the pictures should not show.",
+            show_default=False,
+            rich_help_panel=_PICTURE,
+        ),
+    ] = "",
+    images: Annotated[int, typer.Option(help="Pictures of each prompt.", rich_help_panel=_PICTURE)] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the first picture; each further one has the next number, and can be "
+            "drawn again alone with it.",
+            rich_help_panel=_PICTURE,
+        ),
+    ] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=_PICTURE)] = 50,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance scale.",
+            show_default="recommended for the model",
+            rich_help_panel=_PICTURE,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="In pixels; one number for a square.",
+            show_default="the model's own",
+            rich_help_panel=_PICTURE,
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name (shapes comes with DeepCache), a folder, or owner/name on the hub.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "shapes",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="ddim, dpm++, euler, euler-a, heun, unipc, pndm, … or a class of diffusers.",
+            show_default="the model's own",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, float16 or bfloat16; auto is float16 with CUDA, else float32.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="cuda, cuda:1, mps, cpu, …; auto is the best there is.", rich_help_panel=_MODEL),
+    ] = "auto",
+    interval: Annotated[
+        int,
+        typer.Option(
+            "--interval",
+            "-i",
+            help="Steps from one full step to the next; 1 caches nothing.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = _DEFAULT.cache_interval,
+    branch: Annotated[
+        int,
+        typer.Option(
+            "--branch",
+            "-b",
+            help="Skip branch at which shallow steps cut the U-Net, 0 the shallowest; "
+            "`deepcache info MODEL` lists them.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = _DEFAULT.cache_branch_id,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Draw each picture without DeepCache too, and write the two side by side. "
+            "Before the clock starts, a run of two steps warms up and is discarded; then each "
+            "time is that of the whole pipeline call.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where to write; pictures are numbered on from those there, never overwritten.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = Path("deepcache-output"),
+) -> None:
+    """Draw pictures from prompts with DeepCache.
+
+    Each is a PNG that holds its prompt, seed and settings. Ctrl-C keeps what is finished.
+
+    Example: deepcache generate "a red circle left of a blue square" --compare
+    """
+    from DeepCache.generation import (
+        GeneratedImage,
+        GenerationSettings,
+        OutputFolder,
+        generate,
+        parse_size,
+        read_prompts,
+    )
+
+    if not prompts and prompt_file is None:
+        raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
+    settings = GenerationSettings(
+        prompts=(*(prompts or ()), *(read_prompts(prompt_file) if prompt_file else ())),
+        model=model,
+        negative_prompt=negative,
+        steps=steps,
+        guidance=guidance,
+        size=None if size is None else parse_size(size),
+        seed=seed,
+        images_per_prompt=images,
+        cache=DeepCacheConfig(cache_interval=interval, cache_branch_id=branch),
+    )
+    folder = OutputFolder(output)
+
+    from DeepCache.cli.loading import load
+    from DeepCache.cli.progress import StepDisplay
+    from DeepCache.cli.results import print_results
+    from DeepCache.models import set_scheduler
+
+    finished: list[GeneratedImage] = []
+    stderr = Console(stderr=True)
+    try:
+        pipe = load(model, dtype=dtype, device=device, console=stderr)
+        if scheduler is not None:
+            set_scheduler(pipe, scheduler)
+        with StepDisplay(stderr) as display:
+            for image in generate(pipe, settings, folder, compare=compare, on_step=display):
+                finished.append(image)
+    except KeyboardInterrupt:
+        print_results(finished, folder.written)
+        stderr.print(f"Stopped: {len(finished)} of {settings.count} pictures are finished.")
+        raise typer.Exit(130) from None
+    print_results(finished, folder.written)

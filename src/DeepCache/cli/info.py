@@ -1,0 +1,68 @@
+"""`deepcache info`: the skip branches of a model and what they can save."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["info_command"]
+
+_INTERVALS = (2, 3, 5)
+_STEPS = 50
+
+
+def info_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A name (shapes comes with DeepCache), a folder, or owner/name on the hub."
+        ),
+    ] = "shapes",
+) -> None:
+    """List the skip branches of a model and the speed-up that each can give at most.
+
+    Example: deepcache info shapes
+    """
+    console = Console()
+
+    from DeepCache.cli.loading import load
+
+    pipe = load(model, device="cpu", console=Console(stderr=True))
+
+    from DeepCache.models import describe_pipeline, limit_speed_up, recommended_guidance
+
+    description = describe_pipeline(pipe, recommended_guidance(model, pipe))
+    size = "×".join(str(side) for side in description.sample)
+    guidance = "with guidance" if description.batch > 1 else "without guidance"
+    console.print(
+        f"{description.pipeline} with {description.unet}\n"
+        f"One full step takes {description.full_macs / 1e9:.3g} GMAC {guidance} at the default "
+        f"size (a U-Net input of {size}).\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("branch", justify="right")
+    table.add_column("name", no_wrap=True)
+    for name in ("channels", "shallow\nstep", *(f"interval\n{i}" for i in _INTERVALS)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for branch in description.branches:
+        table.add_row(
+            str(branch.number),
+            branch.name,
+            str(branch.channels),
+            f"{branch.mac_share:.1%}",
+            *(f"{limit_speed_up(i, branch.mac_share, _STEPS):.2f}×" for i in _INTERVALS),
+        )
+    console.print(table)
+    console.print(
+        "\nshallow step: its multiply-accumulates as a share of those of a full step.\n"
+        f"interval: the U-Net's speed-up over {_STEPS} steps if multiply-accumulates were all.",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,103 @@
+"""Shows the steps as they are taken: full ones and shallow ones."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from DeepCache.generation import StepProgress
+
+__all__ = ["StepDisplay", "show_pattern"]
+
+_ROOM_FOR_OTHER_COLUMNS = 44
+_LONGEST_PLAIN_PATTERN = 60
+_BARS = 6  # the latest ones; more would push each other off the screen
+
+
+def show_pattern(pattern: str) -> str:
+    """A pattern as it is shown to people: `F··F··`."""
+    return pattern.replace(".", "·")
+
+
+class StepDisplay:
+    """A bar of steps on a terminal; elsewhere one line a finished image.
+
+    Args:
+        console: where to show it, as a rule stderr.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        width = max(10, console.width - _ROOM_FOR_OTHER_COLUMNS)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            _PatternColumn(width),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._run: tuple[int, bool] | None = None
+        self._tasks: list[TaskID] = []
+
+    def __enter__(self) -> StepDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: StepProgress) -> None:
+        """Shows one more step."""
+        name = "DeepCache" if done.accelerated else "original"
+        label = f"image {done.image} of {done.images}, {name}"
+        if self._console.is_terminal:
+            if self._run != (done.image, done.accelerated):
+                self._run = (done.image, done.accelerated)
+                self._tasks.append(self._progress.add_task(label, total=done.steps))
+                if len(self._tasks) > _BARS:
+                    self._progress.remove_task(self._tasks.pop(0))
+            self._progress.update(self._tasks[-1], completed=done.step, pattern=done.pattern)
+        elif done.step == done.steps:
+            pattern = show_pattern(done.pattern)
+            if len(pattern) > _LONGEST_PLAIN_PATTERN:
+                pattern = pattern[:_LONGEST_PLAIN_PATTERN] + "…"
+            line = f"{label}: {done.steps} steps {pattern}"
+            self._console.print(line, soft_wrap=True, highlight=False)
+
+
+class _PatternColumn(ProgressColumn):
+    """The steps themselves as the bar: full and shallow ones done, and those to come."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+
+    def render(self, task: Task) -> Text:
+        pattern: str = task.fields.get("pattern", "")
+        coming = max(0, int(task.total or 0) - len(pattern))
+        text = Text(no_wrap=True)
+        for character in pattern:
+            text.append(*(("F", "bold green") if character == "F" else ("·", "cyan")))
+        text.append("─" * coming, "bright_black")
+        # Of a run that is longer than the line, the part around the present step.
+        first = max(0, min(len(pattern) - self._width * 3 // 4, len(text) - self._width))
+        return text[first : first + self._width]

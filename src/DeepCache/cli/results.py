@@ -1,0 +1,94 @@
+"""The table at the end of `deepcache generate`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from DeepCache.generation import GeneratedImage
+
+__all__ = ["print_results", "show_bytes"]
+
+
+def print_results(images: Sequence[GeneratedImage], written: Sequence[Path]) -> None:
+    """Prints what the images cost and how faithful they are, and the files that were written."""
+    console = Console()
+    if images:
+        console.print(_table(images))
+        console.print(
+            "\nMACs: the U-Net's multiply-accumulates, as a share of those without DeepCache.\n"
+            "kept: memory that holds the deep feature between steps.\n",
+            style="dim",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for path in written:
+        # Never wrapped, so that a path can be copied.
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def show_bytes(count: float) -> str:
+    """A number of bytes for people.
+
+    Example:
+        >>> show_bytes(16384)
+        '16 KiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1000:  # so that three digits do
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
+def _table(images: Sequence[GeneratedImage]) -> Table:
+    columns: dict[str, tuple[Callable[[GeneratedImage], float | None], Callable[[float], str]]] = {
+        "seconds": (lambda image: image.drawing.seconds, "{:.2f} s".format),
+        "full": (lambda image: image.stats.full_steps, "{:.0f}".format),
+        "shallow": (lambda image: image.stats.shallow_steps, "{:.0f}".format),
+        "MACs": (lambda image: image.stats.mac_share, "{:.1%}".format),
+        "kept": (lambda image: image.stats.bytes_kept, show_bytes),
+    }
+    if images[0].original is not None:
+        columns = {
+            "original": (lambda image: image.original.seconds if image.original else None, "{:.2f} s".format),
+            "DeepCache": columns.pop("seconds"),
+            "speed-up": (lambda image: image.speed_up, "{:.2f}×".format),
+            **columns,
+            "PSNR": (lambda image: image.psnr, _show_psnr),
+            "SSIM": (lambda image: image.ssim, "{:.4f}".format),
+        }
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("seed", *columns):
+        table.add_column(name, justify="right", no_wrap=True)
+    for image in images:
+        values = {name: value(image) for name, (value, _) in columns.items()}
+        table.add_row(
+            str(image.seed),
+            *("–" if value is None else columns[name][1](value) for name, value in values.items()),
+        )
+    if len(images) > 1:
+        table.add_section()
+        table.add_row("mean", *(_mean(images, value, show) for value, show in columns.values()))
+    return table
+
+
+def _mean(
+    images: Sequence[GeneratedImage],
+    value: Callable[[GeneratedImage], float | None],
+    show: Callable[[float], str],
+) -> str:
+    known = [found for image in images if (found := value(image)) is not None]
+    return show(fmean(known)) if known else "–"
+
+
+def _show_psnr(value: float) -> str:
+    return "identical" if value == math.inf else f"{value:.1f} dB"

@@ -1,0 +1,19 @@
+"""Pictures from prompts, with DeepCache and for comparison without, saved with what made them."""
+
+from DeepCache.generation.comparison import compare_side_by_side
+from DeepCache.generation.drawing import Drawing, GeneratedImage, StepProgress, generate
+from DeepCache.generation.output import OutputFolder, read_settings
+from DeepCache.generation.settings import GenerationSettings, parse_size, read_prompts
+
+__all__ = [
+    "Drawing",
+    "GeneratedImage",
+    "GenerationSettings",
+    "OutputFolder",
+    "StepProgress",
+    "compare_side_by_side",
+    "generate",
+    "parse_size",
+    "read_prompts",
+    "read_settings",
+]

@@ -1,0 +1,291 @@
+"""Draws the images of `GenerationSettings`, one pipeline call each, and measures them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from DeepCache.generation.comparison import compare_side_by_side
+from DeepCache.generation.output import OutputFolder
+from DeepCache.generation.settings import GenerationSettings, check_against_pipeline
+from DeepCache.models.loading import recommended_guidance
+from DeepCache.schedule import UniformSchedule
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from DeepCache.engine.stats import TrajectoryStats
+
+__all__ = ["Drawing", "GeneratedImage", "StepProgress", "generate"]
+
+# Enough for one full and one shallow step: whatever a device does only once is done before timing.
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """How far the drawing is, after each step.
+
+    Args:
+        image: number of the image, from 1.
+        images: how many there are.
+        accelerated: whether DeepCache is on; off while the original for a comparison is drawn.
+        step: steps done.
+        steps: steps there are.
+        pattern: one character a step done, `F` for a full one, `.` for a shallow one.
+    """
+
+    image: int
+    images: int
+    accelerated: bool
+    step: int
+    steps: int
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One drawn image.
+
+    Args:
+        image: the image.
+        seconds: what the whole pipeline call took.
+        path: the file it was written to.
+    """
+
+    image: Image
+    seconds: float
+    path: Path
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """An image drawn with DeepCache and, where a comparison was asked for, without.
+
+    Args:
+        prompt: its prompt.
+        seed: its seed.
+        drawing: the image drawn with DeepCache.
+        stats: what its trajectory did.
+        original: the same drawn without DeepCache.
+        comparison: the file with the two side by side.
+        psnr: fidelity to the original in dB; `inf` where the two are identical.
+        ssim: structural similarity to the original; None too where the images are too small.
+    """
+
+    prompt: str
+    seed: int
+    drawing: Drawing
+    stats: TrajectoryStats
+    original: Drawing | None = None
+    comparison: Path | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+
+    @property
+    def speed_up(self) -> float | None:
+        """Seconds without DeepCache over seconds with it; None without a comparison."""
+        return None if self.original is None else self.original.seconds / self.drawing.seconds
+
+
+def generate(
+    pipe: Any,
+    settings: GenerationSettings,
+    output: OutputFolder,
+    *,
+    compare: bool = False,
+    on_step: Callable[[StepProgress], None] | None = None,
+) -> Iterator[GeneratedImage]:
+    """Draws and saves the images of the settings, one by one.
+
+    Each image is one pipeline call with a generator of its own on the CPU, and is written as soon
+    as it is drawn. Any DeepCache that is on the pipeline is taken off, at the end too.
+
+    Args:
+        pipe: a text-to-image pipeline with a U-Net.
+        settings: what to draw and how.
+        output: where to write the images.
+        compare: whether to draw each image without DeepCache as well, after one discarded short
+            run to warm up, and to write the two side by side.
+        on_step: called after every step, where the pipeline tells of its steps.
+
+    Raises:
+        TypeError: the pipeline has no U-Net that DeepCache can work on.
+        ValueError: the settings do not fit the pipeline; nothing has been drawn then.
+        MemoryError: the device has not enough memory.
+        OSError: an image cannot be written.
+
+    Example:
+        >>> from DeepCache.generation import GenerationSettings, OutputFolder, generate
+        >>> from DeepCache.models import load_pipeline
+        >>> settings = GenerationSettings(prompts=("a red circle",), steps=6)
+        >>> folder = OutputFolder("deepcache-output")
+        >>> for image in generate(load_pipeline("shapes"), settings, folder):
+        ...     print(image.stats.pattern, image.drawing.path.name)
+        F..F.. 0001-a-red-circle-seed0.png
+    """
+    from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+
+    check_against_pipeline(settings, pipe)
+    engine = apply_deepcache(pipe, settings.cache)
+    try:
+        if compare:
+            prompt, seed = next(settings.jobs())
+            call = _call(pipe, settings, prompt, seed)
+            _draw(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, settings.steps)})
+        for number, (prompt, seed) in enumerate(settings.jobs(), start=1):
+            stem = output.new_stem(prompt, seed)
+            drawings = {}
+            for accelerated in (False, True) if compare else (True,):
+                if accelerated:
+                    engine = apply_deepcache(pipe, settings.cache)
+                else:
+                    remove_deepcache(pipe)
+                call = _call(pipe, settings, prompt, seed)
+                if on_step is not None:
+                    call |= _step_callback(pipe, settings, number, accelerated, on_step)
+                image, seconds = _draw(pipe, call)
+                size = {"width": image.width, "height": image.height}
+                notes = _notes(pipe, settings, prompt, seed, size | {"deepcache": accelerated})
+                path = output.save(image, stem if accelerated else f"{stem}-original", notes)
+                drawings[accelerated] = Drawing(image, seconds, path)
+            result = GeneratedImage(prompt, seed, drawings[True], engine.stats)
+            if compare:
+                result = _compared(result, drawings[False])
+                picture = _side_by_side(result, drawings[False], settings)
+                result = replace(result, comparison=output.save(picture, f"{stem}-compare", notes))
+            yield result
+    finally:
+        remove_deepcache(pipe)
+
+
+def _call(pipe: Any, settings: GenerationSettings, prompt: str, seed: int) -> dict[str, Any]:
+    """What the pipeline is called with for one image."""
+    import torch
+
+    call: dict[str, Any] = {
+        "prompt": prompt,
+        "num_inference_steps": settings.steps,
+        # On the CPU whatever the device, so that a seed means the same everywhere.
+        "generator": torch.Generator("cpu").manual_seed(seed),
+    }
+    if settings.negative_prompt:
+        call["negative_prompt"] = settings.negative_prompt
+    guidance = _guidance(pipe, settings)
+    if guidance is not None:
+        call["guidance_scale"] = guidance
+    if settings.size is not None:
+        call["width"], call["height"] = settings.size
+    return call
+
+
+def _guidance(pipe: Any, settings: GenerationSettings) -> float | None:
+    if settings.guidance is not None:
+        return settings.guidance
+    return recommended_guidance(settings.model, pipe)
+
+
+def _step_callback(
+    pipe: Any,
+    settings: GenerationSettings,
+    number: int,
+    accelerated: bool,
+    on_step: Callable[[StepProgress], None],
+) -> dict[str, Any]:
+    """The pipeline's argument for telling `on_step` of every step, where it has one."""
+    if "callback_on_step_end" not in signature(pipe.__call__).parameters:
+        return {}
+    schedule = settings.cache.schedule if accelerated else UniformSchedule(1)
+
+    def at_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        # Schedulers of the second order take more steps than were asked for.
+        steps = getattr(pipe, "num_timesteps", settings.steps)
+        pattern = schedule.pattern(step + 1)
+        on_step(StepProgress(number, settings.count, accelerated, step + 1, steps, pattern))
+        return tensors
+
+    return {"callback_on_step_end": at_step_end}
+
+
+def _draw(pipe: Any, call: dict[str, Any]) -> tuple[Image, float]:
+    """The image and the seconds of one whole pipeline call."""
+    import torch
+
+    try:
+        _wait_for_device(pipe)
+        start = time.perf_counter()
+        image = pipe(**call).images[0]
+        _wait_for_device(pipe)
+        return image, time.perf_counter() - start
+    except torch.OutOfMemoryError as error:
+        raise MemoryError("the device has not enough memory for this; try a smaller size or dtype float16") from error
+
+
+def _wait_for_device(pipe: Any) -> None:
+    """Returns when the device has done all it was given, so that a clock shows the truth."""
+    import torch
+
+    if pipe.device.type == "cuda":
+        torch.cuda.synchronize(pipe.device)
+    elif pipe.device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more: dict[str, Any]) -> dict[str, Any]:
+    """What is noted in an image."""
+    return {
+        "prompt": prompt,
+        "negative_prompt": settings.negative_prompt,
+        "seed": str(seed),
+        "settings": {
+            "model": settings.model,
+            "pipeline": type(pipe).__name__,
+            "scheduler": type(pipe.scheduler).__name__,
+            "steps": settings.steps,
+            "guidance": _guidance(pipe, settings),
+            **asdict(settings.cache),
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "device": str(pipe.device),
+            "versions": {name: version(name) for name in ("DeepCache", "diffusers", "torch")},
+            **more,
+        },
+    }
+
+
+def _compared(result: GeneratedImage, original: Drawing) -> GeneratedImage:
+    """The result with its fidelity to the original."""
+    from DeepCache.metrics import SSIM_SHORTEST_SIDE, psnr, ssim
+
+    images, reference = [result.drawing.image], [original.image]
+    measurable = min(original.image.size) >= SSIM_SHORTEST_SIDE
+    return replace(
+        result,
+        original=original,
+        psnr=float(psnr(images, reference)),
+        ssim=float(ssim(images, reference)) if measurable else None,
+    )
+
+
+def _side_by_side(result: GeneratedImage, original: Drawing, settings: GenerationSettings) -> Image:
+    cache = settings.cache
+    name = f"DeepCache, interval {cache.cache_interval}, branch {cache.cache_branch_id}"
+    cost = f"{result.drawing.seconds:.2f} s, {result.speed_up:.2f}x as fast"
+    if result.stats.mac_share is not None:
+        cost += f", {result.stats.mac_share:.0%} of the MACs"
+    fidelity = "identical to the original"
+    if result.psnr != math.inf:
+        fidelity = f"PSNR {result.psnr:.1f} dB"
+        if result.ssim is not None:
+            fidelity += f", SSIM {result.ssim:.3f}"
+    return compare_side_by_side(
+        original.image,
+        result.drawing.image,
+        title=result.prompt,
+        captions=(("Original", f"{original.seconds:.2f} s"), (name, cost, fidelity)),
+    )

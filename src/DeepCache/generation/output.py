@@ -1,0 +1,86 @@
+"""The folder that images are written to: their names, what is noted in them, and no half files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+__all__ = ["OutputFolder", "read_settings"]
+
+_SLUG_LENGTH = 40
+
+
+class OutputFolder:
+    """A folder to write images to.
+
+    Images are numbered on from the highest number there, so nothing is ever overwritten:
+    `0001-a-red-circle-seed0.png`, then `0002-…`. A file appears under its name once it is whole.
+
+    Args:
+        path: the folder; it is made where it does not exist.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        self.written: list[Path] = []
+        """The files written so far."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise OSError(f"cannot write to the folder {str(path)!r}: {error.strerror}") from error
+
+    def new_stem(self, prompt: str, seed: int) -> str:
+        """The name, without its ending, of the next image."""
+        numbers = (re.match(r"(\d{4,})-", entry.name) for entry in self.path.iterdir())
+        number = max((int(match[1]) for match in numbers if match), default=0) + 1
+        words = textwrap.shorten(re.sub(r"[\W_]+", " ", prompt.lower()), _SLUG_LENGTH, placeholder="")
+        return "-".join((f"{number:04d}", *words.split(), f"seed{seed}"))
+
+    def save(self, image: Image.Image, stem: str, notes: dict[str, Any]) -> Path:
+        """Writes an image as PNG, with notes as text chunks; values other than text as JSON."""
+        info = PngInfo()
+        for key, value in notes.items():
+            info.add_text(key, value if isinstance(value, str) else json.dumps(value))
+        path = self.path / f"{stem}.png"
+        partial = self.path / f".{stem}.partial"
+        try:
+            image.save(partial, format="PNG", pnginfo=info)
+            partial.replace(path)
+        except OSError as error:
+            raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        self.written.append(path)
+        return path
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notes in an image that `deepcache generate` wrote: prompt, seed and settings.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no image that DeepCache wrote.
+    """
+    with Image.open(path) as image:
+        notes = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    if "settings" not in notes:
+        raise ValueError(f"{os.fspath(path)!r} holds no settings of DeepCache")
+    return {
+        "prompt": notes.get("prompt", ""),
+        "negative_prompt": notes.get("negative_prompt", ""),
+        "seed": int(notes["seed"]),
+        "settings": json.loads(notes["settings"]),
+    }

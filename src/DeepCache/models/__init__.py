@@ -1,0 +1,25 @@
+"""Pipelines by name, from a folder or from the hub, and what there is to know about them."""
+
+from DeepCache.models.description import (
+    BranchDescription,
+    ModelDescription,
+    describe_pipeline,
+    limit_speed_up,
+)
+from DeepCache.models.loading import load_pipeline, recommended_guidance, resolve_device
+from DeepCache.models.registry import MODELS, NamedModel
+from DeepCache.models.schedulers import SCHEDULER_ALIASES, set_scheduler
+
+__all__ = [
+    "MODELS",
+    "SCHEDULER_ALIASES",
+    "BranchDescription",
+    "ModelDescription",
+    "NamedModel",
+    "describe_pipeline",
+    "limit_speed_up",
+    "load_pipeline",
+    "recommended_guidance",
+    "resolve_device",
+    "set_scheduler",
+]

@@ -1,0 +1,118 @@
+"""What a model's skip branches are, and what cutting at each of them can save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+__all__ = ["BranchDescription", "ModelDescription", "describe_pipeline", "limit_speed_up"]
+
+
+@dataclass(frozen=True)
+class BranchDescription:
+    """One skip branch.
+
+    Args:
+        number: the `cache_branch_id`.
+        name: where in the U-Net the skip connection begins.
+        channels: channels of the deep feature.
+        mac_share: multiply-accumulates of a shallow step as a share of those of a full step.
+    """
+
+    number: int
+    name: str
+    channels: int
+    mac_share: float
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A pipeline as DeepCache sees it.
+
+    Args:
+        pipeline: the class of the pipeline.
+        unet: the class of its U-Net.
+        sample: height and width of what the U-Net denoises, at the pipeline's default size.
+        batch: samples in one U-Net call for one image; 2 where guidance doubles them.
+        full_macs: multiply-accumulates of one full step.
+        branches: the skip branches, from the shallowest.
+    """
+
+    pipeline: str
+    unet: str
+    sample: tuple[int, ...]
+    batch: int
+    full_macs: int
+    branches: tuple[BranchDescription, ...]
+
+
+def describe_pipeline(pipe: Any, guidance: float | None = None) -> ModelDescription:
+    """Describes a pipeline's skip branches; nothing but its text encoder computes.
+
+    Args:
+        pipe: a pipeline with a U-Net that can be called without an input image.
+        guidance: the guidance scale; the pipeline's own default where None.
+
+    Raises:
+        TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut.
+        ValueError: the pipeline cannot be called with a prompt alone.
+
+    Example:
+        >>> from DeepCache.models import load_pipeline
+        >>> description = describe_pipeline(load_pipeline("shapes"))
+        >>> description.branches[0].name
+        'conv_in'
+    """
+    from DeepCache.engine.attach import unet_of
+    from DeepCache.engine.branches import skip_branches
+    from DeepCache.engine.cost import capture_unet_call, count_costs
+
+    unet = unet_of(pipe)
+    parameters = signature(pipe.__call__).parameters
+    if "image" in parameters:
+        raise ValueError(
+            f"a {type(pipe).__name__} starts from an image, so the costs of its steps cannot be counted by themselves"
+        )
+    call: dict[str, Any] = {"num_inference_steps": 2}
+    if "prompt" in parameters:
+        call["prompt"] = ""
+    if guidance is not None and "guidance_scale" in parameters:
+        call["guidance_scale"] = guidance
+    args, kwargs = capture_unet_call(pipe, **call)
+    costs = count_costs(unet, args, kwargs)
+    sample = args[0] if args else kwargs["sample"]
+    return ModelDescription(
+        pipeline=type(pipe).__name__,
+        unet=type(unet).__name__,
+        sample=tuple(sample.shape[2:]),
+        batch=len(sample),
+        full_macs=costs.full,
+        branches=tuple(
+            BranchDescription(
+                branch.number,
+                branch.name,
+                costs.channels[branch.number],
+                costs.share(branch.number),
+            )
+            for branch in skip_branches(unet)
+        ),
+    )
+
+
+def limit_speed_up(interval: int, mac_share: float, steps: int = 50) -> float:
+    """The speed-up of the U-Net if time went by multiply-accumulates alone.
+
+    Args:
+        interval: the `cache_interval`.
+        mac_share: multiply-accumulates of a shallow step as a share of those of a full step.
+        steps: steps of the trajectory.
+
+    Example:
+        >>> limit_speed_up(interval=5, mac_share=0.0)
+        5.0
+    """
+    from DeepCache.schedule import UniformSchedule
+
+    full = UniformSchedule(interval).full_steps(steps)
+    return steps / (full + (steps - full) * mac_share)

@@ -1,0 +1,74 @@
+"""The real console command, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+
+DEEPCACHE = [sys.executable, "-m", "DeepCache"]
+
+
+def deepcache(*arguments, **options):
+    return subprocess.run([*DEEPCACHE, *arguments], capture_output=True, text=True, **options)
+
+
+def test_version_and_help_without_torch():
+    code = (
+        "import sys; from DeepCache.cli import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    )
+    for arguments, word in (
+        (["--version"], f"deepcache {version('DeepCache')}"),
+        (["--help"], "generate"),
+        (["generate", "--help"], "--compare"),
+        (["info", "--help"], "MODEL"),
+        ([], "generate"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert word in done.stdout
+        assert done.stderr == ""
+
+
+def test_generate_says_nothing_but_its_own(tmp_path):
+    done = deepcache("generate", "a red circle", "--steps", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["image 1 of 1, DeepCache: 2 steps F·"]
+    (path,) = (tmp_path / "deepcache-output").glob("*.png")
+    assert path.name in done.stdout
+
+
+def test_wrong_input_gives_one_line_and_status_2(tmp_path):
+    done = deepcache("generate", "a red circle", "--interval", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "cache_interval" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_ends_cleanly(tmp_path):
+    process = subprocess.Popen(
+        [*DEEPCACHE, "generate", "a red circle", "--images", "500", "--steps", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while process.poll() is None and not list(tmp_path.glob("deepcache-output/*.png")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    kept = list(tmp_path.glob("deepcache-output/*"))
+    assert kept
+    assert all(path.name in stdout for path in kept)

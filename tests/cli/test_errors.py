@@ -1,0 +1,168 @@
+"""Whatever is typed wrong gives one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def complain(result, *words):
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("deepcache: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["PROMPT", "--prompts"]),
+        ((" ",), ["empty"]),
+        (("x", "--model", "shaps"), ["'shaps'", "did you mean shapes"]),
+        (("x", "--model", "./nowhere"), ["'./nowhere'"]),
+        (("x", "--model", ""), ["no name"]),
+        (("x", "--interval", 0), ["cache_interval", "1 or more", "0"]),
+        (("x", "--interval", "two"), ["--interval"]),
+        (("x", "--branch", -1), ["cache_branch_id", "-1"]),
+        (("x", "--branch", 99), ["cache_branch_id", "from 0 to", "99"]),
+        (("x", "--size", "65"), ["65", "multiple of 8", "64 and 72"]),
+        (("x", "--size", "64x70"), ["height", "70", "64 and 72"]),
+        (("x", "--size", 0), ["multiple of 8"]),
+        (("x", "--size", "big"), ["'big'", "512x768"]),
+        (("x", "--steps", 0), ["steps", "0"]),
+        (("x", "--steps", 100_000), ["steps", "100000"]),
+        (("x", "--images", 0), ["images", "0"]),
+        (("x", "--guidance", "nan"), ["guidance", "nan"]),
+        (("x", "--seed", -1), ["seed", "-1"]),
+        (("x", "--scheduler", "eulr"), ["'eulr'", "Did you mean euler or euler-a"]),
+        (("x", "--scheduler", "FlowMatchEulerDiscreteScheduler"), ["does not fit", "euler"]),
+        (("x", "--dtype", "int8"), ["'int8'", "float16"]),
+        (("x", "--device", "gpu"), ["'gpu'", "cuda"]),
+        (("x", "--prompts", "nowhere.txt"), ["'nowhere.txt'"]),
+        (("x", "--nonsense"), ["--nonsense"]),
+    ],
+)
+def test_generate(run, arguments, words):
+    complain(run("generate", *arguments), *words)
+
+
+def test_no_gpu_where_one_was_asked_for(run, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    complain(run("generate", "x", "--device", "cuda"), "'cuda'")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    complain(run("generate", "x", "--device", "cuda:3"), "'cuda:3'", "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"", "holds no prompt"), (b"\n# only a comment\n", "holds no prompt"), (b"\xff\xfe", "UTF-8")],
+)
+def test_prompt_file(run, content, word):
+    Path("prompts.txt").write_bytes(content)
+    complain(run("generate", "--prompts", "prompts.txt"), "'prompts.txt'", word)
+
+
+def test_prompt_file_that_is_a_folder(run):
+    complain(run("generate", "--prompts", "."), "cannot read")
+
+
+def test_output_that_is_no_folder(run):
+    Path("file").touch()
+    complain(run("generate", "x", "--output", "file"), "'file'")
+
+
+def test_folder_that_cannot_be_made(run):
+    Path("file").touch()
+    complain(run("generate", "x", "--output", "file/below"), "'file/below'")
+
+
+@pytest.mark.parametrize(
+    ("index", "word"),
+    [
+        (None, "no model_index.json"),
+        ("{", "no JSON"),
+        ("[]", "no pipeline class"),
+        ({"_class_name": "NoSuchPipeline"}, "NoSuchPipeline"),
+        ({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}, "transformer"),
+        ({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}, "cannot load"),
+    ],
+)
+def test_folder_that_is_no_model(run, index, word):
+    Path("model").mkdir()
+    if index is not None:
+        text = index if isinstance(index, str) else json.dumps(index)
+        Path("model/model_index.json").write_text(text, encoding="utf-8")
+    complain(run("generate", "x", "--model", "model"), "'model'", word)
+    complain(run("info", "model"), "'model'", word)
+
+
+def test_model_that_is_a_file(run):
+    Path("model.safetensors").touch()
+    complain(run("generate", "x", "--model", "model.safetensors"), "is a file")
+
+
+def test_hub_that_cannot_be_reached(run, monkeypatch):
+    from huggingface_hub import HfApi
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(HfApi, "model_info", offline)
+    complain(run("generate", "x", "--model", "nobody/nothing"), "'nobody/nothing'", "no network")
+
+
+def test_hub_without_such_a_model(run, monkeypatch):
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    class NotFound(RepositoryNotFoundError):
+        def __init__(self):
+            Exception.__init__(self, "404")
+
+    def missing(*_, **__):
+        raise NotFound
+
+    monkeypatch.setattr(HfApi, "model_info", missing)
+    complain(run("generate", "x", "--model", "nobody/nothing"), "'nobody/nothing'", "on the hub")
+
+
+def test_hub_id_that_is_none(run):
+    complain(run("generate", "x", "--model", "no body/nothing"), "'no body/nothing'", "neither")
+
+
+def test_too_little_memory(run, monkeypatch):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "encode_prompt", out_of_memory)
+    complain(run("generate", "x"), "memory", "smaller size")
+
+
+def test_command_that_is_none(run):
+    complain(run("generat"), "generat")
+
+
+def test_bugs_keep_their_traceback(run, monkeypatch):
+    from diffusers import StableDiffusionPipeline
+
+    def bug(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "encode_prompt", bug)
+    result = run("generate", "x")
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_traceback_can_be_asked_for(run, monkeypatch):
+    monkeypatch.setenv("DEEPCACHE_TRACEBACK", "1")
+    assert isinstance(run("generate", "x", "-i", 0).exception, ValueError)

@@ -1,0 +1,181 @@
+"""`deepcache generate`, from what is typed to the files that are written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from DeepCache.models import MODELS, load_pipeline
+
+PROMPT = "a red circle left of a blue square"
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """An image of the shipped model, drawn by the bare pipeline."""
+    pipe = load_pipeline("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(prompt=PROMPT, steps=3, seed=0, **call):
+        call = {"guidance_scale": MODELS["shapes"].guidance} | call
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(prompt, num_inference_steps=steps, generator=generator, **call).images[0]
+
+    return draw
+
+
+def read(path):
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def pixels(image):
+    if isinstance(image, Path):
+        image = read(image)
+    return image.size, image.convert("RGB").tobytes()
+
+
+def written(folder="deepcache-output"):
+    return sorted(Path(folder).glob("*.png"))
+
+
+def test_the_shipped_model_draws_a_picture(run):
+    result = run("generate", PROMPT, "--steps", 4)
+    assert result.exit_code == 0, result.stderr
+    (path,) = written()
+    assert path.name == "0001-a-red-circle-left-of-a-blue-square-seed0.png"
+    assert read(path).size == (64, 64)
+    assert str(path) in result.stdout
+    assert "F··F" in result.stderr
+    assert not list(path.parent.glob(".*"))
+
+
+def test_same_seed_gives_the_same_picture_and_a_new_file(run):
+    for _ in range(2):
+        assert run("generate", PROMPT, "--steps", 4, "--seed", 7).exit_code == 0
+    first, second = written()
+    assert pixels(first) == pixels(second)
+    assert (first.name[:4], second.name[:4]) == ("0001", "0002")
+
+
+def test_interval_one_is_the_plain_pipeline(run, plain):
+    assert run("generate", PROMPT, "--steps", 3, "--interval", 1).exit_code == 0
+    assert pixels(written()[0]) == pixels(plain())
+
+
+def test_interval_three_is_another_picture(run, plain):
+    assert run("generate", PROMPT, "--steps", 4, "--interval", 3).exit_code == 0
+    assert pixels(written()[0]) != pixels(plain(steps=4))
+
+
+def test_every_option_reaches_the_pipeline(run, plain):
+    from diffusers import EulerDiscreteScheduler
+
+    result = run(
+        *("generate", PROMPT, "--negative", "a star", "--steps", 3, "--guidance", 2.5, "--size", "72x64"),
+        *("--seed", 5, "--interval", 1, "--scheduler", "euler", "--dtype", "bfloat16", "--device", "cpu", "-o", "here"),
+    )
+    assert result.exit_code == 0, result.stderr
+    pipe = load_pipeline("shapes", device="cpu", dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    expected = pipe(
+        PROMPT,
+        negative_prompt="a star",
+        num_inference_steps=3,
+        guidance_scale=2.5,
+        width=72,
+        height=64,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    assert pixels(written("here")[0]) == pixels(expected)
+
+
+def test_compare_writes_both_and_a_side_by_side(run, plain):
+    result = run("generate", PROMPT, "--steps", 4, "--compare")
+    assert result.exit_code == 0, result.stderr
+    folder = Path("deepcache-output")
+    stem = "0001-a-red-circle-left-of-a-blue-square-seed0"
+    assert {path.name for path in written()} == {f"{stem}{end}.png" for end in ("", "-original", "-compare")}
+    assert pixels(folder / f"{stem}-original.png") == pixels(plain(steps=4))
+    sheet = read(folder / f"{stem}-compare.png")
+    assert sheet.width > 2 * 320
+    assert sheet.height > 320
+    for word in ("speed-up", "full", "shallow", "MACs", "kept", "PSNR", "SSIM", "dB", "×"):
+        assert word in result.stdout
+    for path in written():
+        assert str(path) in result.stdout
+
+
+def test_compare_draws_the_same_picture_as_without(run):
+    assert run("generate", PROMPT, "--steps", 4, "-o", "alone").exit_code == 0
+    assert run("generate", PROMPT, "--steps", 4, "-o", "both", "--compare").exit_code == 0
+    (alone,) = written("alone")
+    assert pixels(alone) == pixels(Path("both") / alone.name)
+
+
+def test_compare_at_interval_one_is_identical(run):
+    result = run("generate", PROMPT, "--steps", 2, "--interval", 1, "--compare")
+    assert "identical" in result.stdout
+    assert "100.0%" in result.stdout
+
+
+def test_each_picture_has_its_own_seed_and_can_be_drawn_again_alone(run, plain):
+    Path("prompts.txt").write_text(f"# two\n\n  {PROMPT} \na green star\n", encoding="utf-8")
+    result = run("generate", "--prompts", "prompts.txt", "--images", 2, "--seed", 10, "--steps", 2, "-i", 1)
+    assert result.exit_code == 0, result.stderr
+    files = written()
+    assert [path.stem.rsplit("seed")[1] for path in files] == ["10", "11", "12", "13"]
+    assert pixels(files[3]) == pixels(plain("a green star", steps=2, seed=13))
+    assert "mean" in result.stdout
+
+
+def test_picture_holds_prompt_seed_and_settings(run):
+    arguments = ("--negative", "a ring", "--seed", 3, "--steps", 2, "-i", 2, "-b", 1, "--scheduler", "ddim")
+    assert run("generate", "ein roter Kreis ★", *arguments).exit_code == 0
+    info = read(written()[0]).info
+    assert (info["prompt"], info["negative_prompt"], info["seed"]) == ("ein roter Kreis ★", "a ring", "3")
+    settings = json.loads(info["settings"])
+    assert settings["model"] == "shapes"
+    assert settings["scheduler"] == "DDIMScheduler"
+    assert (settings["steps"], settings["width"], settings["height"]) == (2, 64, 64)
+    assert settings["guidance"] == MODELS["shapes"].guidance
+    assert (settings["cache_interval"], settings["cache_branch_id"]) == (2, 1)
+    assert set(settings["versions"]) == {"DeepCache", "diffusers", "torch"}
+
+
+def test_a_saved_folder_is_a_model(run, plain, tmp_path):
+    load_pipeline("shapes", device="cpu").save_pretrained(tmp_path / "model")
+    assert run("generate", PROMPT, "-m", tmp_path / "model", "--steps", 2, "-i", 1, "--guidance", 2).exit_code == 0
+    assert pixels(written()[0]) == pixels(plain(steps=2, guidance_scale=2))
+
+
+def test_second_order_scheduler_shows_all_its_steps(run):
+    result = run("generate", PROMPT, "--steps", 3, "--scheduler", "Heun")
+    assert result.exit_code == 0
+    assert "F··F·" in result.stderr
+
+
+def test_ctrl_c_keeps_what_is_finished(run, monkeypatch):
+    from DeepCache.cli.progress import StepDisplay
+
+    shown = StepDisplay.__call__
+
+    def interrupt_in_the_second_image(self, done):
+        shown(self, done)
+        if done.image == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepDisplay, "__call__", interrupt_in_the_second_image)
+    result = run("generate", PROMPT, "--images", 3, "--steps", 2)
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+    assert "1 of 3" in result.stderr
+    (path,) = written()
+    assert str(path) in result.stdout
+    assert not list(path.parent.glob(".*"))

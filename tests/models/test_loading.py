@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from DeepCache.models import MODELS, load_pipeline, recommended_guidance, resolve_device
+
+
+def test_shipped_model_needs_no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    pipe = load_pipeline("shapes", device="cpu")
+    assert pipe.unet.dtype == torch.float32
+    assert pipe.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bf16", "torch.bfloat16", torch.bfloat16])
+def test_dtype(dtype):
+    assert load_pipeline("shapes", device="cpu", dtype=dtype).unet.dtype == torch.bfloat16
+
+
+def test_a_name_goes_before_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    assert load_pipeline("shapes", device="cpu").unet is not None
+    with pytest.raises(FileNotFoundError, match="model_index"):
+        load_pipeline("./shapes")
+
+
+def test_paths_and_options(tmp_path):
+    load_pipeline("shapes", device="cpu").save_pretrained(tmp_path)
+    pipe = load_pipeline(tmp_path, device="cpu", tokenizer=None)
+    assert pipe.tokenizer is None
+
+
+def test_unet_that_cannot_be_cut(tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler, VQModel
+
+    (tmp_path / "unet").mkdir()
+    pipe = DDPMPipeline(unet=VQModel(block_out_channels=(8,), norm_num_groups=4), scheduler=DDPMScheduler())
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="VQModel"):
+        load_pipeline(tmp_path, device="cpu")
+
+
+def test_guidance():
+    pipe = load_pipeline("shapes", device="cpu")
+    assert recommended_guidance("shapes", pipe) == MODELS["shapes"].guidance
+    assert recommended_guidance("some/where", pipe) == 7.5
+
+
+def test_device():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device() == resolve_device("auto")
+    with pytest.raises(ValueError, match="'meta'"):
+        resolve_device("meta")
+
+
+def test_guidance_of_the_shipped_model_is_the_one_that_was_measured():
+    results = Path(__file__).parents[2] / "training" / "results.json"
+    if not results.exists():
+        pytest.skip("the model has not been measured yet")
+    assert MODELS["shapes"].guidance == json.loads(results.read_text(encoding="utf-8"))["recommended_guidance"]
