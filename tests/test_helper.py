@@ -171,7 +171,7 @@ def test_a_swapped_unet_that_cannot_be_cut_is_refused():
     pipe = Pipeline(DummyUNet())
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(2, 3)
-        with pytest.raises(ValueError, match="cache_branch_id must be from 0 to 2 .*got 3"):
+        with pytest.raises(ValueError, match=r"cache_branch_id must be from 0 to 2 .*got 3"):
             pipe.unet = DummyUNet(mid_block=False)
 
 
@@ -242,7 +242,7 @@ def test_bad_settings_are_refused_and_change_nothing(pipe, values, error, messag
 def test_a_branch_too_deep_is_refused_at_enable_where_set_params_knew_no_pipeline(pipe):
     helper = DeepCacheSDHelper()
     helper.set_params(3, 6)
-    with pytest.raises(ValueError, match="from 0 to 5 .*got 6"):
+    with pytest.raises(ValueError, match=r"from 0 to 5 .*got 6"):
         helper.enable(pipe)
     assert not pipe.unet._forward_hooks
 

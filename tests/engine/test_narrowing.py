@@ -43,7 +43,7 @@ def test_a_unet_without_a_mid_block_is_cut_above_its_deepest_skip():
     assert (pipe.call(1, 0), pipe.call(3, 1)) == (23, 37)
     engine.detach()
     assert unet.mid_block is None
-    with pytest.raises(ValueError, match="from 0 to 2 .*got 3"):
+    with pytest.raises(ValueError, match=r"from 0 to 2 .*got 3"):
         apply_deepcache(pipe, DeepCacheConfig(2, 3))
 
 

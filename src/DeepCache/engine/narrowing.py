@@ -48,6 +48,9 @@ class Narrowing:
         self._overlays = list(_overlays(unet, branch, self._outlet))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
         self._adapter_residuals = _adapter_residuals_kept(unet, branch)
+        # Cut right after the mid block: the whole down path runs, and the U-Net adds the residuals for the mid block to
+        # what the outlet returns.
+        self._keeps_all = branch.up_block == branch.up_layer == 0
 
     def apply(self, feature: Any) -> None:
         """Lays the shorter lists over the U-Net; its mid block now returns `feature`."""
@@ -75,6 +78,8 @@ class Narrowing:
         list of residuals is cut to those that the kept down blocks take: the U-Net would give the next one to whatever
         comes first of the same shape.
         """
+        if self._keeps_all:
+            return kwargs
         narrow = dict(kwargs)
         controlnet = narrow.get(_CONTROLNET_MID_RESIDUAL) is not None
         if controlnet:

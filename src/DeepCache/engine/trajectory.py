@@ -50,6 +50,10 @@ class _Place:
 class Trajectory:
     """Tells the steps of one denoising run, its slots, and the start of the next run.
 
+    A second call at the position of the last one counts as a further slot. Where it is in truth a new run over the
+    same list (a bare U-Net called once to warm up, then looped over), say so with `reset`; pipelines make a new list
+    for every run.
+
     Example:
         >>> import torch
         >>> timesteps, trajectory = torch.tensor([9, 6, 6, 3]), Trajectory()
@@ -62,6 +66,7 @@ class Trajectory:
         self._start = 0
         self._slot = 0
         self._last_value: float | None = None
+        self._rising: bool | None = None
         self._host_list: tuple[Any, list[float]] | None = None
 
     def reset(self) -> None:
@@ -101,15 +106,21 @@ class Trajectory:
     def _find_by_value(self, value: float, timesteps: Any, scheduler: Any) -> _Place:
         listed = self._listed(timesteps)
         last = self._place if self._place is not None and self._place.source is timesteps else None
-        repeated, self._last_value = self._last_value == value, value
+        before, self._last_value = self._last_value, value
         position = last.position if last is not None else 0
         if value in listed:
             position = _next_occurrence(listed, value, position, seen=last is not None)
         elif getattr(scheduler, "step_index", None) is not None:
             # The U-Net is told something other than the timestep (the latent upscaler's log sigma).
             position = int(scheduler.step_index)
-        elif last is not None and not repeated:
-            position += 1
+        elif last is not None and before is not None and value != before:
+            rising = value > before
+            if self._rising is None or rising == self._rising:
+                self._rising = rising
+                position += 1
+            else:
+                # It turned back: a new run.
+                self._rising, position = None, 0
         return _Place(timesteps, position, ends=position == len(listed) - 1)
 
     def _listed(self, timesteps: Any) -> list[float]:
@@ -129,6 +140,7 @@ def _is_list_in(storage: torch.UntypedStorage, timesteps: Any) -> bool:
     return (
         isinstance(timesteps, torch.Tensor)
         and timesteps.ndim == 1
+        and timesteps.stride(0) > 0
         and timesteps.untyped_storage().data_ptr() == storage.data_ptr()
     )
 

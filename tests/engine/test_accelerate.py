@@ -1,0 +1,184 @@
+"""Offloading and DeepCache on one U-Net, in any order: the same output, and nothing of ours is left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
+
+from DeepCache import DeepCacheSDHelper
+from tests.engine.tiny_pipeline import draw, tiny_pipeline
+
+INTERVAL, BRANCH = 3, 1
+
+
+def _align(unet):
+    add_hook_to_module(unet, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+
+
+def _model_offload(unet):
+    cpu_offload_with_hook(unet, execution_device="cpu")
+
+
+def _sequential_offload(unet):
+    cpu_offload(unet, execution_device=torch.device("cpu"))
+
+
+def _two_hooks(unet):
+    add_hook_to_module(unet, ModelHook())
+    add_hook_to_module(unet, AlignDevicesHook(execution_device="cpu"), append=True)
+
+
+def _group_offload(unet):
+    unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+
+
+OFFLOADS = [_align, _model_offload, _sequential_offload, _two_hooks]
+
+
+def _remove(unet):
+    remove_hook_from_module(unet, recurse=True)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The output with DeepCache alone."""
+    pipe = tiny_pipeline()
+    with _helper(pipe):
+        return draw(pipe)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The output with nothing at all."""
+    return draw(tiny_pipeline())
+
+
+def _helper(pipe):
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=INTERVAL, cache_branch_id=BRANCH)
+    return helper
+
+
+def _attributes(unet):
+    """What every module has in its `__dict__`: the names, and what the hooks and children are."""
+    return {
+        path: {
+            name: dict(value) if name == "_modules" or "_hooks" in name else type(value)
+            for name, value in module.__dict__.items()
+        }
+        for path, module in unet.named_modules()
+    }
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_offload_before_the_helper(offload, expected, plain, witness):
+    pipe = tiny_pipeline()
+    offload(pipe.unet)
+    before = _attributes(pipe.unet)
+    helper = _helper(pipe)
+    helper.enable()
+    for _ in range(2):
+        assert torch.equal(draw(pipe), expected)
+        assert helper.stats.pattern == "F..F.."
+    helper.disable()
+    assert _attributes(pipe.unet) == before
+    assert torch.equal(draw(pipe), plain)
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_offload_while_enabled_and_kept_after_disable(offload, expected, plain):
+    pipe = tiny_pipeline()
+    helper = _helper(pipe)
+    helper.enable()
+    offload(pipe.unet)
+    for _ in range(2):
+        assert torch.equal(draw(pipe), expected)
+        assert helper.stats.pattern == "F..F.."
+    helper.disable()
+    assert torch.equal(draw(pipe), plain)
+
+    other = tiny_pipeline()
+    offload(other.unet)
+    assert {path: set(names) for path, names in _attributes(pipe.unet).items()} == {
+        path: set(names) for path, names in _attributes(other.unet).items()
+    }
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_offload_removed_and_put_back_between_runs(offload, expected, plain):
+    pipe = tiny_pipeline()
+    weights = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    offload(pipe.unet)
+    helper = _helper(pipe)
+    helper.enable()
+    assert torch.equal(draw(pipe), expected)
+    _remove(pipe.unet)
+    assert torch.equal(draw(pipe), expected)
+    offload(pipe.unet)
+    assert torch.equal(draw(pipe), expected)
+    _remove(pipe.unet)
+    helper.disable()
+    assert torch.equal(draw(pipe), plain)
+    after = pipe.unet.state_dict()
+    assert list(after) == list(weights)
+    assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
+
+
+def test_offload_removed_in_the_middle_of_a_run(expected, witness):
+    """As pipelines do that hook and unhook the U-Net for every part of a picture."""
+
+    def toggle(pipe, step, timestep, kwargs):
+        (_remove if step % 2 == 0 else _align)(pipe.unet)
+        return kwargs
+
+    pipe = tiny_pipeline()
+    _align(pipe.unet)
+    seen = witness(pipe.unet)
+    with _helper(pipe):
+        assert torch.equal(draw(pipe, callback_on_step_end=toggle), expected)
+    assert seen.take() == "F..F.."
+
+
+def test_disable_between_two_kinds_of_offload(expected, plain):
+    pipe = tiny_pipeline()
+    helper = _helper(pipe)
+    _model_offload(pipe.unet)
+    helper.enable()
+    _remove(pipe.unet)
+    _sequential_offload(pipe.unet)
+    assert torch.equal(draw(pipe), expected)
+    helper.disable()
+    assert torch.equal(draw(pipe), plain)
+    helper.enable()
+    assert torch.equal(draw(pipe), expected)
+
+
+def test_a_layer_offloaded_alone(expected):
+    """The layer that makes the deep feature has a hook of accelerate's, put on before ours or after."""
+    for early in (True, False):
+        pipe = tiny_pipeline()
+        layer = pipe.unet.up_blocks[-1].resnets[0]
+        helper = _helper(pipe)
+        if early:
+            _align(layer)
+        helper.enable()
+        if not early:
+            _align(layer)
+        assert torch.equal(draw(pipe), expected)
+
+
+def test_group_offloading_of_diffusers(expected, plain):
+    for early in (True, False):
+        pipe = tiny_pipeline()
+        helper = _helper(pipe)
+        if early:
+            _group_offload(pipe.unet)
+        helper.enable()
+        if not early:
+            _group_offload(pipe.unet)
+        assert torch.equal(draw(pipe), expected)
+        assert torch.equal(draw(pipe), expected)
+        helper.disable()
+        assert torch.equal(draw(pipe), plain)

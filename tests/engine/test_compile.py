@@ -1,0 +1,126 @@
+"""torch.compile: one graph for full steps, one for shallow steps, and the output of DeepCache without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch._dynamo.testing import CompileCounter
+
+from DeepCache import DeepCacheSDHelper
+from tests.engine.tiny_pipeline import draw, tiny_pipeline
+
+
+def _pipeline():
+    """Small, since tracing takes longer than running."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    return tiny_pipeline(unet.eval())
+
+
+def _helper(pipe, branch=0):
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=3, cache_branch_id=branch)
+    return helper
+
+
+def _draw(pipe, seed=0):
+    return draw(pipe, steps=4, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return _draw(_pipeline())
+
+
+@pytest.fixture(scope="module")
+def cached():
+    """What DeepCache draws uncompiled, by branch and seed."""
+
+    def run(branch, seed):
+        pipe = _pipeline()
+        with _helper(pipe, branch):
+            return _draw(pipe, seed)
+
+    return {(branch, seed): run(branch, seed) for branch, seed in [(0, 0), (0, 1), (1, 0)]}
+
+
+@pytest.fixture
+def graphs():
+    torch.compiler.reset()
+    yield CompileCounter()
+    torch.compiler.reset()
+
+
+def _wrap(pipe, graphs):
+    pipe.unet = torch.compile(pipe.unet, backend=graphs)
+
+
+def _in_place(pipe, graphs):
+    pipe.unet.compile(backend=graphs)
+
+
+@pytest.mark.parametrize("compile_first", [True, False], ids=["compiled first", "enabled first"])
+@pytest.mark.parametrize("compile_unet", [_wrap, _in_place])
+def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first, graphs, cached):
+    pipe = _pipeline()
+    helper = _helper(pipe)
+    if compile_first:
+        compile_unet(pipe, graphs)
+    helper.enable()
+    if not compile_first:
+        compile_unet(pipe, graphs)
+
+    assert torch.equal(_draw(pipe), cached[0, 0])
+    assert graphs.frame_count == 2
+    assert torch.equal(_draw(pipe, seed=1), cached[0, 1])
+    assert graphs.frame_count == 2
+    assert helper.stats.pattern == "F..F"
+    assert 0.5 < helper.stats.mac_share < 1
+
+
+def test_compiled_and_run_before_it_is_enabled(graphs, cached, plain):
+    pipe = _pipeline()
+    _wrap(pipe, graphs)
+    assert torch.equal(_draw(pipe), plain)
+    assert graphs.frame_count == 1
+
+    _helper(pipe).enable()
+    assert torch.equal(_draw(pipe), cached[0, 0])
+    assert torch.equal(_draw(pipe, seed=1), cached[0, 1])
+    assert graphs.frame_count == 1 + 2
+
+
+def test_another_branch_and_disable_while_compiled(graphs, cached, plain):
+    pipe = _pipeline()
+    helper = _helper(pipe)
+    helper.enable()
+    _wrap(pipe, graphs)
+    assert torch.equal(_draw(pipe), cached[0, 0])
+    helper.set_params(cache_interval=3, cache_branch_id=1)
+    assert torch.equal(_draw(pipe), cached[1, 0])
+    assert graphs.frame_count == 2 + 2
+    helper.disable()
+    assert torch.equal(_draw(pipe), plain)
+
+
+def test_blocks_compiled_one_by_one(graphs, cached, plain):
+    pipe = _pipeline()
+    unet = pipe.unet
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        block.compile(backend=graphs)
+    assert torch.equal(_draw(pipe), plain)
+    helper = _helper(pipe)
+    helper.enable()
+    assert torch.equal(_draw(pipe), cached[0, 0])
+    built = graphs.frame_count
+    assert torch.equal(_draw(pipe, seed=1), cached[0, 1])
+    assert graphs.frame_count == built

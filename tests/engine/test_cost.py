@@ -1,0 +1,274 @@
+"""Multiply-accumulates: worked out by hand on a toy, and those of the published models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
+from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.cost import capture_unet_call, count_costs, on_meta
+from tests.engine.dummy_unet import Pipeline
+from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+
+
+class Down(nn.Module):
+    def __init__(self, width, out):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width)])
+        self.downsamplers = nn.ModuleList([nn.Linear(width, out)]) if out else None
+
+    def forward(self, x):
+        skips = []
+        for layer in (*self.layers, *(self.downsamplers or ())):
+            x = layer(x)
+            skips.append(x)
+        return x, skips
+
+
+class Up(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x, skips):
+        for layer in self.layers:
+            x = layer(torch.cat([x, skips.pop()], dim=1))
+        return x
+
+
+class Toy(nn.Module):
+    """Multiply-accumulates a row of the batch:
+
+    conv_in           2x3     6   skip 0, 3 wide
+    down block 0      3x3     9   skip 1, 3 wide
+                      3x3     9   skip 2, 3 wide
+      downsampler     3x5    15   skip 3, 5 wide
+    down block 1      5x5    25   skip 4, 5 wide
+                      5x5    25   skip 5, 5 wide
+    mid block         5x7    35
+    up block 0   (7+5)x7     84   takes skip 5
+                 (7+5)x7     84   takes skip 4
+                 (7+5)x4     48   takes skip 3
+    up block 1   (4+3)x4     28   takes skip 2
+                 (4+3)x4     28   takes skip 1
+                 (4+3)x2     14   takes skip 0
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv_in = nn.Linear(2, 3)
+        self.down_blocks = nn.ModuleList([Down(3, 5), Down(5, None)])
+        self.mid_block = nn.Linear(5, 7)
+        self.up_blocks = nn.ModuleList(
+            [
+                Up([nn.Linear(12, 7), nn.Linear(12, 7), nn.Linear(12, 4)]),
+                Up([nn.Linear(7, 4), nn.Linear(7, 4), nn.Linear(7, 2)]),
+            ]
+        )
+
+    def forward(self, sample, timestep):
+        x = self.conv_in(sample)
+        skips = [x]
+        for block in self.down_blocks:
+            x, more = block(x)
+            skips += more
+        x = self.mid_block(x)
+        for block in self.up_blocks:
+            x = block(x, skips)
+        return x
+
+
+FULL = 6 + 9 + 9 + 15 + 25 + 25 + 35 + 84 + 84 + 48 + 28 + 28 + 14
+SHALLOW = {
+    0: 6 + 14,
+    1: 6 + 9 + 28 + 14,
+    2: 6 + 9 + 9 + 28 + 28 + 14,
+    3: 6 + 9 + 9 + 15 + 48 + 28 + 28 + 14,
+    4: 6 + 9 + 9 + 15 + 25 + 84 + 48 + 28 + 28 + 14,
+    5: 6 + 9 + 9 + 15 + 25 + 25 + 84 + 84 + 48 + 28 + 28 + 14,
+}
+CHANNELS = {0: 4, 1: 4, 2: 4, 3: 7, 4: 7, 5: 7}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_branch_of_the_toy(batch):
+    costs = count_costs(Toy(), (torch.zeros(batch, 2), 500), {})
+    assert costs.full == batch * FULL
+    assert costs.shallow == {branch: batch * macs for branch, macs in SHALLOW.items()}
+    assert costs.channels == CHANNELS
+    assert costs.share(2) == SHALLOW[2] / FULL
+
+
+def test_only_the_branches_asked_for():
+    unet = Toy()
+    costs = count_costs(unet, (torch.zeros(1, 2), 500), {}, [skip_branches(unet)[4]])
+    assert costs.shallow == {4: SHALLOW[4]}
+
+
+def test_arguments_by_keyword_and_already_on_meta():
+    assert count_costs(Toy(), (), {"sample": torch.zeros(1, 2, device="meta"), "timestep": 1}).full == FULL
+
+
+def test_counting_touches_neither_weights_nor_hooks():
+    unet = Toy()
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in unet.state_dict().items()}
+    ran = []
+    unet.mid_block.register_forward_hook(lambda *_: ran.append("mid block"))
+    unet.register_forward_pre_hook(lambda *_: ran.append("U-Net"))
+    attributes = {path: dict(module.__dict__) for path, module in unet.named_modules()}
+    count_costs(unet, (torch.zeros(1, 2), 500), {})
+    assert ran == []
+    assert {path: dict(module.__dict__) for path, module in unet.named_modules()} == attributes
+    for name, tensor in unet.state_dict().items():
+        address, value = before[name]
+        assert tensor.data_ptr() == address
+        assert torch.equal(tensor, value)
+    unet(torch.zeros(1, 2), 500)
+    assert ran == ["U-Net", "mid block"]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7])
+@pytest.mark.parametrize("interval", [1, 2, 3])
+def test_the_share_of_a_trajectory_is_that_of_its_steps(interval, steps):
+    pipe = Pipeline(Toy(), timesteps=tuple(range(steps)))
+    engine = apply_deepcache(pipe, DeepCacheConfig(interval, cache_branch_id=2))
+    for timestep in pipe.scheduler.timesteps:
+        pipe.unet(torch.zeros(1, 2), timestep)
+    full = -(-steps // interval)
+    stats = engine.stats
+    assert (stats.full_steps, stats.shallow_steps) == (full, steps - full)
+    assert stats.mac_share == (full * FULL + (steps - full) * SHALLOW[2]) / (steps * FULL)
+
+
+def test_the_share_counts_calls_of_several_sizes_each_by_its_own():
+    """Two slots, the second three times the batch of the first."""
+    pipe = Pipeline(Toy(), timesteps=(3, 2, 1))
+    engine = apply_deepcache(pipe, DeepCacheConfig(3, cache_branch_id=0))
+    for timestep in pipe.scheduler.timesteps:
+        pipe.unet(torch.zeros(1, 2), timestep)
+        pipe.unet(torch.zeros(3, 2), timestep)
+    assert engine.stats.pattern == "F.."
+    assert engine.stats.mac_share == (FULL + 2 * SHALLOW[0]) / (3 * FULL)
+
+
+def test_the_share_of_a_pipeline_run():
+    pipe = tiny_pipeline()
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=3, cache_branch_id=1)
+    with helper:
+        draw(pipe, steps=7)
+        stats = helper.stats
+    inputs = {"encoder_hidden_states": torch.zeros(2, 3, 8)}
+    share = count_costs(tiny_unet(), (torch.zeros(2, 4, 8, 8), 500), inputs).share(1)
+    assert (stats.full_steps, stats.shallow_steps) == (3, 4)
+    assert stats.mac_share == pytest.approx((3 + 4 * share) / 7, rel=1e-12)
+
+
+class TestCapture:
+    def test_the_arguments_are_those_of_the_first_call(self):
+        pipe = tiny_pipeline()
+        args, kwargs = capture_unet_call(pipe, **_call())
+        sample, timestep = args
+        assert (sample.shape, sample.device.type) == ((2, 4, 6, 8), "meta")
+        assert timestep.shape == ()
+        assert kwargs["encoder_hidden_states"].shape == (2, 3, 8)
+
+    def test_the_unet_does_not_run_and_the_hook_is_gone(self):
+        pipe = tiny_pipeline()
+        ran = []
+        pipe.unet.conv_in.register_forward_hook(lambda *_: ran.append("conv_in"))
+        hooks = dict(pipe.unet._forward_pre_hooks)
+        capture_unet_call(pipe, **_call())
+        assert ran == []
+        assert pipe.unet._forward_pre_hooks == hooks
+
+    def test_while_enabled_it_leaves_no_trace_in_the_next_run(self):
+        pipe = tiny_pipeline()
+        with DeepCacheSDHelper(pipe) as helper:
+            clean = draw(pipe)
+            capture_unet_call(pipe, **_call())
+            assert torch.equal(draw(pipe), clean)
+            assert helper.stats.pattern == "F..F.."
+
+    def test_an_error_of_the_pipeline_is_not_swallowed(self):
+        pipe = tiny_pipeline()
+        hooks = dict(pipe.unet._forward_pre_hooks)
+        with pytest.raises(ValueError, match="divisible by 8"):
+            capture_unet_call(pipe, **_call() | {"height": 50})
+        assert pipe.unet._forward_pre_hooks == hooks
+
+    def test_what_was_captured_can_be_counted(self):
+        pipe = tiny_pipeline()
+        costs = count_costs(pipe.unet, *capture_unet_call(pipe, **_call()))
+        inputs = {"encoder_hidden_states": torch.zeros(2, 3, 8)}
+        assert costs == count_costs(pipe.unet, (torch.zeros(2, 4, 6, 8), 0), inputs)
+
+
+def _call():
+    return {
+        "prompt_embeds": torch.zeros(1, 3, 8),
+        "negative_prompt_embeds": torch.zeros(1, 3, 8),
+        "num_inference_steps": 2,
+        "height": 48,
+        "width": 64,
+        "output_type": "latent",
+    }
+
+
+def test_on_meta_keeps_shape_dtype_and_structure():
+    values = {"a": [torch.zeros(2, 3, dtype=torch.float16), 1], "b": (None, "text", torch.zeros(()))}
+    meta = on_meta(values)
+    assert meta["a"][0].device.type == meta["b"][2].device.type == "meta"
+    assert (meta["a"][0].shape, meta["a"][0].dtype, meta["a"][1]) == ((2, 3), torch.float16, 1)
+    assert meta["b"][:2] == (None, "text")
+
+
+STABLE_DIFFUSION_1_5 = {"cross_attention_dim": 768, "attention_head_dim": 8}
+STABLE_DIFFUSION_2_1 = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+SDXL = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SD_SHARES = [0.079, 0.224, 0.380, 0.470, 0.564, 0.673, 0.760, 0.848, 0.941, 0.960, 0.973, 0.985]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pixels", "giga_macs", "shares"),
+    [
+        pytest.param(STABLE_DIFFUSION_1_5, 512, 401.6, SD_SHARES, id="stable diffusion 1.5"),
+        pytest.param(STABLE_DIFFUSION_2_1, 512, 402.1, SD_SHARES, id="stable diffusion 2.1", marks=pytest.mark.slow),
+        pytest.param(
+            SDXL,
+            1024,
+            3380.6,
+            [0.015, 0.038, 0.066, 0.129, 0.214, 0.306, 0.437, 0.659, 0.882],
+            id="sdxl",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_published_models(architecture, pixels, giga_macs, shares):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**architecture)
+        inputs = {"encoder_hidden_states": torch.empty(1, 77, architecture["cross_attention_dim"])}
+        if architecture is SDXL:
+            inputs["added_cond_kwargs"] = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
+        sample = torch.empty(1, 4, pixels // 8, pixels // 8)
+    costs = count_costs(unet, (sample, 500), inputs)
+    assert round(costs.full / 1e9, 1) == giga_macs
+    assert [costs.share(branch) for branch in range(len(shares))] == pytest.approx(shares, abs=0.0006)

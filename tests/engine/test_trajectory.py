@@ -1,0 +1,269 @@
+"""Where a U-Net call stands in its run, from timesteps of every kind."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from DeepCache import DeepCacheConfig, apply_deepcache
+from DeepCache.engine.trajectory import Trajectory
+from tests.engine.tiny_pipeline import tiny_pipeline
+
+VALUES = [900, 700, 500, 300, 100]
+
+
+def _scheduler(values=VALUES, **attributes):
+    return SimpleNamespace(timesteps=torch.tensor(values), **attributes)
+
+
+def _steps(trajectory, timesteps, scheduler):
+    """Step and slot of every call, and `*` before the first of a trajectory."""
+    words = []
+    for timestep in timesteps:
+        moment = trajectory.locate(timestep, scheduler)
+        words.append(f"{'*' if moment.starts else ''}{moment.step}" + (f".{moment.slot}" if moment.slot else ""))
+    return " ".join(words)
+
+
+def _by_iterating(timesteps):
+    return list(timesteps)
+
+
+def _by_index(timesteps):
+    return [timesteps[index] for index in range(len(timesteps))]
+
+
+def _expanded(timesteps):
+    return [timestep.expand(4) for timestep in timesteps]
+
+
+def _with_a_dimension(timesteps):
+    return [timestep[None] for timestep in timesteps]
+
+
+def _slices_of_one(timesteps):
+    return [timesteps[index : index + 1] for index in range(len(timesteps))]
+
+
+def _expanded_in_two_dimensions(timesteps):
+    return [timestep.reshape(1, 1).expand(2, 3) for timestep in timesteps]
+
+
+def _detached(timesteps):
+    return [timestep.detach() for timestep in timesteps]
+
+
+def _integers(timesteps):
+    return [int(timestep) for timestep in timesteps]
+
+
+def _floats(timesteps):
+    return [float(timestep) for timestep in timesteps]
+
+
+def _clones(timesteps):
+    return [timestep.clone() for timestep in timesteps]
+
+
+def _repeated_for_a_batch(timesteps):
+    return [timestep.repeat(3) for timestep in timesteps]
+
+
+def _of_another_dtype(timesteps):
+    return [timestep.to(torch.float64) for timestep in timesteps]
+
+
+VIEWS = [
+    _by_iterating,
+    _by_index,
+    _expanded,
+    _with_a_dimension,
+    _slices_of_one,
+    _expanded_in_two_dimensions,
+    _detached,
+]
+BY_VALUE = [_integers, _floats, _clones, _repeated_for_a_batch, _of_another_dtype]
+
+
+@pytest.mark.parametrize("kind", VIEWS + BY_VALUE)
+class TestTimestepsOfEveryKind:
+    def test_steps_are_counted_from_the_first_call(self, kind):
+        scheduler = _scheduler()
+        assert _steps(Trajectory(), kind(scheduler.timesteps), scheduler) == "*0 1 2 3 4"
+
+    def test_a_list_run_again_is_a_new_trajectory(self, kind):
+        scheduler = _scheduler()
+        twice = kind(scheduler.timesteps) * 2
+        assert _steps(Trajectory(), twice, scheduler) == "*0 1 2 3 4 *0 1 2 3 4"
+
+    def test_a_run_that_leaves_out_the_first_timesteps(self, kind):
+        scheduler = _scheduler()
+        assert _steps(Trajectory(), kind(scheduler.timesteps[2:]), scheduler) == "*0 1 2"
+
+    def test_a_run_that_begins_earlier_than_the_last_ended(self, kind):
+        scheduler = _scheduler()
+        timesteps = kind(scheduler.timesteps)
+        assert _steps(Trajectory(), timesteps[:4] + timesteps[2:], scheduler) == "*0 1 2 3 *0 1 2"
+
+    def test_several_calls_a_step_are_slots(self, kind):
+        scheduler = _scheduler()
+        timesteps = [timestep for timestep in kind(scheduler.timesteps) for _ in range(3)]
+        assert _steps(Trajectory(), timesteps[:9], scheduler) == "*0 0.1 0.2 1 1.1 1.2 2 2.1 2.2"
+
+    def test_slots_over_two_runs(self, kind):
+        scheduler = _scheduler(VALUES[:2])
+        timesteps = [timestep for timestep in kind(scheduler.timesteps) for _ in range(2)]
+        assert _steps(Trajectory(), timesteps * 2, scheduler) == "*0 0.1 1 1.1 *0 0.1 1 1.1"
+
+    def test_a_step_that_is_left_out_is_counted(self, kind):
+        scheduler = _scheduler()
+        timesteps = kind(scheduler.timesteps)
+        assert _steps(Trajectory(), [timesteps[0], timesteps[1], timesteps[4]], scheduler) == "*0 1 4"
+
+    def test_repeated_values_are_steps_of_their_own(self, kind):
+        """As Heun and KDPM2 list them."""
+        scheduler = _scheduler([900, 600, 600, 300, 300])
+        twice = kind(scheduler.timesteps) * 2
+        assert _steps(Trajectory(), twice, scheduler) == "*0 1 2 3 4 *0 1 2 3 4"
+
+    def test_repeated_values_at_the_start(self, kind):
+        """As PNDM with Runge-Kutta steps lists them."""
+        scheduler = _scheduler([900, 850, 850, 800, 800, 750, 750, 700])
+        assert _steps(Trajectory(), kind(scheduler.timesteps), scheduler) == "*0 1 2 3 4 5 6 7"
+
+    def test_a_new_list_is_a_new_trajectory(self, kind):
+        trajectory, first, second = Trajectory(), _scheduler(), _scheduler()
+        assert _steps(trajectory, kind(first.timesteps)[:2], first) == "*0 1"
+        # The same values, and even at a later position.
+        assert _steps(trajectory, kind(second.timesteps)[2:], second) == "*0 1 2"
+
+    def test_a_list_of_one_step(self, kind):
+        scheduler = _scheduler([999])
+        (timestep,) = kind(scheduler.timesteps)
+        moment = Trajectory().locate(timestep, scheduler)
+        assert (moment.step, moment.slot, moment.starts, moment.ends) == (0, 0, True, True)
+
+    def test_the_last_of_the_list_ends_the_trajectory(self, kind):
+        scheduler, trajectory = _scheduler(), Trajectory()
+        ends = [trajectory.locate(timestep, scheduler).ends for timestep in kind(scheduler.timesteps)]
+        assert ends == [False, False, False, False, True]
+
+    def test_fractions_and_negative_values(self, kind):
+        whole = kind is _integers
+        scheduler = _scheduler([4, 2, 1, -1, -3] if whole else [1.0955, 0.7987, 0.4411, -0.0088, -0.6160])
+        assert _steps(Trajectory(), kind(scheduler.timesteps) * 2, scheduler) == "*0 1 2 3 4 *0 1 2 3 4"
+
+    def test_after_reset_the_next_call_starts(self, kind):
+        scheduler, trajectory = _scheduler(), Trajectory()
+        timesteps = kind(scheduler.timesteps)
+        assert _steps(trajectory, timesteps[:2], scheduler) == "*0 1"
+        trajectory.reset()
+        assert _steps(trajectory, timesteps[2:], scheduler) == "*0 1 2"
+
+
+@pytest.mark.parametrize("keep", [list, tuple, numpy.array])
+@pytest.mark.parametrize("kind", [_integers, _floats, _clones])
+def test_a_scheduler_that_keeps_its_timesteps_on_the_host(keep, kind):
+    scheduler = SimpleNamespace(timesteps=keep(VALUES))
+    assert _steps(Trajectory(), kind(torch.tensor(VALUES)) * 2, scheduler) == "*0 1 2 3 4 *0 1 2 3 4"
+
+
+def test_a_list_that_is_a_part_of_a_larger_one_is_counted_by_its_own_stride():
+    scheduler = SimpleNamespace(timesteps=torch.arange(20)[3:18:3])
+    trajectory = Trajectory()
+    assert _steps(trajectory, list(scheduler.timesteps) * 2, scheduler) == "*0 1 2 3 4 *0 1 2 3 4"
+    assert [trajectory.locate(timestep, scheduler).ends for timestep in scheduler.timesteps] == [False] * 4 + [True]
+
+
+def test_a_list_that_is_one_value_expanded():
+    scheduler = SimpleNamespace(timesteps=torch.tensor(500).expand(3))
+    assert _steps(Trajectory(), list(scheduler.timesteps), scheduler) == "*0 1 2"
+
+
+def test_timesteps_of_a_list_that_the_scheduler_does_not_have():
+    """A pipeline with a list of its own, and one without a scheduler at all."""
+    own = torch.tensor(VALUES)
+    for scheduler in (_scheduler([3, 2, 1]), None):
+        assert _steps(Trajectory(), list(own) * 2, scheduler) == "*0 1 2 3 4 *0 1 2 3 4"
+
+
+def test_a_freed_list_is_not_mistaken_for_the_next_at_its_address():
+    trajectory = Trajectory()
+    for _ in range(20):
+        scheduler = _scheduler()
+        assert _steps(trajectory, scheduler.timesteps[:2], scheduler) == "*0 1"
+
+
+@pytest.mark.parametrize("scheduler", [None, SimpleNamespace(), SimpleNamespace(timesteps=None)])
+def test_without_a_list_every_new_value_is_a_step(scheduler):
+    assert _steps(Trajectory(), [900, 900, 700, 700, 500], scheduler) == "*0 0.1 1 1.1 2"
+
+
+def test_a_value_that_is_not_in_the_list_goes_by_the_index_of_the_scheduler():
+    """The latent upscaler tells its U-Net the logarithm of sigma."""
+    scheduler, trajectory, words = _scheduler(step_index=0), Trajectory(), []
+    for run in range(2):
+        for index in range(3):
+            scheduler.step_index = index
+            words.append(_steps(trajectory, [0.25 * index - run], scheduler))
+    assert words == ["*0", "1", "2", "*0", "1", "2"]
+
+
+@pytest.mark.parametrize("scheduler", [None, _scheduler()], ids=["no list", "not in the list"])
+def test_unknown_values_that_turn_back_begin_a_new_trajectory(scheduler):
+    fractions = [0.9, 0.6, 0.3]
+    assert _steps(Trajectory(), fractions * 2, scheduler) == "*0 1 2 *0 1 2"
+    assert _steps(Trajectory(), fractions[::-1] * 2, scheduler) == "*0 1 2 *0 1 2"
+
+
+class NoTransfers(TorchDispatchMode):
+    """Raises where a tensor's value is read on the host."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+
+        def refuse(*_, **__):
+            raise AssertionError("a value was read from a tensor")
+
+        # These read memory without an operator that a dispatch mode would see.
+        for name in ("tolist", "numpy", "cpu", "__array__"):
+            monkeypatch.setattr(torch.Tensor, name, refuse)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket not in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.equal,
+        ), f"{function} reads a value from a tensor"
+        return function(*args, **(kwargs or {}))
+
+
+class TestNoTransfers:
+    @pytest.mark.parametrize("read", [torch.Tensor.item, bool, float, int, lambda tensor: tensor.tolist()])
+    def test_the_guard_notices(self, read, monkeypatch):
+        with NoTransfers(monkeypatch), pytest.raises(AssertionError):
+            read(torch.tensor(1))
+
+    @pytest.mark.parametrize("kind", VIEWS)
+    def test_in_locate(self, kind, monkeypatch):
+        scheduler, trajectory = _scheduler([900, 600, 600, 300]), Trajectory()
+        timesteps = kind(scheduler.timesteps) * 2
+        with NoTransfers(monkeypatch):
+            assert _steps(trajectory, timesteps, scheduler) == "*0 1 2 3 *0 1 2 3"
+
+    @pytest.mark.parametrize("interval", [1, 3])
+    @torch.no_grad()
+    def test_in_full_and_shallow_steps(self, interval, monkeypatch):
+        pipe = tiny_pipeline()
+        engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=interval, cache_branch_id=1))
+        pipe.scheduler.set_timesteps(5)
+        sample, prompt = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8)
+        with NoTransfers(monkeypatch):
+            for timestep in pipe.scheduler.timesteps:
+                sample = pipe.unet(sample, timestep, encoder_hidden_states=prompt).sample
+        monkeypatch.undo()
+        assert engine.stats.pattern == {1: "FFFFF", 3: "F..F."}[interval]
