@@ -1,0 +1,65 @@
+"""Bit-identical to the reference package 0.1.1, on every kind of U-Net that it accelerates."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import pytest
+from torch import nn
+
+from DeepCache import DeepCacheSDHelper
+from DeepCache.engine.branches import skip_branches
+from tests.parity.reference import reference_helper_class
+from tests.parity.tiny_unets import TINY_UNETS
+from tests.parity.trajectory import ddim, identical, run_trajectory
+
+BRANCHES = [(name, branch) for name, kind in TINY_UNETS.items() for branch in range(kind.branches)]
+SIZES = [(name, branch, size) for name, branch in BRANCHES for size in TINY_UNETS[name].sizes]
+
+
+@cache
+def _seeded(name: str) -> nn.Module:
+    return TINY_UNETS[name].seeded()
+
+
+def _unet(name: str) -> nn.Module:
+    """A copy of its own for each side: the reference package leaves wrappers behind."""
+    return copy.deepcopy(_seeded(name))
+
+
+def _assert_parity(name: str, interval: int, branch: int, size: int, steps: int = 7, start: int = 0) -> None:
+    inputs = TINY_UNETS[name].make_inputs(size, 1)
+    theirs = run_trajectory(_unet(name), ddim(steps), reference_helper_class(), interval, branch, inputs, start)
+    ours = run_trajectory(_unet(name), ddim(steps), DeepCacheSDHelper, interval, branch, inputs, start)
+    assert identical(ours, theirs)
+
+
+@pytest.mark.parametrize("name", TINY_UNETS)
+def test_the_branches_are_those_of_the_reference(name: str) -> None:
+    assert len(skip_branches(_seeded(name))) == TINY_UNETS[name].branches
+
+
+@pytest.mark.parametrize(("name", "branch", "size"), SIZES)
+def test_every_branch(name: str, branch: int, size: int) -> None:
+    _assert_parity(name, 2, branch, size, steps=4)
+
+
+@pytest.mark.parametrize("interval", [1, 3, 4, 5, 6])
+@pytest.mark.parametrize("name", TINY_UNETS)
+def test_every_interval(name: str, interval: int) -> None:
+    _assert_parity(name, interval, 1, TINY_UNETS[name].sizes[0])
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "sdxl"])
+def test_a_run_that_leaves_out_the_first_timesteps(name: str) -> None:
+    _assert_parity(name, 3, 2, TINY_UNETS[name].sizes[0], start=2)
+
+
+@pytest.mark.parametrize("name", TINY_UNETS)
+def test_caching_changes_the_result(name: str) -> None:
+    """Else the tests above would show nothing."""
+    inputs = TINY_UNETS[name].make_inputs(TINY_UNETS[name].sizes[0], 1)
+    plain = run_trajectory(_unet(name), ddim(), None, 1, 0, inputs)
+    cached = run_trajectory(_unet(name), ddim(), DeepCacheSDHelper, 3, 0, inputs)
+    assert not identical(cached, plain)

@@ -1,0 +1,68 @@
+"""A denoising run of a bare U-Net, with any helper that has the reference package's interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from tests.parity.tiny_unets import UnetInputs
+
+
+@dataclass
+class BarePipe:
+    """All that the reference package asks of a pipeline."""
+
+    unet: nn.Module
+    scheduler: Any
+
+
+def ddim(steps: int = 7) -> DDIMScheduler:
+    """A DDIM scheduler, its timesteps set."""
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@torch.no_grad()
+def run_trajectory(
+    unet: nn.Module,
+    scheduler: Any,
+    helper_class: Any,
+    interval: int,
+    branch: int,
+    inputs: UnetInputs,
+    start: int = 0,
+) -> list[Tensor]:
+    """What the U-Net returned at every step of a run, and last the sample that came of it.
+
+    Args:
+        unet: the U-Net.
+        scheduler: a scheduler whose timesteps are set.
+        helper_class: `DeepCacheSDHelper`, ours or the reference package's, or None for no caching.
+        interval: the `cache_interval`.
+        branch: the `cache_branch_id`.
+        inputs: what the U-Net is given.
+        start: number of timesteps left out at the beginning, as image-to-image pipelines do.
+    """
+    pipe = BarePipe(unet, scheduler)
+    if helper_class is not None:
+        helper = helper_class(pipe=pipe)
+        helper.set_params(cache_interval=interval, cache_branch_id=branch)
+        helper.enable()
+    results, sample = [], inputs.sample
+    for timestep in scheduler.timesteps[start:]:
+        prediction = pipe.unet(sample, timestep, **inputs.kwargs, return_dict=False)[0]
+        sample = scheduler.step(prediction, timestep, sample, return_dict=False)[0]
+        results.append(prediction)
+    if helper_class is not None:
+        helper.disable()
+    return [*results, sample]
+
+
+def identical(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether two runs are the same to the last bit."""
+    return len(first) == len(second) and all(map(torch.equal, first, second))
