@@ -45,7 +45,8 @@ def skip_branches(unet: nn.Module) -> tuple[SkipBranch, ...]:
 
     Example:
         >>> from diffusers import UNet2DConditionModel
-        >>> [branch.name for branch in skip_branches(UNet2DConditionModel())][:3]
+        >>> unet = UNet2DConditionModel(block_out_channels=(32, 64, 64, 64), cross_attention_dim=32)
+        >>> [branch.name for branch in skip_branches(unet)][:3]
         ['conv_in', 'down_blocks.0 layer 0', 'down_blocks.0 layer 1']
     """
     for name in ("down_blocks", "up_blocks"):

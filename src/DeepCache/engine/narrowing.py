@@ -33,7 +33,7 @@ class Narrowing:
     Example:
         >>> from diffusers import UNet2DConditionModel
         >>> from DeepCache.engine.branches import skip_branches
-        >>> unet = UNet2DConditionModel()
+        >>> unet = UNet2DConditionModel(block_out_channels=(32, 64, 64, 64), cross_attention_dim=32)
         >>> narrowing = Narrowing(unet, skip_branches(unet)[0])
         >>> narrowing.apply(feature=None)
         >>> len(unet.down_blocks), len(unet.up_blocks)

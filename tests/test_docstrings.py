@@ -1,0 +1,44 @@
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import DeepCache
+
+DOCUMENTED = (
+    "DeepCache.cli.results",
+    "DeepCache.config",
+    "DeepCache.engine.attach",
+    "DeepCache.engine.branches",
+    "DeepCache.engine.cost",
+    "DeepCache.engine.narrowing",
+    "DeepCache.engine.trajectory",
+    "DeepCache.generation.comparison",
+    "DeepCache.generation.drawing",
+    "DeepCache.generation.settings",
+    "DeepCache.helper",
+    "DeepCache.metrics",
+    "DeepCache.models.description",
+    "DeepCache.models.loading",
+    "DeepCache.models.schedulers",
+    "DeepCache.schedule",
+)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_example_in_a_docstring_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.attempted
+    assert not result.failed
+
+
+def test_no_module_with_an_example_is_left_out():
+    found = {
+        module.name
+        for module in pkgutil.walk_packages(DeepCache.__path__, "DeepCache.")
+        if not module.ispkg and ">>> " in Path(importlib.util.find_spec(module.name).origin).read_text(encoding="utf-8")
+    }
+    assert found == set(DOCUMENTED)
