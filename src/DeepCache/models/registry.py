@@ -35,7 +35,7 @@ MODELS = {
         NamedModel(
             "shapes",
             "One to three coloured shapes on a background, 64 by 64 pixels.",
-            guidance=4.0,
+            guidance=2.0,
         ),
     )
 }

@@ -1,0 +1,1 @@
+"""Training of the small text-to-image model that ships with the package."""
