@@ -40,8 +40,8 @@ def _read(name: str) -> dict[str, Any]:
 def _parity(result: dict[str, Any]) -> str:
     return (
         f"**The same bits as the reference package** in {result['identical']} of {result['of']} runs: "
-        f"{len(result['summary'])} kinds of U-Net, every skip branch, intervals 1 to 6, sizes that are a multiple of the U-Net's factor and, where diffusers takes "
-        "them, sizes that are not "
+        f"{len(result['summary'])} kinds of U-Net, every skip branch, intervals 1 to 6, sizes that are a multiple of "
+        "the U-Net's factor and, where diffusers takes them, sizes that are not "
         "([parity.json](benchmarks/parity.json))."
     )
 
