@@ -1,7 +1,6 @@
 """The published contract, and what the reference package gets wrong."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -297,8 +296,3 @@ def test_a_deep_copy_of_an_enabled_pipeline_is_a_pipeline_of_its_own(pipe):
         remove_deepcache(twin)
         assert not twin.unet._forward_hooks
         assert torch.equal(draw(pipe), cached(pipe))
-
-
-def test_an_enabled_unet_can_be_written_by_torch_save(pipe):
-    with DeepCacheSDHelper(pipe):
-        torch.save(pipe.unet.state_dict(), io.BytesIO())
