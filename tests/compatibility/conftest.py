@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.compatibility.case import PipelineCase
+from tests.compatibility.pipelines import CASES
+
+
+class Witness:
+    """Which calls of a U-Net ran its deepest block, seen by hooks that know nothing of DeepCache."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._calls: list[str] = []
+        deepest: Any = unet.mid_block
+        if deepest is None:
+            deepest = unet.up_blocks[0]
+        self._handles = [
+            unet.register_forward_pre_hook(lambda *_: self._calls.append("."), prepend=True),
+            deepest.register_forward_hook(self._deepest_ran),
+        ]
+
+    def take(self) -> str:
+        """One character a call since the last `take`: `F` if the deepest block ran, else `.`."""
+        pattern = "".join(self._calls)
+        self._calls.clear()
+        return pattern
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _deepest_ran(self, *_: object) -> None:
+        self._calls[-1] = "F"
+
+
+class Subject:
+    """The pipeline of a case, made when first asked for and used by all its tests."""
+
+    def __init__(self, case: PipelineCase) -> None:
+        self.case = case
+
+    @cached_property
+    def pipe(self) -> Any:
+        return self.case.build()
+
+    @cached_property
+    def plain(self) -> torch.Tensor:
+        """What the pipeline gives without DeepCache."""
+        return self.case.run(self.pipe)
+
+
+def expect_warnings(case: Any) -> None:
+    for message in case.warns:
+        warnings.filterwarnings("ignore", message)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return Subject(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_of_the_case(request: pytest.FixtureRequest) -> Iterator[None]:
+    with warnings.catch_warnings():
+        if "subject" in request.fixturenames:
+            expect_warnings(request.getfixturevalue("subject").case)
+        yield

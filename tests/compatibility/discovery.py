@@ -1,0 +1,78 @@
+"""Finds the pipelines of the installed diffusers that have a denoising U-Net, or a component named like one."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline, ModularPipeline, ModularPipelineBlocks
+from torch import nn
+
+__all__ = ["FoundPipeline", "find_pipelines"]
+
+# Components that hold a denoising network in one pipeline or another, besides those that are called a U-Net.
+_NAMES_OF_DENOISERS = ("decoder", "prior")
+
+
+@dataclass(frozen=True)
+class FoundPipeline:
+    """A pipeline class of diffusers.
+
+    Args:
+        name: its name in diffusers.
+        denoisers: names of the components that are, or are called like, a denoising U-Net.
+        needs: the packages without which diffusers gives a placeholder in its place; empty where they are installed.
+    """
+
+    name: str
+    denoisers: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+def find_pipelines() -> dict[str, FoundPipeline]:
+    """The pipelines by name."""
+    found = {}
+    for name in dir(diffusers):
+        if "Pipeline" not in name or name.endswith(("Output", "Blocks")):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            member = getattr(diffusers, name)
+        if not inspect.isclass(member):
+            continue
+        if hasattr(member, "_backends"):
+            found[name] = FoundPipeline(name, (), tuple(member._backends))
+        elif issubclass(member, DiffusionPipeline):
+            denoisers = _denoisers(member._get_signature_types())
+        elif issubclass(member, ModularPipeline) and member is not ModularPipeline:
+            denoisers = _denoisers(_modular_types(member))
+        else:
+            continue
+        if name not in found and denoisers:
+            found[name] = FoundPipeline(name, denoisers)
+    return found
+
+
+def _modular_types(pipeline: type[ModularPipeline]) -> dict[str, tuple[Any, ...]]:
+    blocks: type[ModularPipelineBlocks] = getattr(diffusers, pipeline.default_blocks_name)
+    return {component.name: (component.type_hint,) for component in blocks().expected_components}
+
+
+def _denoisers(types: dict[str, tuple[Any, ...]]) -> tuple[str, ...]:
+    return tuple(name for name, alternatives in types.items() if any(_is_denoiser(name, item) for item in alternatives))
+
+
+def _is_denoiser(name: str, component: Any) -> bool:
+    if "unet" in name.lower():
+        return True
+    if not (inspect.isclass(component) and issubclass(component, nn.Module)):
+        return False
+    return "unet" in component.__name__.lower() or (name in _NAMES_OF_DENOISERS and _takes_a_timestep(component))
+
+
+def _takes_a_timestep(component: type[nn.Module]) -> bool:
+    parameters = list(inspect.signature(component.forward).parameters)
+    return len(parameters) > 2 and parameters[2] in ("timestep", "timestep_ratio", "r", "t")

@@ -1,0 +1,11 @@
+"""unCLIP, Shap-E and UniDiffuser."""
+
+from __future__ import annotations
+
+from tests.compatibility.case import PipelineCase, RefusedCase
+
+__all__ = ["CASES", "REFUSED"]
+
+CASES: list[PipelineCase] = []
+
+REFUSED: list[RefusedCase] = []

@@ -1,0 +1,11 @@
+"""Versatile Diffusion."""
+
+from __future__ import annotations
+
+from tests.compatibility.case import PipelineCase, RefusedCase
+
+__all__ = ["CASES", "REFUSED"]
+
+CASES: list[PipelineCase] = []
+
+REFUSED: list[RefusedCase] = []
