@@ -15,6 +15,7 @@ DOCUMENTED = (
     "DeepCache.engine.cost",
     "DeepCache.engine.narrowing",
     "DeepCache.engine.trajectory",
+    "DeepCache.engine.unets",
     "DeepCache.generation.comparison",
     "DeepCache.generation.drawing",
     "DeepCache.generation.settings",

@@ -7,9 +7,11 @@ from types import TracebackType
 from typing import Any
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.engine.attach import DeepCacheEngine, branch_of, unet_of
+from DeepCache.engine.attach import DeepCacheEngine
 from DeepCache.engine.branches import layer_lists
 from DeepCache.engine.stats import TrajectoryStats
+from DeepCache.engine.unet_cache import branch_of
+from DeepCache.engine.unets import unets_of
 
 __all__ = ["DeepCacheSDHelper"]
 
@@ -57,7 +59,8 @@ class DeepCacheSDHelper:
         """
         config = DeepCacheConfig(cache_interval, cache_branch_id, skip_mode)
         if self.pipe is not None:
-            branch_of(unet_of(self.pipe), cache_branch_id)
+            for unet in unets_of(self.pipe).values():
+                branch_of(unet, cache_branch_id)
         if self._engine is not None:
             self._engine.configure(config)
         self._config = config
@@ -97,7 +100,7 @@ class DeepCacheSDHelper:
 
     @property
     def stats(self) -> TrajectoryStats:
-        """What the last trajectory did."""
+        """What the last trajectory did; of a pipeline with several U-Nets, what the first of them did."""
         return self._engine.stats if self._engine is not None else TrajectoryStats("", 0, 0, 0, None)
 
     @property
@@ -108,7 +111,7 @@ class DeepCacheSDHelper:
             # Nothing to read the structure from yet: that of Stable Diffusion.
             block, layer = divmod(number, 3)
         else:
-            branch = branch_of(unet_of(self.pipe), number)
+            branch = branch_of(_first_unet(self.pipe), number)
             block, layer = branch.down_block, branch.layers
         return {
             "cache_interval": self._config.cache_interval,
@@ -124,7 +127,11 @@ class DeepCacheSDHelper:
         the entries changes nothing."""
         if self._engine is None or not self._engine.attached:
             return {}
-        return _forwards(unet_of(self.pipe))
+        return _forwards(_first_unet(self.pipe))
+
+
+def _first_unet(pipe: Any) -> Any:
+    return next(iter(unets_of(pipe).values()))
 
 
 def _forwards(unet: Any) -> dict[Any, Callable[..., Any]]:

@@ -170,7 +170,7 @@ def test_the_share_of_a_pipeline_run():
 class TestCapture:
     def test_the_arguments_are_those_of_the_first_call(self):
         pipe = tiny_pipeline()
-        args, kwargs = capture_unet_call(pipe, **_call())
+        args, kwargs = capture_unet_call(pipe, pipe.unet, **_call())
         sample, timestep = args
         assert (sample.shape, sample.device.type) == ((2, 4, 6, 8), "meta")
         assert timestep.shape == ()
@@ -181,7 +181,7 @@ class TestCapture:
         ran = []
         pipe.unet.conv_in.register_forward_hook(lambda *_: ran.append("conv_in"))
         hooks = dict(pipe.unet._forward_pre_hooks)
-        capture_unet_call(pipe, **_call())
+        capture_unet_call(pipe, pipe.unet, **_call())
         assert ran == []
         assert pipe.unet._forward_pre_hooks == hooks
 
@@ -189,7 +189,7 @@ class TestCapture:
         pipe = tiny_pipeline()
         with DeepCacheSDHelper(pipe) as helper:
             clean = draw(pipe)
-            capture_unet_call(pipe, **_call())
+            capture_unet_call(pipe, pipe.unet, **_call())
             assert torch.equal(draw(pipe), clean)
             assert helper.stats.pattern == "F..F.."
 
@@ -197,12 +197,12 @@ class TestCapture:
         pipe = tiny_pipeline()
         hooks = dict(pipe.unet._forward_pre_hooks)
         with pytest.raises(ValueError, match="divisible by 8"):
-            capture_unet_call(pipe, **_call() | {"height": 50})
+            capture_unet_call(pipe, pipe.unet, **_call() | {"height": 50})
         assert pipe.unet._forward_pre_hooks == hooks
 
     def test_what_was_captured_can_be_counted(self):
         pipe = tiny_pipeline()
-        costs = count_costs(pipe.unet, *capture_unet_call(pipe, **_call()))
+        costs = count_costs(pipe.unet, *capture_unet_call(pipe, pipe.unet, **_call()))
         inputs = {"encoder_hidden_states": torch.zeros(2, 3, 8)}
         assert costs == count_costs(pipe.unet, (torch.zeros(2, 4, 6, 8), 0), inputs)
 

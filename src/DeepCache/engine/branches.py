@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-__all__ = ["SkipBranch", "down_blocks", "layer_lists", "skip_branches", "up_blocks"]
+__all__ = ["SkipBranch", "down_blocks", "layer_count", "layer_lists", "samplers", "skip_branches", "up_blocks"]
 
 _SAMPLERS = ("downsamplers", "upsamplers")
 
@@ -89,8 +89,29 @@ def layer_lists(block: nn.Module) -> dict[str, nn.ModuleList]:
     return {
         name: child
         for name, child in block._modules.items()
-        if isinstance(child, nn.ModuleList) and len(child) > 0 and name not in _SAMPLERS
+        if isinstance(child, nn.ModuleList) and len(child) > 0 and not name.endswith(_SAMPLERS)
     }
+
+
+def samplers(block: nn.Module) -> list[str]:
+    """Names of what takes a block's output to the next size: `downsamplers` or `upsamplers`, under ControlNet-XS
+    `base_downsamplers` and `ctrl_downsamplers`."""
+    return [name for name, child in block._modules.items() if name.endswith(_SAMPLERS) and _is_there(child)]
+
+
+def layer_count(block: nn.Module) -> int | None:
+    """Number of layers of a block; None where its lists do not agree on one.
+
+    A list may have one entry more than the others, which belongs to the block's sampler.
+    """
+    lengths = {len(layers) for layers in layer_lists(block).values()}
+    if not lengths or max(lengths) - min(lengths) > len(samplers(block)[:1]):
+        return None
+    return min(lengths)
+
+
+def _is_there(child: nn.Module | None) -> bool:
+    return child is not None and not (isinstance(child, nn.ModuleList) and len(child) == 0)
 
 
 def _skip_origins(unet: nn.Module) -> list[tuple[str, int, int]]:
@@ -102,19 +123,22 @@ def _skip_origins(unet: nn.Module) -> list[tuple[str, int, int]]:
             raise _unsupported(unet, f"{path} carries a second state beside the hidden one (skip_conv)")
         for layer in range(_layer_count(unet, path, block)):
             origins.append((f"{path} layer {layer}", index, layer + 1))
-        if getattr(block, "downsamplers", None):
+        if samplers(block):
             origins.append((f"{path} downsampler", index + 1, 0))
     return origins
 
 
 def _layer_count(unet: nn.Module, path: str, block: nn.Module) -> int:
-    lengths = {name: len(children) for name, children in layer_lists(block).items()}
-    if not lengths:
-        raise _unsupported(unet, f"{path} has no list of layers")
-    if len(set(lengths.values())) > 1:
-        listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise _unsupported(unet, f"the lists of layers of {path} differ in length ({listing})")
-    return next(iter(lengths.values()))
+    count = layer_count(block)
+    if count is None:
+        listing = ", ".join(f"{name} {len(layers)}" for name, layers in layer_lists(block).items())
+        reason = (
+            f"the lists of layers of {path} differ in length ({listing})"
+            if listing
+            else f"{path} has no list of layers"
+        )
+        raise _unsupported(unet, reason)
+    return count
 
 
 def _unsupported(unet: nn.Module, reason: str) -> TypeError:

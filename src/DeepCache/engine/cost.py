@@ -76,13 +76,14 @@ def count_costs(
     return Costs(full, shallow, channels)
 
 
-def capture_unet_call(pipe: Any, **call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the first U-Net call that a pipeline call makes, on meta tensors.
+def capture_unet_call(pipe: Any, unet: nn.Module, **call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the first call of a U-Net that a pipeline call makes, on meta tensors.
 
     The pipeline runs up to that call and no further.
 
     Args:
-        pipe: a pipeline with a `unet`.
+        pipe: a pipeline.
+        unet: the U-Net of the pipeline.
         call: what the pipeline is called with.
     """
 
@@ -95,7 +96,7 @@ def capture_unet_call(pipe: Any, **call: Any) -> tuple[tuple[Any, ...], dict[str
         captured.append((on_meta(args), on_meta(kwargs)))
         raise Reached
 
-    handle = pipe.unet.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    handle = unet.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
         pipe(**call)
     except Reached:

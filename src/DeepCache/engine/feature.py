@@ -60,7 +60,11 @@ class FeatureTap:
 
 
 class FeatureOutlet(nn.Module):
-    """Stands in for the mid block on a shallow step and returns the stored deep feature, whatever it is called with."""
+    """Stands in for the mid block on a shallow step and returns the stored deep feature, whatever it is called with.
+
+    A mid block that is called with the hidden states of two paths (ControlNet-XS) hands both on; those of the second
+    come back as they are, since nothing after the mid block uses them.
+    """
 
     # Diffusers' U-Nets ask a mid block this before they call it.
     has_cross_attention = False
@@ -69,6 +73,7 @@ class FeatureOutlet(nn.Module):
         super().__init__()
         self.tensor: torch.Tensor | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         assert self.tensor is not None
-        return self.tensor.clone()
+        _, *others = [value for name, value in kwargs.items() if name.startswith("hidden_states")] or [None]
+        return (self.tensor.clone(), *others) if others else self.tensor.clone()

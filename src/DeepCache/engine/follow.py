@@ -1,4 +1,4 @@
-"""Follows `pipe.unet`: a U-Net that is put into a pipeline while DeepCache is on gets it, the one taken out loses it.
+"""Follows the U-Nets of a pipeline: one that is put into it while DeepCache is on gets it, the one taken out loses it.
 
 Assigning an attribute runs no hook, so while DeepCache is on the pipeline's class is a subclass that notices. It has
 the name and module of the class it extends; saving, `from_pipe` and `isinstance` see no difference, and a copied or
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["follow_unet", "unfollow_unet"]
+__all__ = ["follow_unets", "unfollow_unets"]
 
-_ENGINE = "_deepcache_follower"
+_FOLLOWED = "_deepcache_followed"
 
 
 class _Following:
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        engine = self.__dict__.get(_ENGINE)
-        if name == "unet" and engine is not None:
+        engine, names = self.__dict__.get(_FOLLOWED, (None, ()))
+        if name in names:
             engine.attach()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -31,9 +31,9 @@ def _new(cls: Any) -> Any:
     return cls.__new__(cls)
 
 
-def follow_unet(pipe: Any, engine: Any) -> None:
-    """Has `engine.attach()` called whenever `pipe.unet` is assigned. An object whose class cannot be changed (a
-    `types.SimpleNamespace`) is left alone: there, call `enable()` again after assigning."""
+def follow_unets(pipe: Any, engine: Any, names: tuple[str, ...]) -> None:
+    """Has `engine.attach()` called whenever an attribute of these names is assigned. An object whose class cannot be
+    changed (a `types.SimpleNamespace`) is left alone: there, call `enable()` again after assigning."""
     if not isinstance(pipe, _Following):
         cls = type(pipe)
         attributes = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
@@ -41,11 +41,11 @@ def follow_unet(pipe: Any, engine: Any) -> None:
             pipe.__class__ = type(cls.__name__, (_Following, cls), attributes)
         except TypeError:
             return
-    pipe.__dict__[_ENGINE] = engine
+    pipe.__dict__[_FOLLOWED] = (engine, names)
 
 
-def unfollow_unet(pipe: Any, engine: Any) -> None:
-    """Undoes `follow_unet`; without effect where another engine has taken over since."""
-    if isinstance(pipe, _Following) and pipe.__dict__.get(_ENGINE) is engine:
-        del pipe.__dict__[_ENGINE]
+def unfollow_unets(pipe: Any, engine: Any) -> None:
+    """Undoes `follow_unets`; without effect where another engine has taken over since."""
+    if isinstance(pipe, _Following) and pipe.__dict__.get(_FOLLOWED, (None,))[0] is engine:
+        del pipe.__dict__[_FOLLOWED]
         pipe.__class__ = type(pipe).__mro__[2]

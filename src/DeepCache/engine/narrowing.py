@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, up_blocks
+from DeepCache.engine.branches import SkipBranch, down_blocks, layer_count, layer_lists, samplers, up_blocks
 from DeepCache.engine.feature import FeatureOutlet
 
 __all__ = ["Narrowing", "deep_feature_modules"]
@@ -103,8 +103,8 @@ def _overlays(
         cut = down[branch.down_block]
         for name, layers in layer_lists(cut).items():
             yield cut, name, nn.ModuleList(layers[: branch.layers])
-        if getattr(cut, "downsamplers", None) is not None:
-            yield cut, "downsamplers", None
+        for name in samplers(cut):
+            yield cut, name, None
         down = down[: branch.down_block + 1]
     else:
         down = down[: branch.down_block]
@@ -132,7 +132,7 @@ def _adapter_residuals_kept(unet: nn.Module, branch: SkipBranch) -> int:
     if not branch.layers:
         return branch.down_block
     cut = down_blocks(unet)[branch.down_block]
-    whole = branch.layers == len(next(iter(layer_lists(cut).values())))
+    whole = branch.layers == layer_count(cut)
     # A block with cross-attention adds its residual after its last layer, any other one after its downsampler.
-    reaches = getattr(cut, "has_cross_attention", False) or not getattr(cut, "downsamplers", None)
+    reaches = getattr(cut, "has_cross_attention", False) or not samplers(cut)
     return branch.down_block + int(whole and reaches)

@@ -24,12 +24,14 @@ class Moment:
         slot: how many U-Net calls came before it at the same step (cond and uncond apart, views of a panorama, …).
         starts: whether it is the first call of a new trajectory.
         ends: whether no further step can follow in the list of timesteps.
+        mixed: whether the samples of the batch stand at several timesteps, so that no deep feature fits the next call.
     """
 
     step: int
     slot: int
     starts: bool
     ends: bool
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class _Place:
     source: Any
     position: int
     ends: bool
+    mixed: bool = False
 
     def same_list(self, other: _Place) -> bool:
         if isinstance(self.source, torch.UntypedStorage) and isinstance(other.source, torch.UntypedStorage):
@@ -89,7 +92,7 @@ class Trajectory:
             self._slot = self._slot + 1 if place.position == last.position else 0
             starts = False
         self._place = place
-        return Moment(place.position - self._start, self._slot, starts, place.ends)
+        return Moment(place.position - self._start, self._slot, starts, place.ends, place.mixed)
 
     def _find(self, timestep: Any, scheduler: Any) -> _Place:
         timesteps: Any = getattr(scheduler, "timesteps", None)
@@ -101,7 +104,12 @@ class Trajectory:
             length = storage.nbytes() // timestep.element_size()
             if length > 1:
                 return _Place(storage, offset, ends=offset == length - 1)
-        return self._find_by_value(_host_value(timestep), timesteps, scheduler)
+        values = _host_values(timestep)
+        if len(values) > 1:
+            # A window of several steps in one batch (ParaDiGMS): the calls are counted, as far as they are of one list.
+            last = self._place if self._place is not None and self._place.source is timesteps else None
+            return _Place(timesteps, last.position + 1 if last is not None else 0, ends=False, mixed=True)
+        return self._find_by_value(values.pop(), timesteps, scheduler)
 
     def _find_by_value(self, value: float, timesteps: Any, scheduler: Any) -> _Place:
         listed = self._listed(timesteps)
@@ -145,9 +153,9 @@ def _is_list_in(storage: torch.UntypedStorage, timesteps: Any) -> bool:
     )
 
 
-def _host_value(timestep: Any) -> float:
-    # A tensor made anew for this call tells its value only by a transfer where it lies on a device.
-    return float(timestep.flatten()[0].item()) if isinstance(timestep, torch.Tensor) else float(timestep)
+def _host_values(timestep: Any) -> set[float]:
+    # A tensor made anew for this call tells its values only by a transfer where it lies on a device.
+    return set(timestep.flatten().tolist()) if isinstance(timestep, torch.Tensor) else {float(timestep)}
 
 
 def _next_occurrence(listed: list[float], value: float, position: int, seen: bool) -> int:

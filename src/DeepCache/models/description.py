@@ -64,11 +64,11 @@ def describe_pipeline(pipe: Any, guidance: float | None = None) -> ModelDescript
         >>> description.branches[0].name
         'conv_in'
     """
-    from DeepCache.engine.attach import unet_of
     from DeepCache.engine.branches import skip_branches
     from DeepCache.engine.cost import capture_unet_call, count_costs
+    from DeepCache.engine.unets import unets_of
 
-    unet = unet_of(pipe)
+    unet = next(iter(unets_of(pipe).values()))
     parameters = signature(pipe.__call__).parameters
     if "image" in parameters:
         raise ValueError(
@@ -79,7 +79,7 @@ def describe_pipeline(pipe: Any, guidance: float | None = None) -> ModelDescript
         call["prompt"] = ""
     if guidance is not None and "guidance_scale" in parameters:
         call["guidance_scale"] = guidance
-    args, kwargs = capture_unet_call(pipe, **call)
+    args, kwargs = capture_unet_call(pipe, unet, **call)
     costs = count_costs(unet, args, kwargs)
     sample = args[0] if args else kwargs["sample"]
     return ModelDescription(

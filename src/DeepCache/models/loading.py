@@ -77,14 +77,15 @@ def load_pipeline(
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    from DeepCache.engine.attach import unet_of
     from DeepCache.engine.branches import skip_branches
+    from DeepCache.engine.unets import unets_of
 
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **{"dtype": found_dtype, **found_options, **options})
     except (OSError, ValueError) as error:
         raise OSError(f"cannot load the model {os.fspath(model)!r}: {error}") from error
-    skip_branches(unet_of(pipe))
+    for unet in unets_of(pipe).values():
+        skip_branches(unet)
     return pipe.to(found_device)
 
 

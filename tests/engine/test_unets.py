@@ -1,0 +1,138 @@
+"""Which U-Nets of a pipeline DeepCache works on, and several of them in one pipeline."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, MotionAdapter
+from torch import nn
+
+from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
+from DeepCache.engine.unets import unets_of
+from tests.engine.dummy_unet import DummyUNet
+from tests.engine.tiny_pipeline import tiny_unet
+
+
+class TwoStages(DiffusionPipeline):
+    """A pipeline with two U-Nets one behind the other, and parts that resemble one."""
+
+    def __init__(self, decoder, upscaler, motion_adapter, prior):
+        super().__init__()
+        self.register_modules(decoder=decoder, upscaler=upscaler, motion_adapter=motion_adapter, prior=prior)
+
+    def __call__(self, steps=(6, 4)):
+        x = torch.ones(1)
+        for unet, count in zip((self.decoder, self.upscaler), steps, strict=True):
+            for t in torch.arange(count, 0, -1):
+                x, *_ = unet(x, t)
+        self.maybe_free_model_hooks()
+        return x
+
+
+def _two_stages(decoder, upscaler):
+    adapter = MotionAdapter(block_out_channels=(8, 8), motion_norm_num_groups=4, motion_num_attention_heads=2)
+    return TwoStages(decoder, upscaler, adapter, nn.Linear(1, 1))
+
+
+@pytest.fixture
+def pipe():
+    return _two_stages(DummyUNet(), DummyUNet())
+
+
+def test_a_component_called_unet_is_the_one():
+    unet = tiny_unet()
+    assert unets_of(SimpleNamespace(unet=unet, components={"unet": unet, "other": tiny_unet(1)})) == {"unet": unet}
+
+
+def test_without_it_every_component_of_the_shape_is_found(pipe):
+    assert unets_of(pipe) == {"decoder": pipe.decoder, "upscaler": pipe.upscaler}
+
+
+def test_a_pipeline_without_one_is_refused_with_what_it_has():
+    pipe = _two_stages(None, None)
+    with pytest.raises(
+        TypeError, match=r"TwoStages has none among its components \(decoder, upscaler, motion_adapter, prior\)"
+    ):
+        apply_deepcache(pipe)
+
+
+def test_a_unet_that_is_no_torch_module_is_refused():
+    with pytest.raises(TypeError, match="a U-Net that is a torch module; SimpleNamespace has a str"):
+        apply_deepcache(SimpleNamespace(unet="unet.onnx"))
+
+
+def test_every_unet_has_a_trajectory_of_its_own(pipe):
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    cached = pipe()
+    assert {name: stats.pattern for name, stats in engine.unet_stats.items()} == {
+        "decoder": "F..F..",
+        "upscaler": "F..F",
+    }
+    assert engine.stats.pattern == "F..F.."
+    assert pipe() == cached
+    assert pipe(steps=(5, 2)) != cached
+    assert engine.unet_stats["upscaler"].pattern == "F."
+    remove_deepcache(pipe)
+    assert not engine.attached
+    assert not any(unet._forward_hooks or unet._forward_pre_hooks for unet in (pipe.decoder, pipe.upscaler))
+
+
+def test_a_branch_must_be_there_in_all_of_them(pipe):
+    helper = DeepCacheSDHelper(_two_stages(tiny_unet(), DummyUNet()))
+    with pytest.raises(ValueError, match="from 0 to 3 for this DummyUNet, got 4"):
+        helper.set_params(cache_interval=2, cache_branch_id=4)
+
+
+@pytest.mark.parametrize("name", ["decoder", "upscaler"])
+def test_each_is_followed(pipe, name):
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    old, new = getattr(pipe, name), DummyUNet()
+    setattr(pipe, name, new)
+    pipe()
+    assert "." in engine.unet_stats[name].pattern
+    assert new._forward_hooks
+    assert not old._forward_hooks
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copy_is_a_pipeline_of_its_own(pipe, make):
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    cached = pipe()
+    other = make(pipe)
+    assert other() == cached
+    remove_deepcache(other)
+    assert engine.attached
+    assert pipe() == cached
+
+
+def test_a_call_for_several_timesteps_at_once_is_full():
+    """ParaDiGMS runs a window of steps as one batch: nothing kept of one window fits the next."""
+    pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=torch.arange(9, 0, -1)))
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    for first in range(0, 6, 2):
+        window = pipe.scheduler.timesteps[first : first + 2].clone()
+        pipe.unet(torch.ones(2), window)
+    assert engine.stats.pattern == "FFF"
+    pipe.unet(torch.ones(2), torch.tensor([3, 3]))
+    assert engine.stats.pattern == "FFFF"
+    pipe.unet(torch.ones(2), torch.tensor([2, 2]))
+    assert engine.stats.pattern == "FFFF."
+
+
+def test_a_call_whose_gradient_is_wanted_is_full():
+    timesteps = torch.arange(4, 0, -1)
+    pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=timesteps))
+    engine = apply_deepcache(pipe, DeepCacheConfig(4))
+    for t in timesteps[:2]:
+        noisy = torch.ones(1, requires_grad=True)
+        pipe.unet(noisy, t)[0].backward()
+        # Two doublings and two more on the way down, of which the skips take 1, 2, 4 and 8, and the mid block's 8.
+        assert noisy.grad == 1 + 2 + 4 + 8 + 8
+    pipe.unet(torch.ones(1), timesteps[2])
+    with torch.no_grad():
+        pipe.unet(noisy, timesteps[3])
+    assert engine.stats.pattern == "FF.."
