@@ -61,7 +61,7 @@ def test_a_pipeline_without_one_is_refused_with_what_it_has():
 
 
 def test_a_unet_that_is_no_torch_module_is_refused():
-    with pytest.raises(TypeError, match="a U-Net that is a torch module; SimpleNamespace has a str"):
+    with pytest.raises(TypeError, match="that of SimpleNamespace is of type str"):
         apply_deepcache(SimpleNamespace(unet="unet.onnx"))
 
 
@@ -136,3 +136,23 @@ def test_a_call_whose_gradient_is_wanted_is_full():
     with torch.no_grad():
         pipe.unet(noisy, timesteps[3])
     assert engine.stats.pattern == "FF.."
+
+
+def test_a_full_step_that_the_pipeline_leaves_out_is_made_up_for():
+    """RePaint puts noise back at some timesteps without calling the U-Net."""
+    timesteps = torch.arange(9, 0, -1)
+    pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=timesteps))
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    for position in (0, 1, 2, 4, 5, 6, 8):
+        pipe.unet(torch.ones(1), timesteps[position])
+    assert engine.stats.pattern == "F..F.F."
+
+
+def test_a_layer_that_another_unet_borrows_keeps_nothing_there(pipe):
+    """Versatile Diffusion puts the attentions of one U-Net into another at every call."""
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    pipe.decoder.up_blocks[1].layers[0] = pipe.upscaler.up_blocks[1].layers[0]
+    cache = engine._caches["upscaler"]
+    for t in torch.arange(3, 0, -1):
+        pipe.decoder(torch.ones(1), t)
+        assert cache._tap_of_feature.take() is None

@@ -61,6 +61,7 @@ def count_costs(
     chosen = tuple(skip_branches(clone) if branches is None else branches)
     taps = {branch: FeatureTap() for branch in chosen}
     for branch, tap in taps.items():
+        tap.open = True
         for module in deep_feature_modules(clone, branch):
             module.register_forward_hook(tap)
     full = _count(clone, args, kwargs)

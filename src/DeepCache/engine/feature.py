@@ -17,10 +17,12 @@ class DeepFeature:
 
     Args:
         tensor: the deep feature, a copy of its own without autograd history.
+        step: the step of the trajectory that it was made at.
         made_for: shape, dtype and device of the sample of the full step.
     """
 
     tensor: torch.Tensor
+    step: int
     made_for: tuple[torch.Size, torch.dtype, torch.device]
 
     @property
@@ -42,9 +44,10 @@ class FeatureTap:
     def __init__(self) -> None:
         # A fixed attribute rather than an entry of a dictionary: torch.compile would guard on the keys.
         self.tensor: torch.Tensor | None = None
-        # Closed on shallow steps, when the tap does not run anyway: what a compiled full step is told apart by, since
-        # torch.compile guards on an attribute that it has read and not on attributes that hide a registered child.
-        self.open = True
+        # Open during a full step. A compiled full step is told apart by it, since torch.compile guards on an attribute
+        # that it has read and not on attributes that hide a registered child; and modules that another U-Net borrows
+        # (Versatile Diffusion) are left alone there.
+        self.open = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self.open:

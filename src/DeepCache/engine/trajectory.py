@@ -71,6 +71,7 @@ class Trajectory:
         self._last_value: float | None = None
         self._rising: bool | None = None
         self._host_list: tuple[Any, list[float]] | None = None
+        self._unlisted: Any = None
 
     def reset(self) -> None:
         """The next call starts a new trajectory."""
@@ -116,20 +117,25 @@ class Trajectory:
         last = self._place if self._place is not None and self._place.source is timesteps else None
         before, self._last_value = self._last_value, value
         position = last.position if last is not None else 0
-        if value in listed:
+        index = _index(scheduler)
+        if value in listed and self._unlisted is not timesteps:
             position = _next_occurrence(listed, value, position, seen=last is not None)
-        elif getattr(scheduler, "step_index", None) is not None:
+        elif index is not None:
             # The U-Net is told something other than the timestep (the latent upscaler's log sigma).
-            position = int(scheduler.step_index)
-        elif last is not None and before is not None and value != before:
-            rising = value > before
-            if self._rising is None or rising == self._rising:
-                self._rising = rising
-                position += 1
-            else:
-                # It turned back: a new run.
-                self._rising, position = None, 0
-        return _Place(timesteps, position, ends=position == len(listed) - 1)
+            position = index
+        else:
+            # From here on a value that is in the list is there by chance.
+            self._unlisted = timesteps
+            if last is not None and before is not None and value != before:
+                rising = value > before
+                if self._rising is None or rising == self._rising:
+                    self._rising = rising
+                    position += 1
+                else:
+                    # It turned back: a new run.
+                    self._rising, position = None, 0
+        start = self._start if self._unlisted is timesteps and last is not None else 0
+        return _Place(timesteps, position, ends=position - start == len(listed) - 1)
 
     def _listed(self, timesteps: Any) -> list[float]:
         """The list of timesteps on the host: one transfer a trajectory, and only on this path."""
@@ -151,6 +157,15 @@ def _is_list_in(storage: torch.UntypedStorage, timesteps: Any) -> bool:
         and timesteps.stride(0) > 0
         and timesteps.untyped_storage().data_ptr() == storage.data_ptr()
     )
+
+
+def _index(scheduler: Any) -> int | None:
+    """What the scheduler itself says of its position, where it does."""
+    for name in ("step_index", "begin_index"):
+        index = getattr(scheduler, name, None)
+        if index is not None:
+            return int(index)
+    return None
 
 
 def _host_values(timestep: Any) -> set[float]:

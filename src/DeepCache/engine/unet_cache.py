@@ -86,7 +86,7 @@ class UnetCache:
 
     def end_run(self) -> None:
         """Forgets the trajectory and its deep features."""
-        self._widen()
+        self._restore()
         self._call = None
         self._features.clear()
         self._tap_of_feature.take()
@@ -120,7 +120,8 @@ class UnetCache:
         feature = self._features.get(moment.slot)
         full = (
             feature is None
-            or self._config.schedule.is_full(moment.step)
+            # A full step that the pipeline left out, or that had no such slot, is made up for.
+            or any(map(self._config.schedule.is_full, range(feature.step + 1, moment.step + 1)))
             or moment.mixed
             or not feature.fits(sample)
             # A gradient that is wanted must come from the whole U-Net.
@@ -129,8 +130,8 @@ class UnetCache:
         self._record.note_call(moment.slot, full, sample, args, kwargs)
         self._call = (moment, sample, full)
         if full or feature is None:
+            self._tap_of_feature.open = True
             return None
-        self._tap_of_feature.open = False
         self._narrowing.apply(feature.tensor)
         return args, self._narrowing.narrow_kwargs(kwargs)
 
@@ -141,16 +142,15 @@ class UnetCache:
             self.end_run()
             return
         (moment, sample, full), self._call = self._call, None
-        if not full:
-            self._widen()
-        elif self._config.schedule.caches:
-            self._store(moment.slot, sample)
+        self._restore()
+        if full and self._config.schedule.caches:
+            self._store(moment, sample)
         if moment.ends or moment.mixed:
             self._features.pop(moment.slot, None)
 
-    def _widen(self) -> None:
+    def _restore(self) -> None:
         self._narrowing.undo()
-        self._tap_of_feature.open = True
+        self._tap_of_feature.open = False
 
     def _start_trajectory(self) -> None:
         self._features.clear()
@@ -160,14 +160,14 @@ class UnetCache:
             self._tap()
         self._record = TrajectoryRecord(self._branch)
 
-    def _store(self, slot: int, sample: torch.Tensor) -> None:
+    def _store(self, moment: Moment, sample: torch.Tensor) -> None:
         tensor = self._tap_of_feature.take()
         if tensor is None:
             raise RuntimeError(
                 f"no module of {self._branch.name} ran on a full step, so there is no deep feature to keep; "
                 "this U-Net does not call its layers as modules"
             )
-        self._features[slot] = DeepFeature(tensor, (sample.shape, sample.dtype, sample.device))
+        self._features[moment.slot] = DeepFeature(tensor, moment.step, (sample.shape, sample.dtype, sample.device))
         self._record.note_bytes(sum(feature.bytes for feature in self._features.values()))
 
 

@@ -31,7 +31,9 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
         return {"unet": _unwrapped(unet)}
     kind = type(pipe).__name__
     if unet is not None:
-        raise TypeError(f"DeepCache needs a U-Net that is a torch module; {kind} has a {type(unet).__name__}")
+        raise TypeError(
+            f"DeepCache needs a U-Net that is a torch module; that of {kind} is of type {type(unet).__name__}"
+        )
     components = getattr(pipe, "components", {})
     unets = {name: _unwrapped(component) for name, component in components.items() if _has_the_shape(component)}
     if not unets:
