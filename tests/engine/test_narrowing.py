@@ -118,9 +118,11 @@ def test_a_unet_of_another_shape_is_refused_with_the_reason(break_it, reason):
 
 def test_the_deep_feature_has_no_autograd_history_and_is_gone_after_the_run():
     pipe = Pipeline(DummyUNet())
+    weight = torch.ones(1, requires_grad=True)
+    pipe.unet.up_blocks[1].layers[0].register_forward_hook(lambda module, args, output: output * weight)
     pipe.scheduler.timesteps = torch.arange(4)
     engine = apply_deepcache(pipe, DeepCacheConfig(4))
-    noisy = torch.ones(1, requires_grad=True)
+    noisy = torch.ones(1)
     pipe.unet(noisy, pipe.scheduler.timesteps[0])
     (feature,) = engine._caches["unet"]._features.values()
     assert not feature.tensor.requires_grad

@@ -123,19 +123,20 @@ def test_a_call_for_several_timesteps_at_once_is_full():
     assert engine.stats.pattern == "FFFF."
 
 
-def test_a_call_whose_gradient_is_wanted_is_full():
+def test_a_call_whose_gradient_is_wanted_runs_the_whole_unet_and_is_no_step():
     timesteps = torch.arange(4, 0, -1)
-    pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=timesteps))
-    engine = apply_deepcache(pipe, DeepCacheConfig(4))
-    for t in timesteps[:2]:
+    unet = DummyUNet()
+    engine = apply_deepcache(
+        SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps)), DeepCacheConfig(4)
+    )
+    for t in timesteps[:3]:
         noisy = torch.ones(1, requires_grad=True)
-        pipe.unet(noisy, t)[0].backward()
-        # Two doublings and two more on the way down, of which the skips take 1, 2, 4 and 8, and the mid block's 8.
+        unet(noisy, t)[0].backward()
+        # The skip connections take it once, twice, four and eight times, and so does the mid block, eight times.
         assert noisy.grad == 1 + 2 + 4 + 8 + 8
-    pipe.unet(torch.ones(1), timesteps[2])
-    with torch.no_grad():
-        pipe.unet(noisy, timesteps[3])
-    assert engine.stats.pattern == "FF.."
+        with torch.no_grad():
+            unet(noisy, t)
+    assert engine.stats.pattern == "F.."
 
 
 def test_a_full_step_that_the_pipeline_leaves_out_is_made_up_for():
@@ -146,6 +147,22 @@ def test_a_full_step_that_the_pipeline_leaves_out_is_made_up_for():
     for position in (0, 1, 2, 4, 5, 6, 8):
         pipe.unet(torch.ones(1), timesteps[position])
     assert engine.stats.pattern == "F..F.F."
+
+
+def test_a_slot_that_a_step_did_not_have_is_another_when_it_comes_back():
+    """Guidance that another kind of guidance follows: the second call of a step is for something else then."""
+    timesteps = torch.arange(6, 0, -1)
+    unet = DummyUNet()
+    ran = []
+    unet.mid_block.register_forward_hook(lambda *_: ran.append("F"))
+    apply_deepcache(SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps)), DeepCacheConfig(6))
+    pattern = ""
+    for t, calls in zip(timesteps, (2, 2, 1, 2, 2), strict=False):
+        for _ in range(calls):
+            ran.append(".")
+            unet(torch.ones(1), t)
+            pattern += ran[-1]
+    assert pattern == "FF...." + "F" + ".."
 
 
 def test_a_layer_that_another_unet_borrows_keeps_nothing_there(pipe):

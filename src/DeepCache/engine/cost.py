@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from DeepCache.engine.attention import copy_processor
 from DeepCache.engine.branches import SkipBranch, skip_branches
 from DeepCache.engine.feature import FeatureTap
 from DeepCache.engine.narrowing import Narrowing, deep_feature_modules
@@ -56,7 +57,7 @@ def count_costs(
         >>> costs.shallow[0] < costs.full
         True
     """
-    clone = _on_meta_without_hooks(unet, {})
+    clone = _on_meta_without_hooks(unet, {}, {})
     args, kwargs = on_meta(args), on_meta(kwargs)
     chosen = tuple(skip_branches(clone) if branches is None else branches)
     taps = {branch: FeatureTap() for branch in chosen}
@@ -124,9 +125,11 @@ def _count(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
     return int(counter.get_total_flops()) // 2
 
 
-def _on_meta_without_hooks(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+def _on_meta_without_hooks(
+    module: nn.Module, done: dict[nn.Module, nn.Module], processors: dict[int, Any]
+) -> nn.Module:
     """A copy of a module tree with meta parameters and no hooks, whoever put them there (offloading replaces `forward`
-    on the instance)."""
+    on the instance), and with attention processors that write nothing into a pipeline's store."""
     if module in done:
         return done[module]
     clone = module.__new__(type(module))
@@ -136,6 +139,8 @@ def _on_meta_without_hooks(module: nn.Module, done: dict[nn.Module, nn.Module]) 
         for name, value in module.__dict__.items()
         if name != "forward"
     }
+    if "processor" in module.__dict__:
+        clone.__dict__["processor"] = copy_processor(module.__dict__["processor"], processors)
     for name, value in module.__dict__.items():
         if name.endswith("_hooks") or "_hooks_" in name:
             clone.__dict__[name] = type(value)()
@@ -145,7 +150,8 @@ def _on_meta_without_hooks(module: nn.Module, done: dict[nn.Module, nn.Module]) 
     }
     clone._buffers = {name: on_meta(value) for name, value in module._buffers.items()}
     clone._modules = {
-        name: None if child is None else _on_meta_without_hooks(child, done) for name, child in module._modules.items()
+        name: None if child is None else _on_meta_without_hooks(child, done, processors)
+        for name, child in module._modules.items()
     }
     clone._compiled_call_impl = None
     return clone

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from DeepCache.engine.attention import AttentionCalls
 
 __all__ = ["DeepFeature", "FeatureOutlet", "FeatureTap"]
 
@@ -19,15 +22,17 @@ class DeepFeature:
         tensor: the deep feature, a copy of its own without autograd history.
         step: the step of the trajectory that it was made at.
         made_for: shape, dtype and device of the sample of the full step.
+        attention: calls of deep attention layers that the pipeline listens to.
     """
 
     tensor: torch.Tensor
     step: int
     made_for: tuple[torch.Size, torch.dtype, torch.device]
+    attention: AttentionCalls
 
     @property
     def bytes(self) -> int:
-        return self.tensor.nbytes
+        return self.tensor.nbytes + self.attention.bytes
 
     def fits(self, sample: torch.Tensor) -> bool:
         """Whether a shallow step on this sample may use the feature."""
@@ -75,8 +80,12 @@ class FeatureOutlet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tensor: torch.Tensor | None = None
+        # What is to be done where the deep layers would run.
+        self.meanwhile: Callable[[], None] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         assert self.tensor is not None
+        if self.meanwhile is not None:
+            self.meanwhile()
         _, *others = [value for name, value in kwargs.items() if name.startswith("hidden_states")] or [None]
         return (self.tensor.clone(), *others) if others else self.tensor.clone()

@@ -8,7 +8,7 @@ registered (parameters, buffers, `state_dict`, `to`) is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_count, layer_lists, samplers, up_blocks
 from DeepCache.engine.feature import FeatureOutlet
 
-__all__ = ["Narrowing", "deep_feature_modules"]
+__all__ = ["Narrowing", "deep_attention_layers", "deep_feature_modules"]
 
 _ADAPTER_RESIDUALS = "down_intrablock_additional_residuals"
 _CONTROLNET_RESIDUALS = "down_block_additional_residuals"
@@ -52,9 +52,9 @@ class Narrowing:
         # what the outlet returns.
         self._keeps_all = branch.up_block == branch.up_layer == 0
 
-    def apply(self, feature: Any) -> None:
-        """Lays the shorter lists over the U-Net; its mid block now returns `feature`."""
-        self._outlet.tensor = feature
+    def apply(self, feature: Any, meanwhile: Callable[[], None] | None = None) -> None:
+        """Lays the shorter lists over the U-Net; its mid block now calls `meanwhile` and returns `feature`."""
+        self._outlet.tensor, self._outlet.meanwhile = feature, meanwhile
         for module, name, narrow in self._overlays:
             attributes = module.__dict__
             # A mid block that is None is an attribute already.
@@ -69,7 +69,7 @@ class Narrowing:
                 attributes.pop(name, None)
             else:
                 attributes[name] = original
-        self._outlet.tensor = None
+        self._outlet.tensor = self._outlet.meanwhile = None
 
     def narrow_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of a U-Net call without what belongs to the deep part.
@@ -125,6 +125,17 @@ def deep_feature_modules(unet: nn.Module, branch: SkipBranch) -> list[nn.Module]
     if branch.up_block:
         return [up_blocks(unet)[branch.up_block - 1]]
     return [cast(nn.Module, unet.mid_block)]
+
+
+def deep_attention_layers(unet: nn.Module, branch: SkipBranch) -> list[nn.Module]:
+    """The attention layers, those with a processor, that a shallow step leaves out."""
+    down, up = down_blocks(unet), up_blocks(unet)
+    kept = [*down[: branch.down_block], *up[branch.up_block + 1 :]]
+    if branch.layers:
+        kept += [layer for layers in layer_lists(down[branch.down_block]).values() for layer in layers[: branch.layers]]
+    kept += [layer for layers in layer_lists(up[branch.up_block]).values() for layer in layers[branch.up_layer :]]
+    runs = {module for part in kept for module in part.modules()}
+    return [module for module in unet.modules() if hasattr(module, "processor") and module not in runs]
 
 
 def _adapter_residuals_kept(unet: nn.Module, branch: SkipBranch) -> int:

@@ -59,6 +59,7 @@ class TrajectoryRecord:
         self._examples: dict[torch.Size, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._bytes_kept = 0
         self._mac_share: tuple[int, float | None, str] | None = None
+        self._uncounted = ""
 
     def note_call(
         self, slot: int, full: bool, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -71,6 +72,9 @@ class TrajectoryRecord:
         if sample.shape not in self._examples:
             self._examples[sample.shape] = (on_meta(args), on_meta(kwargs))
 
+    def note_attention(self) -> None:
+        self._uncounted = "deep attention layers that the pipeline listens to ran on shallow steps too"
+
     def note_bytes(self, kept: int) -> None:
         self._bytes_kept = max(self._bytes_kept, kept)
 
@@ -82,6 +86,8 @@ class TrajectoryRecord:
 
     def _count(self, unet: nn.Module) -> tuple[float | None, str]:
         """The share of multiply-accumulates, counted when it is asked for and not while a picture is made."""
+        if self._uncounted:
+            return None, self._uncounted
         calls = self._calls.total()
         if self._mac_share is None or self._mac_share[0] != calls:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,9 +11,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.attention import AttentionCalls, Listener
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
 from DeepCache.engine.feature import DeepFeature, FeatureTap
-from DeepCache.engine.narrowing import Narrowing, deep_feature_modules
+from DeepCache.engine.narrowing import Narrowing, deep_attention_layers, deep_feature_modules
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
 from DeepCache.engine.trajectory import Moment, Trajectory
 
@@ -42,7 +44,9 @@ class UnetCache:
         self._features: dict[int, DeepFeature] = {}
         self._handles: list[RemovableHandle] = []
         self._tap_handles: list[RemovableHandle] = []
-        self._call: tuple[Moment, torch.Tensor, bool] | None = None
+        self._last_slot = 0
+        self._call: tuple[Moment | None, torch.Tensor, bool] | None = None
+        self._listener: Listener | None = None
         self._names = _names_of_sample_and_timestep(unet)
         self._cut()
 
@@ -90,6 +94,7 @@ class UnetCache:
         self._call = None
         self._features.clear()
         self._tap_of_feature.take()
+        self._attention_calls()
         self._trajectory.reset()
 
     def _cut(self) -> None:
@@ -97,6 +102,7 @@ class UnetCache:
         self._branch = branch_of(self.unet, self._config.cache_branch_id)
         self._structure = _structure(self.unet)
         self._narrowing = Narrowing(self.unet, self._branch)
+        self._deep_attention = deep_attention_layers(self.unet, self._branch)
         self._tap_of_feature = FeatureTap()
         self._record = TrajectoryRecord(self._branch)
 
@@ -114,9 +120,17 @@ class UnetCache:
             # The call before this one never came back (Ctrl-C inside it): nothing it left is to be trusted.
             self.end_run()
         sample, timestep = (_argument(args, kwargs, index, name) for index, name in enumerate(self._names))
+        if sample.requires_grad and torch.is_grad_enabled():
+            # A gradient that is wanted comes from the whole U-Net, and the call is no step of the trajectory.
+            self._call = (None, sample, True)
+            return None
         moment = self._trajectory.locate(timestep, getattr(self._pipe, "scheduler", None))
         if moment.starts:
             self._start_trajectory()
+        if moment.slot == 0:
+            # A slot that the last step did not have is another one when it comes back.
+            self._features = {slot: feature for slot, feature in self._features.items() if slot <= self._last_slot}
+        self._last_slot = moment.slot
         feature = self._features.get(moment.slot)
         full = (
             feature is None
@@ -124,15 +138,19 @@ class UnetCache:
             or any(map(self._config.schedule.is_full, range(feature.step + 1, moment.step + 1)))
             or moment.mixed
             or not feature.fits(sample)
-            # A gradient that is wanted must come from the whole U-Net.
-            or (sample.requires_grad and torch.is_grad_enabled())
         )
         self._record.note_call(moment.slot, full, sample, args, kwargs)
         self._call = (moment, sample, full)
         if full or feature is None:
-            self._tap_of_feature.open = True
+            if self._config.schedule.caches:
+                self._tap_of_feature.open = True
+                self._listener = Listener(self._deep_attention)
             return None
-        self._narrowing.apply(feature.tensor)
+        meanwhile = None
+        if feature.attention:
+            meanwhile = partial(feature.attention.repeat, kwargs.get("cross_attention_kwargs") or {})
+            self._record.note_attention()
+        self._narrowing.apply(feature.tensor, meanwhile)
         return args, self._narrowing.narrow_kwargs(kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -142,6 +160,8 @@ class UnetCache:
             self.end_run()
             return
         (moment, sample, full), self._call = self._call, None
+        if moment is None:
+            return
         self._restore()
         if full and self._config.schedule.caches:
             self._store(moment, sample)
@@ -161,14 +181,20 @@ class UnetCache:
         self._record = TrajectoryRecord(self._branch)
 
     def _store(self, moment: Moment, sample: torch.Tensor) -> None:
-        tensor = self._tap_of_feature.take()
+        tensor, attention = self._tap_of_feature.take(), self._attention_calls()
         if tensor is None:
             raise RuntimeError(
                 f"no module of {self._branch.name} ran on a full step, so there is no deep feature to keep; "
                 "this U-Net does not call its layers as modules"
             )
-        self._features[moment.slot] = DeepFeature(tensor, moment.step, (sample.shape, sample.dtype, sample.device))
+        made_for = (sample.shape, sample.dtype, sample.device)
+        self._features[moment.slot] = DeepFeature(tensor, moment.step, made_for, attention)
         self._record.note_bytes(sum(feature.bytes for feature in self._features.values()))
+
+    def _attention_calls(self) -> AttentionCalls:
+        """What was heard during the call, and stops listening."""
+        listener, self._listener = self._listener, None
+        return listener.stop() if listener is not None else AttentionCalls([])
 
 
 def branch_of(unet: nn.Module, number: int) -> SkipBranch:

@@ -1,0 +1,117 @@
+"""Attention that a pipeline listens to, in layers that a shallow step leaves out.
+
+Some pipelines read attention maps off the U-Net: self-attention guidance, Pix2Pix-Zero, LEDITS++. They give its
+attention layers processors that write down what they see, at every step. A shallow step runs no deep layer, so these
+would write nothing and the pipeline would read the maps of another call or none. What they saw belongs to the deep
+part: with the deep feature of a full step the inputs of those layers are kept, and on a shallow step the layers attend
+to them once more. What they return is dropped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["AttentionCalls", "Listener", "copy_processor"]
+
+_PLAIN = (bool, int, float, str)
+# From a processor over its store and the store's dictionary of lists to the maps.
+_LEVELS = 4
+
+
+class AttentionCalls:
+    """Calls of attention layers, to be made again.
+
+    Args:
+        calls: layers with the arguments they were called with, in order.
+    """
+
+    def __init__(self, calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]) -> None:
+        self._calls = calls
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors that are kept for it."""
+        kept = {
+            id(value): value.nbytes
+            for _, args, kwargs in self._calls
+            for value in (*args, *kwargs.values())
+            if isinstance(value, torch.Tensor)
+        }
+        return sum(kept.values())
+
+    def repeat(self, attention_kwargs: dict[str, Any]) -> None:
+        """Calls the layers again, with the `cross_attention_kwargs` of this U-Net call instead of those of then."""
+        for layer, args, kwargs in self._calls:
+            layer(*args, **kwargs | {name: value for name, value in attention_kwargs.items() if name in kwargs})
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+
+class Listener:
+    """Notes the calls of attention layers whose processors write something down, for the length of one U-Net call.
+
+    Args:
+        layers: the attention layers that a shallow step leaves out.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self._calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+        self._before = {layer: _holdings(layer.processor) for layer in layers if _may_write(layer.processor)}
+        self._handles = [layer.register_forward_pre_hook(self._note, with_kwargs=True) for layer in self._before]
+
+    def stop(self) -> AttentionCalls:
+        """The calls of those layers whose processors did write."""
+        for handle in self._handles:
+            handle.remove()
+        wrote = {layer for layer, before in self._before.items() if _differ(before, _holdings(layer.processor))}
+        return AttentionCalls([call for call in self._calls if call[0] in wrote])
+
+    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.append((layer, args, kwargs))
+
+
+def copy_processor(processor: Any, copies: dict[int, Any]) -> Any:
+    """A copy of an attention processor that writes into a store of its own, for use on the meta device.
+
+    Args:
+        processor: the processor.
+        copies: what was copied for other processors of the same U-Net, which may share a store.
+    """
+    for item in _holdings(processor):
+        if isinstance(item, nn.Module):
+            copies[id(item)] = item
+        elif isinstance(item, torch.Tensor):
+            copies[id(item)] = torch.empty_like(item, device="meta")
+    return copy.deepcopy(processor, copies)
+
+
+def _may_write(processor: Any) -> bool:
+    """Whether it holds anything but settings. Adapters' processors are modules: what these hold are weights."""
+    return not isinstance(processor, nn.Module) and any(
+        not isinstance(value, _PLAIN) for value in getattr(processor, "__dict__", {}).values()
+    )
+
+
+def _holdings(processor: Any) -> list[Any]:
+    return list(_walk(processor, _LEVELS))
+
+
+def _walk(item: Any, levels: int) -> Iterator[Any]:
+    yield item
+    if levels == 0 or isinstance(item, (torch.Tensor, type)):
+        return
+    inner = item.values() if isinstance(item, dict) else item
+    if not isinstance(item, (dict, list, tuple)):
+        inner = getattr(item, "__dict__", {}).values()
+    for each in inner:
+        yield from _walk(each, levels - 1)
+
+
+def _differ(before: list[Any], after: list[Any]) -> bool:
+    return len(before) != len(after) or any(old is not new for old, new in zip(before, after, strict=True))
