@@ -1,5 +1,8 @@
-"""ControlNet-XS: a U-Net of two paths, whose lists of layers have an entry for the sampler and whose mid block returns
-the hidden states of both paths."""
+"""Blocks whose lists of layers differ in length.
+
+ControlNet-XS runs two paths side by side: its lists have an entry for the sampler, and its mid block returns the hidden
+states of both. A layer of AudioLDM 2 has a transformer for each of its conditions.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import ControlNetXSAdapter, UNet2DConditionModel, UNetControlNetXSModel
+from diffusers import (
+    AudioLDM2UNet2DConditionModel,
+    ControlNetXSAdapter,
+    UNet2DConditionModel,
+    UNetControlNetXSModel,
+)
 
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.branches import skip_branches
 
+BLOCKS = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+}
 BRANCHES = 9
 
 
@@ -19,23 +35,31 @@ def _normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-INPUTS = {"encoder_hidden_states": _normal(1, 2, 3, 8), "controlnet_cond": _normal(2, 2, 3, 16, 16)}
+def _controlnet_xs():
+    base = UNet2DConditionModel(**BLOCKS, cross_attention_dim=8)
+    control = ControlNetXSAdapter.from_unet(base, size_ratio=0.5, conditioning_embedding_out_channels=(8, 8))
+    return UNetControlNetXSModel.from_unet(base, control)
+
+
+def _audioldm2():
+    return AudioLDM2UNet2DConditionModel(**BLOCKS, cross_attention_dim=([None, 8, 4],) * 3)
+
+
+INPUTS = {
+    _controlnet_xs: {"encoder_hidden_states": _normal(1, 2, 3, 8), "controlnet_cond": _normal(2, 2, 3, 16, 16)},
+    _audioldm2: {"encoder_hidden_states": _normal(1, 2, 3, 8), "encoder_hidden_states_1": _normal(2, 2, 5, 4)},
+}
+
+
+@pytest.fixture(scope="module", params=INPUTS, ids=lambda make: make.__name__.strip("_"))
+def make(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def unet():
+def unet(make):
     torch.manual_seed(0)
-    base = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-    )
-    control = ControlNetXSAdapter.from_unet(base, size_ratio=0.5, conditioning_embedding_out_channels=(8, 8))
-    unet = UNetControlNetXSModel.from_unet(base, control).eval().requires_grad_(False)
+    unet = make().eval().requires_grad_(False)
     for parameter in unet.parameters():
         # Zero convolutions would hide whether the control path runs.
         if not parameter.any():
@@ -43,30 +67,41 @@ def unet():
     return unet
 
 
-def _run(unet, branch, changed):
+def _run(unet, branch, inputs, changed):
     """A full step, then a shallow one on the same inputs but for what is changed."""
     timesteps = torch.full((2,), 500)
     with DeepCacheSDHelper(SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))) as helper:
         helper.set_params(cache_interval=2, cache_branch_id=branch)
-        full = unet(_normal(0, 2, 4, 8, 8), timesteps[0], **INPUTS).sample
-        shallow = unet(_normal(0, 2, 4, 8, 8), timesteps[1], **INPUTS | changed).sample
+        full = unet(_normal(0, 2, 4, 8, 8), timesteps[0], **inputs).sample
+        shallow = unet(_normal(0, 2, 4, 8, 8), timesteps[1], **inputs | changed).sample
         assert helper.stats.pattern == "F."
+        assert helper.stats.mac_share < 1
     return full, shallow
 
 
-def test_the_branches_are_those_of_the_unet_it_controls(unet):
+def test_the_branches_are_those_of_three_blocks_of_two_layers(unet):
     assert len(skip_branches(unet)) == BRANCHES
 
 
 @pytest.mark.parametrize("branch", range(BRANCHES))
-def test_shallow_equals_full(unet, branch):
-    full, shallow = _run(unet, branch, {})
-    assert torch.equal(full, unet(_normal(0, 2, 4, 8, 8), 500, **INPUTS).sample)
+def test_shallow_equals_full(unet, make, branch):
+    full, shallow = _run(unet, branch, INPUTS[make], {})
+    assert torch.equal(full, unet(_normal(0, 2, 4, 8, 8), 500, **INPUTS[make]).sample)
     assert torch.equal(shallow, full)
 
 
 @pytest.mark.parametrize("branch", range(BRANCHES))
 @pytest.mark.parametrize("changed", [{"controlnet_cond": _normal(3, 2, 3, 16, 16)}, {"apply_control": False}])
-def test_a_shallow_step_follows_the_control(unet, branch, changed):
-    full, shallow = _run(unet, branch, changed)
+@pytest.mark.parametrize("make", [_controlnet_xs], indirect=True)
+def test_a_shallow_step_follows_the_control(unet, make, branch, changed):
+    full, shallow = _run(unet, branch, INPUTS[make], changed)
     assert not torch.equal(shallow, full)
+
+
+@pytest.mark.parametrize("branch", range(BRANCHES))
+@pytest.mark.parametrize("make", [_audioldm2], indirect=True)
+def test_a_shallow_step_follows_every_condition_of_its_layers(unet, make, branch):
+    # The layers of the first block have no transformer. What its downsampler hands over, layers of the next block take.
+    for name, value in INPUTS[make].items():
+        full, shallow = _run(unet, branch, INPUTS[make], {name: value + 1})
+        assert torch.equal(shallow, full) == (branch < 3)

@@ -100,7 +100,10 @@ def test_a_layer_replaced_between_runs_is_used():
         (lambda unet: delattr(unet, "up_blocks"), "no nn.ModuleList 'up_blocks'"),
         (lambda unet: delattr(unet, "mid_block"), "no 'mid_block'"),
         (lambda unet: setattr(unet.down_blocks[0], "skip_conv", None), "down_blocks.0 carries a second state"),
-        (lambda unet: unet.up_blocks.append(unet.up_blocks[0]), "makes 4 skip connections and its up path takes 6"),
+        (
+            lambda unet: unet.up_blocks.append(unet.up_blocks[0]),
+            "makes 4 skip connections, one a layer, and its up path takes 6",
+        ),
         (lambda unet: delattr(unet.up_blocks[0], "layers"), "up_blocks.0 has no list of layers"),
         (
             lambda unet: setattr(unet.up_blocks[0], "more", torch.nn.ModuleList([torch.nn.Identity()])),

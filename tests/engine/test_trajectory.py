@@ -267,3 +267,14 @@ class TestNoTransfers:
                 sample = pipe.unet(sample, timestep, encoder_hidden_states=prompt).sample
         monkeypatch.undo()
         assert engine.stats.pattern == {1: "FFFFF", 3: "F..F."}[interval]
+
+
+def test_a_copy_of_the_scheduler_begins_a_new_trajectory():
+    """Text2Video-Zero draws the first frame, then goes on over the same timesteps with a copy for all frames."""
+    trajectory, timesteps = Trajectory(), torch.tensor([9, 6, 3])
+    first, second = SimpleNamespace(timesteps=timesteps), SimpleNamespace(timesteps=timesteps)
+    trajectory.locate(timesteps[0], first)
+    trajectory.locate(timesteps[1], first)
+    moment = trajectory.locate(timesteps[1], second)
+    assert moment.starts
+    assert (moment.step, moment.slot) == (0, 0)

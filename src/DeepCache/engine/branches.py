@@ -7,7 +7,16 @@ from typing import cast
 
 from torch import nn
 
-__all__ = ["SkipBranch", "down_blocks", "layer_count", "layer_lists", "samplers", "skip_branches", "up_blocks"]
+__all__ = [
+    "SkipBranch",
+    "cut_layers",
+    "down_blocks",
+    "layer_count",
+    "layer_lists",
+    "samplers",
+    "skip_branches",
+    "up_blocks",
+]
 
 _SAMPLERS = ("downsamplers", "upsamplers")
 
@@ -63,7 +72,8 @@ def skip_branches(unet: nn.Module) -> tuple[SkipBranch, ...]:
     ]
     if len(origins) != len(takers):
         raise _unsupported(
-            unet, f"its down path makes {len(origins)} skip connections and its up path takes {len(takers)}"
+            unet,
+            f"its down path makes {len(origins)} skip connections, one a layer, and its up path takes {len(takers)}",
         )
     # The last skip made is the first taken.
     branches = tuple(
@@ -100,14 +110,32 @@ def samplers(block: nn.Module) -> list[str]:
 
 
 def layer_count(block: nn.Module) -> int | None:
-    """Number of layers of a block; None where its lists do not agree on one.
+    """Number of layers of a block, that of its shortest list; None where its other lists do not go with it.
 
-    A list may have one entry more than the others, which belongs to the block's sampler.
+    A list may have several entries a layer (AudioLDM 2), or one more than there are layers, for the block's sampler
+    (ControlNet-XS).
     """
-    lengths = {len(layers) for layers in layer_lists(block).values()}
-    if not lengths or max(lengths) - min(lengths) > len(samplers(block)[:1]):
+    lengths = {len(entries) for entries in layer_lists(block).values()}
+    if not lengths:
         return None
-    return min(lengths)
+    count = min(lengths)
+    # With a single layer nothing tells two entries of it from one for the sampler.
+    fits = all(
+        length == count or (count > 1 and (length % count == 0 or (length == count + 1 and samplers(block))))
+        for length in lengths
+    )
+    return count if fits else None
+
+
+def cut_layers(block: nn.Module, start: int, stop: int | None = None) -> dict[str, nn.ModuleList]:
+    """The per-layer lists of a block with nothing but its layers from `start` to before `stop`, by name."""
+    count = layer_count(block)
+    assert count is not None
+    cut = {}
+    for name, entries in layer_lists(block).items():
+        each = len(entries) // count
+        cut[name] = nn.ModuleList(entries[start * each : None if stop is None else stop * each])
+    return cut
 
 
 def _is_there(child: nn.Module | None) -> bool:

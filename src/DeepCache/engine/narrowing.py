@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from DeepCache.engine.branches import SkipBranch, down_blocks, layer_count, layer_lists, samplers, up_blocks
+from DeepCache.engine.branches import SkipBranch, cut_layers, down_blocks, layer_count, samplers, up_blocks
 from DeepCache.engine.feature import FeatureOutlet
 
 __all__ = ["Narrowing", "deep_attention_layers", "deep_feature_modules"]
@@ -101,8 +101,8 @@ def _overlays(
     down, up = down_blocks(unet), up_blocks(unet)
     if branch.layers:
         cut = down[branch.down_block]
-        for name, layers in layer_lists(cut).items():
-            yield cut, name, nn.ModuleList(layers[: branch.layers])
+        for name, kept in cut_layers(cut, 0, branch.layers).items():
+            yield cut, name, kept
         for name in samplers(cut):
             yield cut, name, None
         down = down[: branch.down_block + 1]
@@ -112,8 +112,8 @@ def _overlays(
     yield unet, "mid_block", outlet
     if branch.up_layer:
         cut = up[branch.up_block]
-        for name, layers in layer_lists(cut).items():
-            yield cut, name, nn.ModuleList(layers[branch.up_layer :])
+        for name, kept in cut_layers(cut, branch.up_layer).items():
+            yield cut, name, kept
     yield unet, "up_blocks", nn.ModuleList(up[branch.up_block :])
 
 
@@ -121,7 +121,7 @@ def deep_feature_modules(unet: nn.Module, branch: SkipBranch) -> list[nn.Module]
     """The modules of which the last one to run on a full step makes the deep feature of a branch."""
     if branch.up_layer:
         block = up_blocks(unet)[branch.up_block]
-        return [layers[branch.up_layer - 1] for layers in layer_lists(block).values()]
+        return [entries[-1] for entries in cut_layers(block, 0, branch.up_layer).values()]
     if branch.up_block:
         return [up_blocks(unet)[branch.up_block - 1]]
     return [cast(nn.Module, unet.mid_block)]
@@ -132,8 +132,8 @@ def deep_attention_layers(unet: nn.Module, branch: SkipBranch) -> list[nn.Module
     down, up = down_blocks(unet), up_blocks(unet)
     kept = [*down[: branch.down_block], *up[branch.up_block + 1 :]]
     if branch.layers:
-        kept += [layer for layers in layer_lists(down[branch.down_block]).values() for layer in layers[: branch.layers]]
-    kept += [layer for layers in layer_lists(up[branch.up_block]).values() for layer in layers[branch.up_layer :]]
+        kept += cut_layers(down[branch.down_block], 0, branch.layers).values()
+    kept += cut_layers(up[branch.up_block], branch.up_layer).values()
     runs = {module for part in kept for module in part.modules()}
     return [module for module in unet.modules() if hasattr(module, "processor") and module not in runs]
 

@@ -66,6 +66,7 @@ class Trajectory:
 
     def __init__(self) -> None:
         self._place: _Place | None = None
+        self._scheduler: Any = None
         self._start = 0
         self._slot = 0
         self._last_value: float | None = None
@@ -86,13 +87,19 @@ class Trajectory:
         """
         place = self._find(timestep, scheduler)
         last = self._place
-        if last is None or not place.same_list(last) or place.position < last.position:
+        # A pipeline may go on with a copy of its scheduler, over the same timesteps (Text2Video-Zero).
+        if (
+            last is None
+            or scheduler is not self._scheduler
+            or not place.same_list(last)
+            or place.position < last.position
+        ):
             self._start, self._slot = place.position, 0
             starts = True
         else:
             self._slot = self._slot + 1 if place.position == last.position else 0
             starts = False
-        self._place = place
+        self._place, self._scheduler = place, scheduler
         return Moment(place.position - self._start, self._slot, starts, place.ends, place.mixed)
 
     def _find(self, timestep: Any, scheduler: Any) -> _Place:
