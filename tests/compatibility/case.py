@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from DeepCache.schedule import UniformSchedule
 
-__all__ = ["PipelineCase", "RefusedCase", "uniform"]
+__all__ = ["BrokenCase", "PipelineCase", "RefusedCase", "uniform"]
 
 INTERVALS = (2, 3)
 
@@ -73,7 +73,30 @@ class RefusedCase:
     build: Callable[[], Any]
     reason: str
     note: str = ""
-    warns: tuple[str, ...] = field(default=())
+    warns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.pipeline
+
+
+@dataclass(frozen=True)
+class BrokenCase:
+    """A pipeline that fails in diffusers itself, so that nothing can be said about it.
+
+    Args:
+        pipeline: the class name in diffusers.
+        build: makes the pipeline.
+        run: one call of the pipeline, which raises.
+        error: a part of the message.
+        why: what is wrong, for the page.
+    """
+
+    pipeline: str
+    build: Callable[[], Any]
+    run: Callable[[Any], Any]
+    error: str
+    why: str
+    warns: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.pipeline

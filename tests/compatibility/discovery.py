@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import warnings
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -44,16 +47,41 @@ def find_pipelines() -> dict[str, FoundPipeline]:
         if not inspect.isclass(member):
             continue
         if hasattr(member, "_backends"):
-            found[name] = FoundPipeline(name, (), tuple(member._backends))
-        elif issubclass(member, DiffusionPipeline):
+            if any(_is_denoiser(component, None) for component in _components_in_the_source(name)):
+                found[name] = FoundPipeline(name, (), tuple(member._backends))
+            continue
+        if issubclass(member, DiffusionPipeline):
             denoisers = _denoisers(member._get_signature_types())
         elif issubclass(member, ModularPipeline) and member is not ModularPipeline:
             denoisers = _denoisers(_modular_types(member))
         else:
             continue
-        if name not in found and denoisers:
+        if denoisers:
             found[name] = FoundPipeline(name, denoisers)
     return found
+
+
+def _components_in_the_source(pipeline: str) -> list[str]:
+    """Names of the components of a pipeline that cannot be imported, from its constructor or the one it inherits."""
+    source = _pipelines_in_the_source().get(pipeline)
+    if source is None:
+        return []
+    for member in source.body:
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            return [argument.arg for argument in (*member.args.args, *member.args.kwonlyargs)]
+    bases = [base.id for base in source.bases if isinstance(base, ast.Name)]
+    return [component for base in bases for component in _components_in_the_source(base)]
+
+
+@cache
+def _pipelines_in_the_source() -> dict[str, ast.ClassDef]:
+    files = Path(inspect.getfile(diffusers)).parent.glob("pipelines/**/*.py")
+    return {
+        statement.name: statement
+        for file in files
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.ClassDef)
+    }
 
 
 def _modular_types(pipeline: type[ModularPipeline]) -> dict[str, tuple[Any, ...]]:

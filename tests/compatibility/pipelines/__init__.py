@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-from tests.compatibility.case import PipelineCase, RefusedCase
+from tests.compatibility.case import BrokenCase, PipelineCase, RefusedCase
 from tests.compatibility.pipelines import (
     audio,
     cascade,
@@ -26,7 +26,7 @@ from tests.compatibility.pipelines import (
     video,
 )
 
-__all__ = ["CASES", "REFUSED"]
+__all__ = ["BROKEN", "CASES", "REFUSED"]
 
 _FAMILIES = (
     audio,
@@ -51,3 +51,4 @@ _FAMILIES = (
 
 CASES: tuple[PipelineCase, ...] = tuple(chain.from_iterable(family.CASES for family in _FAMILIES))
 REFUSED: tuple[RefusedCase, ...] = tuple(chain.from_iterable(family.REFUSED for family in _FAMILIES))
+BROKEN: tuple[BrokenCase, ...] = versatile_diffusion.BROKEN

@@ -2,10 +2,192 @@
 
 from __future__ import annotations
 
-from tests.compatibility.case import PipelineCase, RefusedCase
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UniDiffuserModel,
+    UniDiffuserTextDecoder,
+)
+from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
+
+from tests.compatibility.case import PipelineCase, RefusedCase, uniform
+from tests.compatibility.components import (
+    TEXT_WIDTH,
+    clip_image_encoder,
+    clip_text_encoder,
+    clip_tokenizer,
+    generator,
+    image,
+    prior_transformer,
+    projecting_text_encoder,
+    quiet,
+    refused,
+    seeded,
+    unclip_scheduler,
+    vae,
+)
 
 __all__ = ["CASES", "REFUSED"]
 
-CASES: list[PipelineCase] = []
+_WIDTHS = (4, 8, 8, 8)
 
-REFUSED: list[RefusedCase] = []
+
+def _decoder() -> UNet2DConditionModel:
+    return seeded(
+        lambda: UNet2DConditionModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=6,
+            block_out_channels=_WIDTHS,
+            layers_per_block=3,
+            down_block_types=("ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=(*["SimpleCrossAttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"),
+            norm_num_groups=2,
+            cross_attention_dim=TEXT_WIDTH,
+            attention_head_dim=4,
+            class_embed_type="identity",
+            resnet_time_scale_shift="scale_shift",
+        )
+    )
+
+
+def _super_resolution(seed: int) -> UNet2DModel:
+    return seeded(
+        lambda: UNet2DModel(
+            sample_size=16,
+            in_channels=6,
+            out_channels=3,
+            block_out_channels=_WIDTHS,
+            layers_per_block=3,
+            down_block_types=("ResnetDownsampleBlock2D",) * 4,
+            up_block_types=("ResnetUpsampleBlock2D",) * 4,
+            norm_num_groups=2,
+            add_attention=False,
+            resnet_time_scale_shift="scale_shift",
+        ),
+        seed,
+    )
+
+
+def _build(name: str, **components: Any) -> Any:
+    return quiet(
+        getattr(diffusers, name)(
+            decoder=_decoder(),
+            text_encoder=projecting_text_encoder(),
+            tokenizer=clip_tokenizer(),
+            text_proj=seeded(
+                lambda: UnCLIPTextProjModel(
+                    clip_embeddings_dim=TEXT_WIDTH, time_embed_dim=4 * _WIDTHS[0], cross_attention_dim=TEXT_WIDTH
+                )
+            ),
+            super_res_first=_super_resolution(seed=1),
+            super_res_last=_super_resolution(seed=2),
+            decoder_scheduler=unclip_scheduler(prediction_type="epsilon", variance_type="learned_range"),
+            super_res_scheduler=unclip_scheduler(prediction_type="epsilon"),
+            **components,
+        )
+    )
+
+
+def _run(pipe: Any, **call: Any) -> torch.Tensor:
+    images = pipe(
+        **{"decoder_num_inference_steps": 5, "super_res_num_inference_steps": 5} | call,
+        generator=generator(),
+        output_type="np",
+    ).images
+    return torch.from_numpy(images)
+
+
+def _run_text(pipe: Any, **call: Any) -> torch.Tensor:
+    return _run(pipe, prompt="a red circle", prior_num_inference_steps=2, **call)
+
+
+# One of the two U-Nets for super-resolution makes every step but the last, the other one the last.
+_PATTERNS = {"decoder": uniform(5), "super_res_first": uniform(4), "super_res_last": uniform(1)}
+_NOTE = "the decoder and the super-resolution are cached; `super_res_last` makes one step only, which is full"
+
+CASES = [
+    PipelineCase(
+        "UnCLIPPipeline",
+        build=lambda: _build(
+            "UnCLIPPipeline",
+            prior=prior_transformer(),
+            prior_scheduler=unclip_scheduler(),
+        ),
+        run=_run_text,
+        run_other=lambda pipe: _run_text(pipe, num_images_per_prompt=2, super_res_num_inference_steps=3),
+        patterns=_PATTERNS,
+        note=_NOTE,
+    ),
+    PipelineCase(
+        "UnCLIPImageVariationPipeline",
+        build=lambda: _build(
+            "UnCLIPImageVariationPipeline", image_encoder=clip_image_encoder(), feature_extractor=None
+        ),
+        run=lambda pipe: _run(pipe, image=image(size=32)),
+        run_other=lambda pipe: _run(pipe, image=image(size=32), decoder_guidance_scale=1.0),
+        patterns=_PATTERNS,
+        note=_NOTE,
+    ),
+]
+
+
+def _unidiffuser() -> Any:
+    tokens = clip_tokenizer().model_max_length
+    return diffusers.UniDiffuserPipeline(
+        vae=vae(),
+        text_encoder=clip_text_encoder(),
+        image_encoder=clip_image_encoder(),
+        clip_image_processor=None,
+        clip_tokenizer=clip_tokenizer(),
+        text_decoder=seeded(
+            lambda: UniDiffuserTextDecoder(
+                prefix_length=tokens,
+                prefix_inner_dim=TEXT_WIDTH,
+                vocab_size=8,
+                n_positions=64,
+                n_embd=TEXT_WIDTH,
+                n_layer=1,
+                n_head=2,
+            )
+        ),
+        text_tokenizer=None,
+        unet=seeded(
+            lambda: UniDiffuserModel(
+                text_dim=TEXT_WIDTH,
+                clip_img_dim=TEXT_WIDTH,
+                num_text_tokens=tokens,
+                num_attention_heads=2,
+                attention_head_dim=4,
+                in_channels=4,
+                out_channels=4,
+                num_layers=3,
+                norm_num_groups=2,
+                sample_size=8,
+                patch_size=2,
+            )
+        ),
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+
+
+REFUSED = [
+    *(
+        refused(
+            name, "has none among its components (prior, ", "it denoises with a transformer", prior=prior_transformer
+        )
+        for name in ("ShapEPipeline", "ShapEImg2ImgPipeline")
+    ),
+    RefusedCase(
+        "UniDiffuserPipeline",
+        build=_unidiffuser,
+        reason="cannot cut a UniDiffuserModel: it has no nn.ModuleList 'down_blocks'",
+        note="what it calls a U-Net is a transformer of one resolution",
+    ),
+]

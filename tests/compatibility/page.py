@@ -1,0 +1,186 @@
+"""Writes docs/compatibility.md from the tests: `python -m tests.compatibility.page`.
+
+Every line of it is a case or a marked test of the suite, so it says what the suite holds true and no more.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from DeepCache import DeepCacheSDHelper
+from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.unets import unets_of
+from tests.compatibility import schedulers
+from tests.compatibility.pipelines import BROKEN, CASES, REFUSED
+
+__all__ = ["FILE", "companions", "page"]
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docs" / "compatibility.md"
+
+_HEAD = """\
+# Compatibility
+
+*Made by `python -m tests.compatibility.page` from the tests, with diffusers {diffusers} and torch {torch}. The tests \
+fail when this page is not in step with them, and when diffusers has a pipeline or a scheduler that is not on it.*
+
+{counts}
+
+Each pipeline ran through its own `__call__` on small random components with the published number of blocks and \
+layers. Tested of each: with `cache_interval=1` no bit differs from the pipeline without DeepCache; at intervals 2 \
+and 3 exactly the U-Net calls that the schedule says run the whole U-Net; a second call with other settings starts \
+full and gives what it gives alone; after `disable()` no bit differs.
+
+DeepCache looks at the shape of a U-Net and never at its class. A U-Net that is not listed works if it has that \
+shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists of one length, and a skip \
+connection from every layer and downsampler. If it has another shape, `enable()` raises a `TypeError` that says why.
+"""
+
+
+def page() -> str:
+    """The text of docs/compatibility.md."""
+    works, refused = _pipelines_that_work(), _pipelines_that_are_refused()
+    companion_notes = companions()
+    tried = sorted({case.scheduler for case in schedulers.CASES} | set(schedulers.OWN_PIPELINES))
+    counts = _table(
+        ("", "found", "works", "refused, or not for a U-Net", "broken in diffusers"),
+        [
+            ("pipelines", len(works) + len(refused) + len(BROKEN), len(works), len(refused), len(BROKEN)),
+            ("schedulers", len(tried) + len(schedulers.NOT_TAKEN), len(tried), len(schedulers.NOT_TAKEN), 0),
+            ("companions and pairs of them", len(companion_notes), len(companion_notes), "", ""),
+        ],
+    )
+    sections = [
+        _HEAD.format(diffusers=diffusers.__version__, torch=torch.__version__.partition("+")[0], counts=counts),
+        "## Pipelines that work\n",
+        _table(("pipeline", "U-Net", "`cache_branch_id`", "note"), works),
+        "\n## Pipelines that are refused\n\n`enable()` raises a `TypeError` that begins with this reason.\n",
+        _table(("pipeline", "reason", "note"), refused),
+    ]
+    if BROKEN:
+        sections += [
+            "\n## Pipelines that fail in diffusers itself, without DeepCache too\n",
+            _table(("pipeline", "why"), sorted((case.pipeline, case.why) for case in BROKEN)),
+        ]
+    sections += [
+        "\n## Schedulers\n\nThe pattern of full and shallow steps is exact with each, at intervals 2 and 3, in a run "
+        "of one step, and with timesteps or sigmas of the caller's where the scheduler takes them.\n",
+        _table(("scheduler", "tried with", "note"), _schedulers_that_work()),
+        "\nNo pipeline with a U-Net takes these:\n",
+        _table(("scheduler", "why"), sorted((entry.scheduler, entry.reason) for entry in schedulers.NOT_TAKEN)),
+        "\n## Companions\n\nWhat people use beside DeepCache, alone and in pairs. Each has tests that fail if it were "
+        "ignored.\n",
+        _table(("companion", "note"), [(name, "; ".join(notes)) for name, notes in companion_notes.items()]),
+    ]
+    return "\n".join(sections)
+
+
+def companions() -> dict[str, list[str]]:
+    """The notes on every companion that a test is marked with, by its name."""
+    notes: dict[str, list[str]] = defaultdict(list)
+    for mark in _companion_marks():
+        name, *rest = mark.args
+        noted = notes[name]
+        noted.extend(note for note in rest if note not in noted)
+    return dict(sorted(notes.items(), key=lambda entry: entry[0].lower()))
+
+
+def _pipelines_that_work() -> list[tuple[Any, ...]]:
+    built: dict[str, tuple[str, str]] = {}
+    notes: dict[str, list[str]] = defaultdict(list)
+    for case in CASES:
+        if case.note and case.note not in notes[case.pipeline]:
+            notes[case.pipeline].append(case.note)
+        if case.pipeline not in built:
+            with _quiet():
+                unets = unets_of(case.build())
+            built[case.pipeline] = (
+                ", ".join(_named(name, type(unet).__name__, unets) for name, unet in unets.items()),
+                ", ".join(_named(name, f"0–{len(skip_branches(unet)) - 1}", unets) for name, unet in unets.items()),
+            )
+    return [(name, *built[name], "; ".join(notes[name])) for name in sorted(built)]
+
+
+def _named(name: str, text: str, unets: dict[str, Any]) -> str:
+    return text if len(unets) == 1 else f"{name}: {text}"
+
+
+def _pipelines_that_are_refused() -> list[tuple[Any, ...]]:
+    rows, working = [], {case.pipeline for case in CASES}
+    for case in REFUSED:
+        if case.pipeline in working:
+            # Refused with one kind of U-Net only, which its note says where it works.
+            continue
+        with _quiet(), pytest.raises(TypeError) as refusal:
+            DeepCacheSDHelper(case.build()).enable()
+        rows.append((case.pipeline, str(refusal.value), case.note))
+    return sorted(rows)
+
+
+def _schedulers_that_work() -> list[tuple[Any, ...]]:
+    variants: dict[str, list[str]] = defaultdict(list)
+    notes: dict[str, list[str]] = defaultdict(list)
+    for case in schedulers.CASES:
+        settings = ", ".join(f"{name}={value}" for name, value in {**case.options, **case.call}.items())
+        if settings:
+            variants[case.scheduler].append(f"`{settings}`")
+        if case.note and case.note not in notes[case.scheduler]:
+            notes[case.scheduler].append(case.note)
+    for name, pipelines in schedulers.OWN_PIPELINES.items():
+        notes[name].append("with the pipeline it belongs to: " + ", ".join(pipelines))
+    names = {case.scheduler for case in schedulers.CASES} | set(schedulers.OWN_PIPELINES)
+    return [(name, "<br>".join(variants[name]), "; ".join(notes[name])) for name in sorted(names)]
+
+
+def _companion_marks() -> Iterator[pytest.Mark]:
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "mark.companion(" in file.read_text(encoding="utf-8"):
+            module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+            yield from _marks_of(module)
+            for member in vars(module).values():
+                if getattr(member, "__module__", "") != module.__name__:
+                    continue
+                yield from _marks_of(member)
+                if inspect.isclass(member):
+                    for method in vars(member).values():
+                        yield from _marks_of(method)
+
+
+def _marks_of(item: Any) -> Iterator[pytest.Mark]:
+    marks = getattr(item, "pytestmark", [])
+    for mark in marks if isinstance(marks, list) else [marks]:
+        mark = getattr(mark, "mark", mark)
+        if mark.name == "companion":
+            yield mark
+        elif mark.name == "parametrize":
+            for values in mark.args[1]:
+                yield from (inner.mark for inner in getattr(values, "marks", ()) if inner.name == "companion")
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+class _quiet(warnings.catch_warnings):
+    """What diffusers warns about while a pipeline is made is checked by the tests of the pipelines."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.simplefilter("ignore")
+        return entered
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")
+    print(FILE.relative_to(ROOT))

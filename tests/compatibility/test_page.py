@@ -1,0 +1,32 @@
+"""docs/compatibility.md, and the list of pipelines behind it, are in step with diffusers and with the tests."""
+
+from __future__ import annotations
+
+import re
+
+import diffusers
+import pytest
+from packaging.version import Version
+
+from tests.compatibility.discovery import find_pipelines
+from tests.compatibility.page import FILE, page
+from tests.compatibility.pipelines import BROKEN, CASES, REFUSED
+
+WRITTEN_FOR = Version(re.search(r"with diffusers (\S+)", FILE.read_text(encoding="utf-8"))[1])
+INSTALLED = Version(diffusers.__version__)
+
+
+@pytest.mark.skipif(INSTALLED != WRITTEN_FOR, reason=f"the page is about diffusers {WRITTEN_FOR}")
+def test_the_page_is_what_the_tests_make():
+    assert FILE.read_text(encoding="utf-8") == page(), "run: python -m tests.compatibility.page"
+
+
+@pytest.mark.skipif(INSTALLED < WRITTEN_FOR, reason="classes that diffusers has taken out since are not listed")
+def test_every_pipeline_with_a_unet_is_listed():
+    listed = {case.pipeline for case in (*CASES, *REFUSED, *BROKEN)}
+    assert set(find_pipelines()) - listed == set(), "add a case for it in tests/compatibility/pipelines"
+
+
+@pytest.mark.skipif(INSTALLED != WRITTEN_FOR, reason=f"the page is about diffusers {WRITTEN_FOR}")
+def test_every_pipeline_that_is_listed_has_a_unet():
+    assert {case.pipeline for case in (*CASES, *REFUSED, *BROKEN)} - set(find_pipelines()) == set()
