@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import transformers
 
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.branches import skip_branches
@@ -42,8 +43,8 @@ and 3 exactly the U-Net calls that the schedule says run the whole U-Net; a seco
 full and gives what it gives alone; after `disable()` no bit differs.
 
 DeepCache looks at the shape of a U-Net and never at its class. A U-Net that is not listed works if it has that \
-shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists of one length, and a skip \
-connection from every layer and downsampler. If it has another shape, `enable()` raises a `TypeError` that says why.
+shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists, and a skip connection from \
+every layer and downsampler. If it has another shape, `enable()` raises a `TypeError` that says why.
 """
 
 
@@ -51,34 +52,34 @@ def page() -> str:
     """The text of docs/compatibility.md."""
     works, refused = _pipelines_that_work(), _pipelines_that_are_refused()
     companion_notes = companions()
-    tried = sorted({case.scheduler for case in schedulers.CASES} | set(schedulers.OWN_PIPELINES))
+    taken, not_taken = _schedulers_that_work(), _schedulers_that_are_not_taken()
     counts = _table(
         ("", "found", "works", "refused, or not for a U-Net", "broken in diffusers"),
         [
             ("pipelines", len(works) + len(refused) + len(BROKEN), len(works), len(refused), len(BROKEN)),
-            ("schedulers", len(tried) + len(schedulers.NOT_TAKEN), len(tried), len(schedulers.NOT_TAKEN), 0),
+            ("schedulers", len(taken) + len(not_taken), len(taken), len(not_taken), 0),
             ("companions and pairs of them", len(companion_notes), len(companion_notes), "", ""),
         ],
     )
     sections = [
-        _HEAD.format(diffusers=diffusers.__version__, torch=torch.__version__.partition("+")[0], counts=counts),
+        _HEAD.format(diffusers=diffusers.__version__, torch=torch.__version__.partition("+")[0], counts=counts.strip()),
         "## Pipelines that work\n",
         _table(("pipeline", "U-Net", "`cache_branch_id`", "note"), works),
-        "\n## Pipelines that are refused\n\n`enable()` raises a `TypeError` that begins with this reason.\n",
+        "## Pipelines that are refused\n\n`enable()` raises a `TypeError` that begins with this reason.\n",
         _table(("pipeline", "reason", "note"), refused),
     ]
     if BROKEN:
         sections += [
-            "\n## Pipelines that fail in diffusers itself, without DeepCache too\n",
+            "## Pipelines that fail in diffusers itself, without DeepCache too\n",
             _table(("pipeline", "why"), sorted((case.pipeline, case.why) for case in BROKEN)),
         ]
     sections += [
-        "\n## Schedulers\n\nThe pattern of full and shallow steps is exact with each, at intervals 2 and 3, in a run "
+        "## Schedulers\n\nThe pattern of full and shallow steps is exact with each, at intervals 2 and 3, in a run "
         "of one step, and with timesteps or sigmas of the caller's where the scheduler takes them.\n",
-        _table(("scheduler", "tried with", "note"), _schedulers_that_work()),
-        "\nNo pipeline with a U-Net takes these:\n",
-        _table(("scheduler", "why"), sorted((entry.scheduler, entry.reason) for entry in schedulers.NOT_TAKEN)),
-        "\n## Companions\n\nWhat people use beside DeepCache, alone and in pairs. Each has tests that fail if it were "
+        _table(("scheduler", "also tried with", "note"), taken),
+        "No pipeline with a U-Net takes these:\n",
+        _table(("scheduler", "why"), not_taken),
+        "## Companions\n\nWhat people use beside DeepCache, alone and in pairs. Each has tests that fail if it were "
         "ignored.\n",
         _table(("companion", "note"), [(name, "; ".join(notes)) for name, notes in companion_notes.items()]),
     ]
@@ -136,10 +137,23 @@ def _schedulers_that_work() -> list[tuple[Any, ...]]:
             variants[case.scheduler].append(f"`{settings}`")
         if case.note and case.note not in notes[case.scheduler]:
             notes[case.scheduler].append(case.note)
-    for name, pipelines in schedulers.OWN_PIPELINES.items():
-        notes[name].append("with the pipeline it belongs to: " + ", ".join(pipelines))
-    names = {case.scheduler for case in schedulers.CASES} | set(schedulers.OWN_PIPELINES)
+    own = {name: pipelines for name, pipelines in schedulers.OWN_PIPELINES.items() if _works(pipelines)}
+    for name, pipelines in own.items():
+        notes[name].append("with the pipeline it belongs to, " + ", ".join(pipelines))
+    names = {case.scheduler for case in schedulers.CASES} | set(own)
     return [(name, "<br>".join(variants[name]), "; ".join(notes[name])) for name in sorted(names)]
+
+
+def _schedulers_that_are_not_taken() -> list[tuple[str, str]]:
+    reasons = {entry.scheduler: entry.reason for entry in schedulers.NOT_TAKEN}
+    for name, pipelines in schedulers.OWN_PIPELINES.items():
+        if not _works(pipelines):
+            reasons[name] = "belongs to " + " and ".join(pipelines) + ", which are refused"
+    return sorted(reasons.items())
+
+
+def _works(pipelines: Iterable[str]) -> bool:
+    return any(case.pipeline in pipelines for case in CASES)
 
 
 def _companion_marks() -> Iterator[pytest.Mark]:
@@ -182,5 +196,7 @@ class _quiet(warnings.catch_warnings):
 
 
 if __name__ == "__main__":
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
     FILE.write_text(page(), encoding="utf-8")
     print(FILE.relative_to(ROOT))

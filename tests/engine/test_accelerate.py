@@ -34,7 +34,12 @@ def _group_offload(unet):
     unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
 
 
-OFFLOADS = [_align, _model_offload, _sequential_offload, _two_hooks]
+OFFLOADS = [
+    _align,
+    pytest.param(_model_offload, marks=pytest.mark.companion("Model offload")),
+    pytest.param(_sequential_offload, marks=pytest.mark.companion("Sequential offload")),
+    _two_hooks,
+]
 
 
 def _remove(unet):
@@ -141,6 +146,8 @@ def test_offload_removed_in_the_middle_of_a_run(expected, witness):
     assert seen.take() == "F..F.."
 
 
+@pytest.mark.companion("Model offload")
+@pytest.mark.companion("Sequential offload")
 def test_disable_between_two_kinds_of_offload(expected, plain):
     pipe = tiny_pipeline()
     helper = _helper(pipe)
@@ -169,6 +176,12 @@ def test_a_layer_offloaded_alone(expected):
         assert torch.equal(draw(pipe), expected)
 
 
+@pytest.mark.companion("Group offload")
+@pytest.mark.skipif(
+    # There, diffusers asks torch for an accelerator where there is none.
+    torch.__version__ < "2.7" and not torch.accelerator.is_available(),
+    reason="torch 2.6 without an accelerator",
+)
 def test_group_offloading_of_diffusers(expected, plain):
     for early in (True, False):
         pipe = tiny_pipeline()

@@ -50,7 +50,7 @@ def cached():
         with _helper(pipe, branch):
             return _draw(pipe, seed)
 
-    return {(branch, seed): run(branch, seed) for branch, seed in [(0, 0), (0, 1), (1, 0)]}
+    return {(branch, seed): run(branch, seed) for branch, seed in [(0, 0), (0, 1), (1, 0), (1, 1)]}
 
 
 @pytest.fixture
@@ -69,7 +69,13 @@ def _in_place(pipe, graphs):
 
 
 @pytest.mark.parametrize("compile_first", [True, False], ids=["compiled first", "enabled first"])
-@pytest.mark.parametrize("compile_unet", [_wrap, _in_place])
+@pytest.mark.parametrize(
+    "compile_unet",
+    [
+        pytest.param(_wrap, marks=pytest.mark.companion("torch.compile", "whole: `torch.compile(pipe.unet)`")),
+        pytest.param(_in_place, marks=pytest.mark.companion("torch.compile", "in place: `pipe.unet.compile()`")),
+    ],
+)
 def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first, graphs, cached):
     pipe = _pipeline()
     helper = _helper(pipe)
@@ -87,6 +93,7 @@ def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first
     assert 0.5 < helper.stats.mac_share < 1
 
 
+@pytest.mark.companion("torch.compile", "before or after `enable()`")
 def test_compiled_and_run_before_it_is_enabled(graphs, cached, plain):
     pipe = _pipeline()
     _wrap(pipe, graphs)
@@ -99,6 +106,7 @@ def test_compiled_and_run_before_it_is_enabled(graphs, cached, plain):
     assert graphs.frame_count == 1 + 2
 
 
+@pytest.mark.companion("torch.compile", "another branch is compiled anew")
 def test_another_branch_and_disable_while_compiled(graphs, cached, plain):
     pipe = _pipeline()
     helper = _helper(pipe)
@@ -112,15 +120,18 @@ def test_another_branch_and_disable_while_compiled(graphs, cached, plain):
     assert torch.equal(_draw(pipe), plain)
 
 
-def test_blocks_compiled_one_by_one(graphs, cached, plain):
+@pytest.mark.companion("torch.compile", "block by block")
+@pytest.mark.parametrize("branch", [0, 1])
+def test_blocks_compiled_one_by_one(branch, graphs, cached, plain):
+    """A shallow step at branch 1 runs a part of the first block."""
     pipe = _pipeline()
     unet = pipe.unet
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         block.compile(backend=graphs)
     assert torch.equal(_draw(pipe), plain)
-    helper = _helper(pipe)
+    helper = _helper(pipe, branch)
     helper.enable()
-    assert torch.equal(_draw(pipe), cached[0, 0])
+    assert torch.equal(_draw(pipe), cached[branch, 0])
     built = graphs.frame_count
-    assert torch.equal(_draw(pipe, seed=1), cached[0, 1])
+    assert torch.equal(_draw(pipe, seed=1), cached[branch, 1])
     assert graphs.frame_count == built

@@ -2,6 +2,7 @@ import copy
 import pickle
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
@@ -18,6 +19,7 @@ def test_the_pipeline_keeps_its_class_name_while_followed():
     assert set(pipe.__dict__) == {"unet", "scheduler"}
 
 
+@pytest.mark.companion("U-Net swapped while DeepCache is on")
 def test_putting_the_first_unet_back_is_followed_too():
     first, second = DummyUNet(), DummyUNet()
     pipe = Pipeline(first)
@@ -28,6 +30,7 @@ def test_putting_the_first_unet_back_is_followed_too():
         assert engine.stats.pattern == "F."
 
 
+@pytest.mark.companion("Scheduler swapped while DeepCache is on")
 def test_another_scheduler_is_followed():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
@@ -48,13 +51,19 @@ def test_an_object_whose_class_cannot_change_is_served_without_being_followed():
     helper.disable()
 
 
-def test_a_copied_or_pickled_pipeline_is_one_of_the_original_class():
+@pytest.mark.companion("deepcopy")
+@pytest.mark.companion("pickle")
+def test_a_copied_or_pickled_pipeline_is_followed_as_well():
     pipe = Pipeline(DummyUNet())
     apply_deepcache(pipe, DeepCacheConfig(2))
     for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
-        assert type(twin) is Pipeline
+        assert isinstance(twin, Pipeline)
+        assert type(twin).__name__ == "Pipeline"
         assert (twin.call(1, 0), twin.call(3, 1)) == (33, 35)
         assert (pipe.call(2, 0), pipe.call(3, 1)) == (56, 57)
         pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
+        twin.unet = DummyUNet()
+        assert twin.unet._forward_hooks
         remove_deepcache(twin)
         assert not twin.unet._forward_hooks
+        assert type(twin) is Pipeline

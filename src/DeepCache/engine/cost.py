@@ -109,9 +109,12 @@ def capture_unet_call(pipe: Any, unet: nn.Module, **call: Any) -> tuple[tuple[An
 
 
 def on_meta(value: Any) -> Any:
-    """The same value with every tensor in it replaced by an empty one on the meta device."""
+    """The same value with every tensor in it replaced by an empty one on the meta device, of float32 where it is one of
+    floating-point numbers: what is stored in one type may be computed in another (layerwise casting, quantisation)."""
     if isinstance(value, torch.Tensor):
-        return torch.empty_like(value, device="meta")
+        return torch.empty(
+            value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype, device="meta"
+        )
     if isinstance(value, dict):
         return {key: on_meta(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
 """Follows the U-Nets of a pipeline: one that is put into it while DeepCache is on gets it, the one taken out loses it.
 
 Assigning an attribute runs no hook, so while DeepCache is on the pipeline's class is a subclass that notices. It has
-the name and module of the class it extends; saving, `from_pipe` and `isinstance` see no difference, and a copied or
-pickled pipeline is one of the original class.
+the name and module of the class it extends; saving, `from_pipe` and `isinstance` see no difference. A copied or
+unpickled pipeline is followed as well, by the engine that was copied with it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ class _Following:
 
 
 def _new(cls: Any) -> Any:
-    return cls.__new__(cls)
+    following = _following(cls)
+    return following.__new__(following)
+
+
+def _following(cls: Any) -> Any:
+    attributes = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (_Following, cls), attributes)
 
 
 def follow_unets(pipe: Any, engine: Any, names: tuple[str, ...]) -> None:
     """Has `engine.attach()` called whenever an attribute of these names is assigned. An object whose class cannot be
     changed (a `types.SimpleNamespace`) is left alone: there, call `enable()` again after assigning."""
     if not isinstance(pipe, _Following):
-        cls = type(pipe)
-        attributes = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         try:
-            pipe.__class__ = type(cls.__name__, (_Following, cls), attributes)
+            pipe.__class__ = _following(type(pipe))
         except TypeError:
             return
     pipe.__dict__[_FOLLOWED] = (engine, names)

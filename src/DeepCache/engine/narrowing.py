@@ -30,6 +30,9 @@ class Narrowing:
         unet: the U-Net, of the shape that `skip_branches` describes.
         branch: one of its skip branches.
 
+    Attributes:
+        blocks: the blocks that a shallow step runs, two of them in part.
+
     Example:
         >>> from diffusers import UNet2DConditionModel
         >>> from DeepCache.engine.branches import skip_branches
@@ -44,6 +47,7 @@ class Narrowing:
     """
 
     def __init__(self, unet: nn.Module, branch: SkipBranch) -> None:
+        self.blocks = _kept_blocks(unet, branch)
         self._outlet = FeatureOutlet()
         self._overlays = list(_overlays(unet, branch, self._outlet))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
@@ -93,6 +97,11 @@ class Narrowing:
 
 
 _ABSENT = object()
+
+
+def _kept_blocks(unet: nn.Module, branch: SkipBranch) -> list[nn.Module]:
+    """The blocks that a shallow step runs, two of them in part."""
+    return [*down_blocks(unet)[: branch.down_block + bool(branch.layers)], *up_blocks(unet)[branch.up_block :]]
 
 
 def _overlays(

@@ -15,6 +15,7 @@ from DeepCache.engine.attention import AttentionCalls, Listener
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
 from DeepCache.engine.feature import DeepFeature, FeatureTap
 from DeepCache.engine.narrowing import Narrowing, deep_attention_layers, deep_feature_modules
+from DeepCache.engine.offload import load_groups
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
 from DeepCache.engine.trajectory import Moment, Trajectory
 
@@ -47,6 +48,7 @@ class UnetCache:
         self._last_slot = 0
         self._call: tuple[Moment | None, torch.Tensor, bool] | None = None
         self._listener: Listener | None = None
+        self._groups: list[Any] = []
         self._names = _names_of_sample_and_timestep(unet)
         self._cut()
 
@@ -150,6 +152,7 @@ class UnetCache:
         if feature.attention:
             meanwhile = partial(feature.attention.repeat, kwargs.get("cross_attention_kwargs") or {})
             self._record.note_attention()
+        self._groups = load_groups(self._narrowing.blocks)
         self._narrowing.apply(feature.tensor, meanwhile)
         return args, self._narrowing.narrow_kwargs(kwargs)
 
@@ -171,6 +174,8 @@ class UnetCache:
     def _restore(self) -> None:
         self._narrowing.undo()
         self._tap_of_feature.open = False
+        while self._groups:
+            self._groups.pop().offload_()
 
     def _start_trajectory(self) -> None:
         self._features.clear()

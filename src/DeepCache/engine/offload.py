@@ -1,0 +1,37 @@
+"""Diffusers' group offloading with several blocks a group.
+
+The first block of a group loads it and the last one puts it away. A shallow step may run a block of a group and leave
+out its first or its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+__all__ = ["load_groups"]
+
+
+def load_groups(blocks: Sequence[nn.Module]) -> list[Any]:
+    """Loads the groups of blocks whose first block is not among those that run.
+
+    Args:
+        blocks: the blocks of a U-Net that a shallow step runs.
+
+    Returns:
+        The groups that are still loaded when all these have run, because their last block is not among them; each has
+        a method `offload_`.
+    """
+    groups = {id(group): group for block in blocks if (group := _group_of(block)) is not None}
+    for group in groups.values():
+        if group.onload_leader not in blocks:
+            group.onload_()
+    return [group for group in groups.values() if group.offload_leader not in blocks]
+
+
+def _group_of(block: nn.Module) -> Any:
+    registry: Any = getattr(block, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return None if hook is None else hook.group
