@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import diffusers
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.branches import skip_branches
@@ -24,10 +26,11 @@ from DeepCache.engine.unets import unets_of
 from tests.compatibility import schedulers
 from tests.compatibility.pipelines import BROKEN, CASES, REFUSED
 
-__all__ = ["FILE", "companions", "page"]
+__all__ = ["FILE", "INSTALLED", "companions", "page", "written_for"]
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "compatibility.md"
+INSTALLED = Version(diffusers.__version__)
 
 _HEAD = """\
 # Compatibility
@@ -46,6 +49,13 @@ DeepCache looks at the shape of a U-Net and never at its class. A U-Net that is 
 shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists, and a skip connection from \
 every layer and downsampler. If it has another shape, `enable()` raises a `TypeError` that says why.
 """
+
+
+def written_for() -> Version:
+    """The version of diffusers that the page is about."""
+    found = re.search(r"with diffusers (\S+)", FILE.read_text(encoding="utf-8"))
+    assert found is not None
+    return Version(found[1])
 
 
 def page() -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
-import diffusers
 import pytest
-from packaging.version import Version
 
 from tests.compatibility.discovery import find_pipelines
-from tests.compatibility.page import FILE, page
+from tests.compatibility.page import FILE, INSTALLED, page, written_for
 from tests.compatibility.pipelines import BROKEN, CASES, REFUSED
 
-WRITTEN_FOR = Version(re.search(r"with diffusers (\S+)", FILE.read_text(encoding="utf-8"))[1])
-INSTALLED = Version(diffusers.__version__)
+WRITTEN_FOR = written_for()
 
 
 @pytest.mark.skipif(INSTALLED != WRITTEN_FOR, reason=f"the page is about diffusers {WRITTEN_FOR}")

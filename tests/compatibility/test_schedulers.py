@@ -26,6 +26,7 @@ from DeepCache import DeepCacheSDHelper
 from DeepCache.engine import stats
 from DeepCache.engine.trajectory import Trajectory
 from tests.compatibility.conftest import Witness, expect_warnings
+from tests.compatibility.page import INSTALLED, written_for
 from tests.compatibility.pipelines import CASES as PIPELINES
 from tests.compatibility.pipelines import REFUSED
 from tests.compatibility.schedulers import (
@@ -151,7 +152,10 @@ def _pipeline(case: SchedulerCase) -> Any:
 
 def _draw(case: SchedulerCase, pipe: Any, steps: int) -> torch.Tensor:
     if case.pipeline == "DDPMPipeline":
-        return pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        # Older versions of diffusers give an array whatever they are asked for.
+        return torch.as_tensor(
+            pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        )
     return draw(pipe, steps, **case.call)
 
 
@@ -385,6 +389,7 @@ def test_the_timesteps_of_stable_cascade_are_found_though_one_more_is_listed_tha
         assert [moment.starts for moment in moments] == [True] + [False] * (steps - 1)
 
 
+@pytest.mark.skipif(written_for() > INSTALLED, reason="classes that diffusers has taken out since are not listed")
 def test_no_scheduler_of_diffusers_is_missing():
     listed = [*{case.scheduler for case in CASES}, *OWN_PIPELINES, *(untaken.scheduler for untaken in NOT_TAKEN)]
     assert sorted(listed) == sorted(find_schedulers())
@@ -406,6 +411,8 @@ def test_every_scheduler_that_a_pipeline_with_a_unet_names_is_taken():
 
 @pytest.mark.parametrize("untaken", NOT_TAKEN, ids=lambda untaken: untaken.scheduler)
 def test_the_pipelines_cannot_use_the_others(untaken: UntakenScheduler):
+    if untaken.scheduler not in found():
+        pytest.skip(f"diffusers {diffusers.__version__} has no {untaken.scheduler}")
     for pipeline, pipe, error in zip(
         ("StableDiffusionPipeline", "DDPMPipeline"),
         (_stable_diffusion_pipeline(None), _pixel_pipeline(None)),

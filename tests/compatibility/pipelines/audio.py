@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import AudioLDM2UNet2DConditionModel, AutoencoderKL, IPNDMScheduler, UNet1DModel, UNet2DModel
-from diffusers.pipelines.deprecated.audio_diffusion import AudioDiffusionPipeline, Mel
+from diffusers.pipelines.deprecated.audio_diffusion import AudioDiffusionPipeline
 from transformers import (
     ClapTextConfig,
     ClapTextModelWithProjection,
@@ -169,8 +169,11 @@ def _run_audioldm2(pipe: Any, batch: int = 1, **call: Any) -> torch.Tensor:
 # ---- Audio Diffusion: a spectrogram as a picture
 
 
-class _SilentMel(Mel):
-    """Turns spectrograms into silence, which needs no librosa."""
+class _SilentMel:
+    """Turns spectrograms into silence; diffusers' own needs librosa."""
+
+    def get_sample_rate(self) -> int:
+        return 22050
 
     def image_to_audio(self, image: Any) -> np.ndarray:
         return np.zeros(1)
@@ -188,7 +191,7 @@ def _audio_diffusion() -> Any:
             norm_num_groups=4,
         )
     )
-    return quiet(AudioDiffusionPipeline(vqvae=None, unet=unet, mel=_SilentMel(x_res=32, y_res=32), scheduler=ddim()))
+    return quiet(AudioDiffusionPipeline(vqvae=None, unet=unet, mel=_SilentMel(), scheduler=ddim()))
 
 
 def _run_audio_diffusion(pipe: Any, **call: Any) -> torch.Tensor:
