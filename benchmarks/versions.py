@@ -21,6 +21,8 @@ from xml.etree import ElementTree
 from benchmarks.result_file import machine, provenance, write
 
 ROOT = Path(__file__).parents[1]
+# Newer ones do not work with the oldest torch.
+TORCHAO_OF_OLD = "torchao==0.10.0"
 TESTS = ["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-m", "not slow"]
 
 
@@ -48,7 +50,7 @@ def main() -> None:
 def oldest_versions() -> list[str]:
     """The lower bounds of pyproject.toml as exact versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [requirement.replace(">=", "==") for requirement in project["dependencies"]]
+    return [requirement.replace(">=", "==") for requirement in project["dependencies"]] + [TORCHAO_OF_OLD]
 
 
 def _build(folder: Path, exactly: list[str]) -> Path:

@@ -717,12 +717,19 @@ def _in_threads(work, arguments):
         return list(pool.map(work, arguments))
 
 
+def _pipeline_of_a_thread():
+    """The tests' pipelines share a tokenizer, which may be used by one thread at a time."""
+    pipe = _pipeline()
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    return pipe
+
+
 @pytest.mark.companion("Threads", "a pipeline a thread")
 class TestThreads:
     def test_each_draws_what_it_draws_alone(self):
         """Each thread also reads its figures, while the others are in the middle of a run."""
         intervals = (2, 3, 2)
-        pipes = [_pipeline() for _ in intervals]
+        pipes = [_pipeline_of_a_thread() for _ in intervals]
 
         def work(number):
             with _helper(pipes[number], intervals[number]) as helper:
@@ -735,7 +742,7 @@ class TestThreads:
                 assert stats == expected_stats
 
     def test_a_plain_pipeline_beside_a_cached_one(self):
-        pipes = {0: _pipeline(), INTERVAL: _pipeline()}
+        pipes = {0: _pipeline_of_a_thread(), INTERVAL: _pipeline_of_a_thread()}
 
         def work(interval):
             with _helper(pipes[interval], interval) if interval else contextlib.nullcontext():
