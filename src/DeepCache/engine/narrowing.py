@@ -9,6 +9,7 @@ registered (parameters, buffers, `state_dict`, `to`) is never touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, cast
 
 from torch import nn
@@ -51,6 +52,8 @@ class Narrowing:
         self._outlet = FeatureOutlet()
         self._overlays = list(_overlays(unet, branch, self._outlet))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
+        self._cut_blocks = [owner for owner in dict.fromkeys(each[0] for each in self._overlays) if owner is not unet]
+        self._classes: list[tuple[nn.Module, type[nn.Module]]] = []
         self._adapter_residuals = _adapter_residuals_kept(unet, branch)
         # Cut right after the mid block: the whole down path runs, and the U-Net adds the residuals for the mid block to
         # what the outlet returns.
@@ -64,6 +67,10 @@ class Narrowing:
             # A mid block that is None is an attribute already.
             self._originals.append((attributes, name, attributes.get(name, _ABSENT)))
             attributes[name] = narrow
+        for block in self._cut_blocks:
+            # torch.compile, of a block by itself, guards on the class and not on attributes that hide a child.
+            self._classes.append((block, type(block)))
+            block.__class__ = _cut_class(type(block))
 
     def undo(self) -> None:
         """Takes them off again. Safe where nothing was applied, or only a part."""
@@ -73,6 +80,9 @@ class Narrowing:
                 attributes.pop(name, None)
             else:
                 attributes[name] = original
+        while self._classes:
+            block, cls = self._classes.pop()
+            block.__class__ = cls
         self._outlet.tensor = self._outlet.meanwhile = None
 
     def narrow_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -94,6 +104,12 @@ class Narrowing:
             # Without a residual for the mid block these are an adapter's, under the name they once had.
             narrow[_CONTROLNET_RESIDUALS] = list(narrow[_CONTROLNET_RESIDUALS][: self._adapter_residuals])
         return narrow
+
+
+@cache
+def _cut_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """A class like this one, for a block while a part of it is hidden."""
+    return type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
 _ABSENT = object()
