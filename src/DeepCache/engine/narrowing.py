@@ -107,7 +107,7 @@ class Narrowing:
 
 
 @cache
-def _cut_class(cls: type[nn.Module]) -> type[nn.Module]:
+def _cut_class(cls: Any) -> Any:
     """A class like this one, for a block while a part of it is hidden."""
     return type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
