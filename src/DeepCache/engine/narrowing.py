@@ -53,7 +53,7 @@ class Narrowing:
         self._overlays = list(_overlays(unet, branch, self._outlet))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
         self._cut_blocks = [owner for owner in dict.fromkeys(each[0] for each in self._overlays) if owner is not unet]
-        self._classes: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._classes: list[tuple[nn.Module, Any]] = []
         self._adapter_residuals = _adapter_residuals_kept(unet, branch)
         # Cut right after the mid block: the whole down path runs, and the U-Net adds the residuals for the mid block to
         # what the outlet returns.
@@ -69,8 +69,9 @@ class Narrowing:
             attributes[name] = narrow
         for block in self._cut_blocks:
             # torch.compile, of a block by itself, guards on the class and not on attributes that hide a child.
-            self._classes.append((block, type(block)))
-            block.__class__ = _cut_class(type(block))
+            kind: Any = type(block)
+            self._classes.append((block, kind))
+            block.__class__ = _cut_class(kind)
 
     def undo(self) -> None:
         """Takes them off again. Safe where nothing was applied, or only a part."""
