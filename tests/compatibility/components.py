@@ -49,12 +49,15 @@ __all__ = [
     "mask",
     "prior_transformer",
     "projecting_text_encoder",
+    "prompted",
     "quiet",
     "refused",
     "seeded",
     "stable_diffusion",
+    "stable_diffusion_components",
     "stable_diffusion_unet",
     "stable_diffusion_xl",
+    "stable_diffusion_xl_components",
     "stable_diffusion_xl_unet",
     "unclip_scheduler",
     "unconditional_unet",
@@ -154,23 +157,20 @@ def ddim() -> DDIMScheduler:
     return DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False)
 
 
+def stable_diffusion_components() -> dict[str, Any]:
+    return {
+        "vae": vae(),
+        "text_encoder": clip_text_encoder(),
+        "tokenizer": clip_tokenizer(),
+        "unet": stable_diffusion_unet(),
+        "scheduler": ddim(),
+    }
+
+
 def stable_diffusion(name: str, **components: Any) -> Any:
     """A pipeline that has the components of Stable Diffusion, and those given besides or in their place."""
-    return quiet(
-        getattr(diffusers, name)(
-            **{
-                "vae": vae(),
-                "text_encoder": clip_text_encoder(),
-                "tokenizer": clip_tokenizer(),
-                "unet": stable_diffusion_unet(),
-                "scheduler": ddim(),
-                "safety_checker": None,
-                "feature_extractor": None,
-                "requires_safety_checker": False,
-            }
-            | components
-        )
-    )
+    no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return quiet(getattr(diffusers, name)(**stable_diffusion_components() | no_checker | components))
 
 
 @cache
@@ -198,26 +198,21 @@ def stable_diffusion_xl_unet(**config: Any) -> UNet2DConditionModel:
     )
 
 
+def stable_diffusion_xl_components() -> dict[str, Any]:
+    return stable_diffusion_components() | {
+        "text_encoder_2": projecting_text_encoder(),
+        "tokenizer_2": clip_tokenizer(),
+        "unet": stable_diffusion_xl_unet(),
+    }
+
+
 def stable_diffusion_xl(name: str, **components: Any) -> Any:
     """A pipeline that has the components of Stable Diffusion XL, and those given besides or in their place."""
-    return quiet(
-        getattr(diffusers, name)(
-            **{
-                "vae": vae(),
-                "text_encoder": clip_text_encoder(),
-                "text_encoder_2": projecting_text_encoder(),
-                "tokenizer": clip_tokenizer(),
-                "tokenizer_2": clip_tokenizer(),
-                "unet": stable_diffusion_xl_unet(),
-                "scheduler": ddim(),
-            }
-            | components
-        )
-    )
+    return quiet(getattr(diffusers, name)(**stable_diffusion_xl_components() | components))
 
 
-def denoise(pipe: Any, steps: int = 5, **call: Any) -> torch.Tensor:
-    """The latents that a call of the pipeline ends with."""
+def prompted(pipe: Any, steps: int = 5, **call: Any) -> Any:
+    """What a call of the pipeline returns, with latents in the place of pictures."""
     return pipe(
         **{
             "prompt": "a red circle",
@@ -226,7 +221,12 @@ def denoise(pipe: Any, steps: int = 5, **call: Any) -> torch.Tensor:
             "output_type": "latent",
         }
         | call
-    ).images
+    )
+
+
+def denoise(pipe: Any, steps: int = 5, **call: Any) -> torch.Tensor:
+    """The latents that a call of the pipeline ends with."""
+    return prompted(pipe, steps, **call).images
 
 
 def controlnet(unet: UNet2DConditionModel) -> ControlNetModel:

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from itertools import chain
 
 from tests.compatibility.case import BrokenCase, PipelineCase, RefusedCase
-from tests.compatibility.pipelines import (
-    audio,
-    cascade,
-    controlnet,
-    deepfloyd_if,
-    dreamlite,
-    kandinsky,
-    kolors,
-    latent_diffusion,
-    marigold,
-    onnx,
-    perturbed_attention,
-    pixel,
-    stable_diffusion,
-    stable_diffusion_editing,
-    stable_diffusion_xl,
-    unclip,
-    versatile_diffusion,
-    video,
-)
 
 __all__ = ["BROKEN", "CASES", "REFUSED"]
 
-_FAMILIES = (
-    audio,
-    cascade,
-    controlnet,
-    deepfloyd_if,
-    dreamlite,
-    kandinsky,
-    kolors,
-    latent_diffusion,
-    marigold,
-    onnx,
-    perturbed_attention,
-    pixel,
-    stable_diffusion,
-    stable_diffusion_editing,
-    stable_diffusion_xl,
-    unclip,
-    versatile_diffusion,
-    video,
-)
+_FAMILIES = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
 
 CASES: tuple[PipelineCase, ...] = tuple(chain.from_iterable(family.CASES for family in _FAMILIES))
 REFUSED: tuple[RefusedCase, ...] = tuple(chain.from_iterable(family.REFUSED for family in _FAMILIES))
-BROKEN: tuple[BrokenCase, ...] = versatile_diffusion.BROKEN
+BROKEN: tuple[BrokenCase, ...] = tuple(chain.from_iterable(getattr(family, "BROKEN", ()) for family in _FAMILIES))

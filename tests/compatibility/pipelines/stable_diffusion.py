@@ -18,7 +18,6 @@ from tests.compatibility.case import PipelineCase, RefusedCase, uniform
 from tests.compatibility.components import (
     TEXT_WIDTH,
     clip_image_encoder,
-    clip_text_encoder,
     clip_tokenizer,
     ddim,
     denoise,
@@ -30,6 +29,7 @@ from tests.compatibility.components import (
     quiet,
     seeded,
     stable_diffusion,
+    stable_diffusion_components,
     stable_diffusion_unet,
     unclip_scheduler,
     vae,
@@ -42,18 +42,7 @@ STRENGTH = "the steps that `strength` leaves out are not counted: the first that
 
 def _assemble(name: str, **components: Any) -> Any:
     """A pipeline that knows of no safety checker."""
-    return quiet(
-        getattr(diffusers, name)(
-            **{
-                "vae": vae(),
-                "text_encoder": clip_text_encoder(),
-                "tokenizer": clip_tokenizer(),
-                "unet": stable_diffusion_unet(),
-                "scheduler": ddim(),
-            }
-            | components
-        )
-    )
+    return quiet(getattr(diffusers, name)(**stable_diffusion_components() | components))
 
 
 def _of_size(pipe: Any, **call: Any) -> torch.Tensor:

@@ -19,20 +19,16 @@ from diffusers import (
 from tests.compatibility.case import PipelineCase, RefusedCase, uniform
 from tests.compatibility.components import (
     TEXT_WIDTH,
-    clip_text_encoder,
-    clip_tokenizer,
     controlnet,
-    ddim,
     denoise,
     generator,
     image,
     mask,
-    projecting_text_encoder,
     quiet,
     seeded,
     stable_diffusion_xl,
+    stable_diffusion_xl_components,
     stable_diffusion_xl_unet,
-    vae,
 )
 
 __all__ = ["CASES", "REFUSED"]
@@ -137,18 +133,7 @@ def _inverted_and(edit: dict[int, str]) -> dict[int, str]:
 
 def _modular(**components: Any) -> Any:
     pipe = StableDiffusionXLAutoBlocks().init_pipeline()
-    pipe.update_components(
-        **{
-            "vae": vae(),
-            "text_encoder": clip_text_encoder(),
-            "text_encoder_2": projecting_text_encoder(),
-            "tokenizer": clip_tokenizer(),
-            "tokenizer_2": clip_tokenizer(),
-            "unet": stable_diffusion_xl_unet(),
-            "scheduler": ddim(),
-        }
-        | components
-    )
+    pipe.update_components(**stable_diffusion_xl_components() | components)
     return quiet(pipe)
 
 

@@ -30,6 +30,7 @@ from tests.compatibility.components import (
     generator,
     image,
     projecting_text_encoder,
+    prompted,
     quiet,
     seeded,
     stable_diffusion,
@@ -139,15 +140,7 @@ def _sparse_controlnet() -> SparseControlNetModel:
 
 
 def _run(pipe: Any, steps: int = 5, **call: Any) -> torch.Tensor:
-    return pipe(
-        **{
-            "prompt": "a red circle",
-            "num_inference_steps": steps,
-            "generator": generator(),
-            "output_type": "latent",
-        }
-        | call
-    ).frames
+    return prompted(pipe, steps, **call).frames
 
 
 def _run_text(pipe: Any, **call: Any) -> torch.Tensor:
