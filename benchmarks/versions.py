@@ -23,7 +23,8 @@ from benchmarks.result_file import machine, provenance, write
 ROOT = Path(__file__).parents[1]
 # Newer ones do not work with the oldest torch.
 TORCHAO_OF_OLD = "torchao==0.10.0"
-TESTS = ["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-m", "not slow"]
+# Other packages warn of other things in other versions.
+TESTS = ["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-W", "default", "-m", "not slow"]
 
 
 def main() -> None:
