@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["AttentionCalls", "Listener", "copy_processor"]
+__all__ = ["AttentionCalls", "Listener", "copy_processor", "may_write"]
 
 _PLAIN = (bool, int, float, str)
 # From a processor over its store and the store's dictionary of lists to the maps.
@@ -57,12 +57,12 @@ class Listener:
     """Notes the calls of attention layers whose processors write something down, for the length of one U-Net call.
 
     Args:
-        layers: the attention layers that a shallow step leaves out.
+        layers: layers whose processors `may_write`.
     """
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self._calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-        self._before = {layer: _holdings(layer.processor) for layer in layers if _may_write(layer.processor)}
+        self._before = {layer: _holdings(layer.processor) for layer in layers}
         self._handles = [layer.register_forward_pre_hook(self._note, with_kwargs=True) for layer in self._before]
 
     def stop(self) -> AttentionCalls:
@@ -91,8 +91,10 @@ def copy_processor(processor: Any, copies: dict[int, Any]) -> Any:
     return copy.deepcopy(processor, copies)
 
 
-def _may_write(processor: Any) -> bool:
-    """Whether it holds anything but settings. Adapters' processors are modules: what these hold are weights."""
+def may_write(layer: nn.Module) -> bool:
+    """Whether the processor of an attention layer holds anything but settings. Adapters' processors are modules: what
+    these hold are weights."""
+    processor: Any = layer.processor
     return not isinstance(processor, nn.Module) and any(
         not isinstance(value, _PLAIN) for value in getattr(processor, "__dict__", {}).values()
     )

@@ -71,7 +71,7 @@ class Narrowing:
             # torch.compile, of a block by itself, guards on the class and not on attributes that hide a child.
             kind: Any = type(block)
             self._classes.append((block, kind))
-            block.__class__ = _cut_class(kind)
+            object.__setattr__(block, "__class__", _cut_class(kind))
 
     def undo(self) -> None:
         """Takes them off again. Safe where nothing was applied, or only a part."""
@@ -82,8 +82,8 @@ class Narrowing:
             else:
                 attributes[name] = original
         while self._classes:
-            block, cls = self._classes.pop()
-            block.__class__ = cls
+            block, kind = self._classes.pop()
+            object.__setattr__(block, "__class__", kind)
         self._outlet.tensor = self._outlet.meanwhile = None
 
     def narrow_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,6 @@ def load_groups(blocks: Sequence[nn.Module]) -> list[Any]:
 
 
 def _group_of(block: nn.Module) -> Any:
-    registry: Any = getattr(block, "_diffusers_hook", None)
+    registry = vars(block).get("_diffusers_hook")
     hook = None if registry is None else registry.get_hook("group_offloading")
     return None if hook is None else hook.group

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.engine.attention import AttentionCalls, Listener
+from DeepCache.engine.attention import AttentionCalls, Listener, may_write
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
 from DeepCache.engine.feature import DeepFeature, FeatureTap
 from DeepCache.engine.narrowing import Narrowing, deep_attention_layers, deep_feature_modules
@@ -47,6 +47,7 @@ class UnetCache:
         self._tap_handles: list[RemovableHandle] = []
         self._last_slot = 0
         self._call: tuple[Moment | None, torch.Tensor, bool] | None = None
+        self._listening: list[nn.Module] = []
         self._listener: Listener | None = None
         self._groups: list[Any] = []
         self._names = _names_of_sample_and_timestep(unet)
@@ -129,7 +130,7 @@ class UnetCache:
         moment = self._trajectory.locate(timestep, getattr(self._pipe, "scheduler", None))
         if moment.starts:
             self._start_trajectory()
-        if moment.slot == 0:
+        if moment.slot == 0 and len(self._features) > self._last_slot + 1:
             # A slot that the last step did not have is another one when it comes back.
             self._features = {slot: feature for slot, feature in self._features.items() if slot <= self._last_slot}
         self._last_slot = moment.slot
@@ -146,7 +147,7 @@ class UnetCache:
         if full or feature is None:
             if self._config.schedule.caches:
                 self._tap_of_feature.open = True
-                self._listener = Listener(self._deep_attention)
+                self._listener = Listener(self._listening) if self._listening else None
             return None
         meanwhile = None
         if feature.attention:
@@ -183,6 +184,7 @@ class UnetCache:
         if self._structure != _structure(self.unet):
             self._cut()
             self._tap()
+        self._listening = [layer for layer in self._deep_attention if may_write(layer)]
         self._record = TrajectoryRecord(self._branch)
 
     def _store(self, moment: Moment, sample: torch.Tensor) -> None:
