@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 REFERENCE := build/reference/DeepCache
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# A process for each core; the tests of a file stay in one, since they share what is made once.
+IN_PARALLEL := --numprocesses logical --dist loadscope
 PROMPT := a red circle left of a blue square
 
 export PIP_NO_INPUT := 1
@@ -17,10 +19,10 @@ demo: $(INSTALLED)
 	$(BIN)/deepcache generate "$(PROMPT)" --compare --output deepcache-output
 
 test: $(INSTALLED) $(REFERENCE)
-	$(BIN)/python -m pytest --quiet -m "not slow"
+	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "not slow"
 
 test-all: $(INSTALLED) $(REFERENCE)
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet $(IN_PARALLEL)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --quiet

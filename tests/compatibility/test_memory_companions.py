@@ -78,7 +78,8 @@ def _pipeline(kind=StableDiffusionPipeline, seed=0, **components):
         kind(
             **{
                 "vae": copy.deepcopy(vae()),
-                "text_encoder": copy.deepcopy(clip_text_encoder()),
+                # Made anew: one that gave its hidden states to another pipeline has hooks that cannot be pickled.
+                "text_encoder": clip_text_encoder.__wrapped__(),
                 "tokenizer": clip_tokenizer(),
                 "unet": _unet(seed),
                 "scheduler": ddim(),
