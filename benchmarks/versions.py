@@ -1,7 +1,7 @@
 """Which tests pass with the oldest versions that pyproject.toml admits, and which with the newest there are.
 
 Makes one environment of each in a folder of its own (torch of the package index brings its CUDA libraries: about 6 GB
-each) and runs the fast tests in it.
+each) and runs the fast tests in it. With `--environments oldest` the result of the other one stays as it is.
 
     python -m benchmarks.versions --output benchmarks/versions.json
 """
@@ -29,25 +29,29 @@ TESTS = ["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-W", "default", "
 
 def main() -> None:
     options = _options()
-    result: dict[str, Any] = {
-        "command": provenance(0)["command"],
-        "date": provenance(0)["date"],
-        "machine": machine(),
-        "tests": " ".join(["python", *TESTS]).replace("not slow", '"not slow"'),
-        "environments": {},
-    }
     for name in options.environments:
         folder = options.folder / name
         python = _build(folder, oldest_versions() if name == "oldest" else [])
         if name == "oldest":
             subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", NOT_WITH_THE_OLDEST], check=True)
-        environment = {"versions": _versions(python)}
+        environment = _provenance() | {"versions": _versions(python)}
         if not options.build_only:
             environment |= _run_tests(python, folder)
-        result["environments"][name] = environment
+            _add(options.output, name, environment)
         print(name, json.dumps(environment, indent=2))
-    if not options.build_only:
-        write(options.output, result)
+
+
+def _provenance() -> dict[str, Any]:
+    known = provenance(0)
+    tests = " ".join(["python", *TESTS]).replace("not slow", '"not slow"')
+    return {"command": known["command"], "date": known["date"], "machine": machine(), "tests": tests}
+
+
+def _add(output: Path, name: str, environment: dict[str, Any]) -> None:
+    """Writes the result of one environment and leaves that of the other as it is."""
+    result = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"environments": {}}
+    result["environments"][name] = environment
+    write(output, result)
 
 
 def oldest_versions() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from DeepCache.engine.feature import FeatureTap
 from DeepCache.engine.narrowing import Narrowing, deep_feature_modules
 
 __all__ = ["Costs", "capture_unet_call", "count_costs", "on_meta"]
+
+# Torch notes for all threads together whether a dispatch mode is on. Two that count side by side may leave it noted for
+# good (seen with torch 2.6), and then nothing is compiled any more.
+_ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def on_meta(value: Any) -> Any:
 
 
 def _count(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with _ONE_AT_A_TIME, torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 
