@@ -41,9 +41,10 @@ page is not in step with them, and when diffusers has a pipeline or a scheduler 
 {counts}
 
 Each pipeline ran through its own `__call__` on small random components; the U-Nets have the blocks and layers of the \
-published ones as far as these are known, so that the branches are those that a user sees. Tested of each: with `cache_interval=1` no bit differs from the pipeline without DeepCache; at intervals 2 \
-and 3 exactly the U-Net calls that the schedule says run the whole U-Net; a second call with other settings starts \
-full and gives what it gives alone; after `disable()` no bit differs.
+published ones as far as these are known, so that the branches are those that a user sees. Tested of each: with \
+`cache_interval=1` no bit differs from the pipeline without DeepCache; at intervals 2 and 3 exactly the U-Net calls \
+that the schedule says run the whole U-Net; a second call with other settings starts full and gives what it gives \
+alone; after `disable()` no bit differs.
 
 DeepCache looks at the shape of a U-Net and never at its class. A U-Net that is not listed works if it has that \
 shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists, and a skip connection from \
