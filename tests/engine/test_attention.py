@@ -96,6 +96,18 @@ def test_what_is_kept_for_it_is_counted(unet):
     assert "attention layers" in listening.uncounted
 
 
+def test_what_is_kept_for_it_has_no_autograd_history(unet):
+    timesteps = torch.arange(2, 0, -1)
+    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))
+    engine = apply_deepcache(pipe, DeepCacheConfig(2))
+    unet(torch.zeros(1, 4, 8, 8), timesteps[0], PROMPT)
+    (feature,) = engine._caches["unet"]._features.values()
+    kept = [value for _, args, kwargs in feature.attention._calls for value in (*args, *kwargs.values())]
+    tensors = [value for value in kept if isinstance(value, torch.Tensor)]
+    assert tensors
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
 def test_counting_the_cost_writes_nothing_into_the_store(unet, store):
     count_costs(unet, (torch.zeros(1, 4, 8, 8), 500, PROMPT), {})
     assert not any(store.maps.values())

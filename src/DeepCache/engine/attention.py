@@ -73,7 +73,8 @@ class Listener:
         return AttentionCalls([call for call in self._calls if call[0] in wrote])
 
     def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.append((layer, args, kwargs))
+        kept = {name: _without_history(value) for name, value in kwargs.items()}
+        self._calls.append((layer, tuple(map(_without_history, args)), kept))
 
 
 def copy_processor(processor: Any, copies: dict[int, Any]) -> Any:
@@ -98,6 +99,10 @@ def may_write(layer: nn.Module) -> bool:
     return not isinstance(processor, nn.Module) and any(
         not isinstance(value, _PLAIN) for value in getattr(processor, "__dict__", {}).values()
     )
+
+
+def _without_history(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _holdings(processor: Any) -> list[Any]:
