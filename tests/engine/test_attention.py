@@ -87,6 +87,31 @@ def test_the_keyword_arguments_are_those_of_the_call(unet, store):
     assert torch.equal(cross_now, 2 * cross_then)
 
 
+@pytest.fixture
+def unwritten_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(
+    torch.__version__ < "2.7" and not torch.accelerator.is_available(), reason="torch 2.6 without an accelerator"
+)
+@pytest.mark.usefixtures("unwritten_memory_is_nan")
+def test_layers_of_an_offloaded_group_are_loaded_for_it(unet, store, tmp_path):
+    unet.enable_group_offload(
+        torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, offload_to_disk_path=str(tmp_path)
+    )
+    assert unet.down_blocks[0].resnets[0].conv1.weight.isnan().all()
+    _, (full, shallow) = _run(unet)
+    assert torch.equal(shallow, full)
+    assert all(maps for maps in store.maps.values())
+    for maps in store.maps.values():
+        first, second = maps[: len(maps) // 2], maps[len(maps) // 2 :]
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert unet.down_blocks[0].resnets[0].conv1.weight.isnan().all()
+
+
 def test_what_is_kept_for_it_is_counted(unet):
     listening, _ = _run(unet)
     plain, _ = _run(tiny_unet())

@@ -14,19 +14,20 @@ from torch import nn
 __all__ = ["load_groups"]
 
 
-def load_groups(blocks: Sequence[nn.Module]) -> list[Any]:
+def load_groups(blocks: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> list[Any]:
     """Loads the groups of blocks whose first block is not among those that run.
 
     Args:
         blocks: the blocks of a U-Net that a shallow step runs.
+        others: blocks of which some layers are called by themselves, before any block runs.
 
     Returns:
         The groups that are still loaded when all these have run, because their last block is not among them; each has
         a method `offload_`.
     """
-    groups = {id(group): group for block in blocks if (group := _group_of(block)) is not None}
+    groups = {id(group): group for block in (*blocks, *others) if (group := _group_of(block)) is not None}
     for group in groups.values():
-        if group.onload_leader not in blocks:
+        if others or group.onload_leader not in blocks:
             group.onload_()
     return [group for group in groups.values() if group.offload_leader not in blocks]
 

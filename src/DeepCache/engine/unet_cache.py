@@ -149,11 +149,12 @@ class UnetCache:
                 self._tap_of_feature.open = True
                 self._listener = Listener(self._listening) if self._listening else None
             return None
-        meanwhile = None
+        meanwhile, others = None, []
         if feature.attention:
+            others = [*down_blocks(unet), *up_blocks(unet)]
             meanwhile = partial(feature.attention.repeat, kwargs.get("cross_attention_kwargs") or {})
             self._record.note_attention()
-        self._groups = load_groups(self._narrowing.blocks)
+        self._groups = load_groups(self._narrowing.blocks, others)
         self._narrowing.apply(feature.tensor, meanwhile)
         return args, self._narrowing.narrow_kwargs(kwargs)
 
