@@ -45,7 +45,7 @@ def main() -> None:
         "batch": options.batch,
         "threads": options.threads,
     }
-    result = _resumed(options.output, settings, options.seed)
+    result = resumed(options.output, settings, options.seed, {"reference_seconds": [], "cached": [], "plain": []})
     studio = _Studio(pipe, settings["guidance"], prompts, options.batch, options.seed)
     done = [(cell["interval"], cell["branch"]) for cell in result["cached"]]
     missing = [cell for cell in product(options.intervals, options.branches) if cell not in done]
@@ -69,7 +69,7 @@ def main() -> None:
                 "full_steps": stats.full_steps,
                 "plain_steps_of_like_cost": max(1, round(options.steps * stats.mac_share)),
             }
-            result["cached"].append(cell | _fidelity(images, reference) | {"seconds": studio.seconds})
+            result["cached"].append(cell | fidelity(images, reference) | {"seconds": studio.seconds})
             write(options.output, result)
 
         fewer = {cell["plain_steps_of_like_cost"] for cell in result["cached"]} - {options.steps}
@@ -78,7 +78,7 @@ def main() -> None:
         for steps in lengths:
             images = studio.draw(f"{steps} steps", steps)
             cell = {"steps": steps, "mac_share": steps / options.steps}
-            result["plain"].append(cell | _fidelity(images, reference) | {"seconds": studio.seconds})
+            result["plain"].append(cell | fidelity(images, reference) | {"seconds": studio.seconds})
             write(options.output, result)
     _report(result)
     print(options.output)
@@ -134,20 +134,20 @@ class _Studio:
         return values
 
 
-def _fidelity(images: Tensor, reference: Tensor) -> dict[str, Any]:
+def fidelity(images: Tensor, reference: Tensor) -> dict[str, Any]:
     """Mean, 95 % confidence interval (normal) and every single value of PSNR and SSIM."""
     result: dict[str, Any] = {}
     for name, metric in (("psnr", psnr), ("ssim", ssim)):
-        values = metric(images, reference).tolist()
+        values = [round(value, 5) for value in metric(images, reference).tolist()]
         margin = 1.96 * stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
         mean = fmean(values)
         result[name] = {"mean": mean, "confidence": [mean - margin, mean + margin], "values": values}
     return result
 
 
-def _resumed(path: Path, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def resumed(path: Path, settings: dict[str, Any], seed: int, empty: dict[str, Any]) -> dict[str, Any]:
     """The result file as it is, where it is of the same settings, else an empty one."""
-    fresh = provenance(seed) | settings | {"reference_seconds": [], "cached": [], "plain": []}
+    fresh = provenance(seed) | settings | empty
     if not path.is_file():
         return fresh
     found = json.loads(path.read_text(encoding="utf-8"))

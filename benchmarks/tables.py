@@ -1,6 +1,7 @@
-"""Writes the results in README.md from the result files, so that no figure there is typed by hand.
+"""Writes the results in README.md and docs/schedules.md from the result files, so that no figure there is typed by
+hand, and draws the frontier.
 
-python -m benchmarks.tables
+    python -m benchmarks.tables
 """
 
 from __future__ import annotations
@@ -11,25 +12,57 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+SCHEDULES = HERE.parent / "docs" / "schedules.md"
+FIGURE = HERE.parent / "docs" / "images" / "frontier.png"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
+
+SOLVERS = {"ddim": "DDIM", "dpmpp": "DPM++ 2M", "euler": "Euler"}
+METHODS = {
+    "re-use": "re-use",
+    "linear": "linear forecast",
+    "quadratic": "quadratic forecast",
+    "linear, guidance reuse": "linear forecast, guidance reuse",
+    "tuned plan": "tuned plan",
+    "fewer steps": "*fewer steps, no caching*",
+}
+# Okabe and Ito's colours, which people who see few colours tell apart.
+COLOURS = {
+    "re-use": "#999999",
+    "linear": "#0072b2",
+    "quadratic": "#56b4e9",
+    "linear, guidance reuse": "#009e73",
+    "tuned plan": "#d55e00",
+    "fewer steps": "#e69f00",
+}
 
 
 def main() -> None:
-    before, _, after = split(README.read_text(encoding="utf-8"))
-    README.write_text(before + results() + after, encoding="utf-8")
+    for path, text in pages().items():
+        before, _, after = split(path.read_text(encoding="utf-8"))
+        path.write_text(before + text + after, encoding="utf-8")
+    draw_frontier(_solvers())
+
+
+def pages() -> dict[Path, str]:
+    """The results as Markdown, by the page that has them."""
+    return {README: results(), SCHEDULES: "\n\n" + _fidelity(_read("fidelity")) + "\n\n"}
 
 
 def split(text: str) -> tuple[str, str, str]:
-    """The README before, within and after the place of the results."""
+    """A page before, within and after the place of its results."""
     before, rest = text.split(BEGIN)
     within, after = rest.split(END)
     return before + BEGIN, within, END + after
 
 
 def results() -> str:
-    """The results as Markdown."""
-    parity, cost, fidelity = (_read(name) for name in ("parity", "sd15_cpu", "fidelity"))
-    return "\n\n".join(["", _parity(parity), _cost(cost), _fidelity(fidelity), ""])
+    """The results in the README."""
+    parity, cost = (_read(name) for name in ("parity", "sd15_cpu"))
+    return "\n\n".join(["", _frontier(_solvers()), _parity(parity), _cost(cost), ""])
+
+
+def _solvers() -> dict[str, dict[str, Any]]:
+    return {name: _read(f"frontier/{name}") for name in SOLVERS}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -68,6 +101,81 @@ def _cost(result: dict[str, Any]) -> str:
         f"one run on {machine} ([sd15_cpu.json](benchmarks/sd15_cpu.json)):"
     )
     return lead + "\n\n" + "\n".join(rows)
+
+
+def _frontier(solvers: dict[str, dict[str, Any]]) -> str:
+    first = next(iter(solvers.values()))
+    names = [f"{SOLVERS[name]}, {result['steps']} steps" for name, result in solvers.items()]
+    rows = ["| at no more than the cost of | | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    for label, share in (("re-use, I=3", 1.0), ("re-use, I=5", 1.0), ("60 % of re-use, I=3", 0.6)):
+        shown = label
+        for method, title in METHODS.items():
+            found = [_at(result, method, label[-3:], share) for result in solvers.values()]
+            if any(found):
+                cells = " | ".join("" if cell is None else _interval(cell) for cell in found)
+                rows.append(f"| {shown} | {title} | {cells} |")
+                shown = ""
+    lead = (
+        f"**Nearer pictures at the same cost.** The model in the box, {len(first['prompts'])} prompts that neither its "
+        f"training nor the tuning saw, {len(first['seeds'])} seeds, guidance {first['guidance']:g}, branch 0. Each "
+        "cell: share of the U-Net's multiply-accumulates, mean PSNR against no caching with its 95 % confidence "
+        "interval, mean SSIM ([benchmarks/frontier/](benchmarks/frontier/))."
+    )
+    picture = (
+        "![PSNR against cost for re-use, linear and quadratic forecasts, guidance reuse, tuned plans and fewer steps, "
+        "with DDIM, DPM++ 2M and Euler](docs/images/frontier.png)"
+    )
+    return "\n\n".join([lead, picture, "\n".join(rows)])
+
+
+def _at(result: dict[str, Any], method: str, interval: str, share: float) -> dict[str, Any] | None:
+    """The cell of a method that is to be shown: the nearest pictures for no more than a share of what re-use costs."""
+    cells: list[dict[str, Any]] = result["cells"]
+    (reuse,) = [cell for cell in cells if cell["method"] == "re-use" and cell["label"] == interval]
+    # Fewer steps come in whole ones, so that a little more is allowed.
+    most = share * reuse["mac_share"] + (0.5 / result["steps"] if method == "fewer steps" else 1e-9)
+    fitting = [cell for cell in cells if cell["method"] == method and cell["mac_share"] <= most]
+    if share == 1 and method not in ("tuned plan", "fewer steps"):
+        fitting = [cell for cell in fitting if cell["label"] == interval]
+    return max(fitting, key=lambda cell: cell["psnr"]["mean"], default=None)
+
+
+def _interval(cell: dict[str, Any]) -> str:
+    low, high = cell["psnr"]["confidence"]
+    text = f"{cell['psnr']['mean']:.1f} ± {(high - low) / 2:.1f} dB, {cell['ssim']['mean']:.4f}"
+    return f"{cell['mac_share']:.1%}: " + (f"**{text}**" if cell["method"] != "fewer steps" else text)
+
+
+def draw_frontier(solvers: dict[str, dict[str, Any]]) -> None:
+    """Draws PSNR against cost, a panel for each scheduler."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    for axes, (name, result) in zip(figure.subplots(1, len(solvers)), solvers.items(), strict=True):
+        for method, colour in COLOURS.items():
+            cells = sorted(
+                (cell for cell in result["cells"] if cell["method"] == method), key=lambda cell: cell["mac_share"]
+            )
+            means = [cell["psnr"]["mean"] for cell in cells]
+            margins = [(cell["psnr"]["confidence"][1] - cell["psnr"]["confidence"][0]) / 2 for cell in cells]
+            line = "s--" if method == "fewer steps" else "*-" if method == "tuned plan" else "o-"
+            size = 10 if method == "tuned plan" else 4
+            axes.errorbar(
+                [cell["mac_share"] for cell in cells],
+                means,
+                margins,
+                fmt=line,
+                color=colour,
+                markersize=size,
+                capsize=2,
+                label=METHODS[method].strip("*"),
+            )
+        axes.set_title(f"{SOLVERS[name]}, {result['steps']} steps", loc="left")
+        axes.set_xlabel("multiply-accumulates of the U-Net, share")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("PSNR against no caching, dB")
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(FIGURE, dpi=120)
 
 
 def _fidelity(result: dict[str, Any]) -> str:

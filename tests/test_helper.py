@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
+from DeepCache.schedule import BranchSchedule, UniformSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 
@@ -224,12 +225,37 @@ def test_function_dict_is_a_mapping_to_go_through(pipe):
 
 
 @pytest.mark.parametrize(
+    ("values", "pattern"),
+    [
+        ({"cache_interval": 3, "skip_mode": "non-uniform"}, "F.F..."),
+        ({"cache_interval": 2, "forecast": "linear"}, "F.F.F."),
+        ({"cache_interval": 3, "forecast": "quadratic", "guidance_reuse": True}, "F..F.."),
+        ({"schedule": BranchSchedule(UniformSchedule(3), after=(0, 2))}, "F02F02"),
+    ],
+)
+def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern):
+    with DeepCacheSDHelper(pipe) as helper:
+        helper.set_params(**values)
+        found = draw(pipe)
+        assert helper.stats.pattern == pattern
+    apply_deepcache(pipe, DeepCacheConfig(**values))
+    assert torch.equal(draw(pipe), found)
+    remove_deepcache(pipe)
+
+
+@pytest.mark.parametrize(
     ("values", "error", "message"),
     [
         ({"cache_interval": 0}, ValueError, "cache_interval must be 1 or more, got 0"),
         ({"cache_branch_id": -1}, ValueError, "cache_branch_id must be 0 or more, got -1"),
         ({"cache_branch_id": 6}, ValueError, "cache_branch_id must be from 0 to 5 .*UNet2DConditionModel, got 6"),
-        ({"skip_mode": "jump"}, ValueError, "skip_mode must be one of 'uniform', got 'jump'"),
+        ({"skip_mode": "jump"}, ValueError, "skip_mode must be one of 'uniform', 'non-uniform', got 'jump'"),
+        ({"forecast": "cubic"}, ValueError, "forecast must be one of 'none', 'linear', 'quadratic', got 'cubic'"),
+        (
+            {"schedule": BranchSchedule(UniformSchedule(3), after=(0, 6))},
+            ValueError,
+            "must be from 0 to 5 .*UNet2DConditionModel, got 6",
+        ),
     ],
 )
 def test_bad_settings_are_refused_and_change_nothing(pipe, values, error, message):

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
+from torch import nn
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from DeepCache.metrics import image_tensor, psnr, ssim
+from DeepCache import metrics
+from DeepCache.metrics import clip_score, image_tensor, lpips, psnr, ssim
+from DeepCache.models import MODELS
+
+CLIP_SIDE = 16
+PROMPTS = ["a red circle", "two blue squares on a green ground", "a small yellow triangle"]
 
 
 def test_psnr_by_hand():
@@ -70,3 +81,272 @@ def test_images_too_small_for_ssim():
     with pytest.raises(ValueError, match="64x5"):
         ssim(image, image)
     assert ssim(torch.zeros(1, 3, 6, 64), torch.zeros(1, 3, 6, 64)).item() == pytest.approx(1.0)
+
+
+@pytest.fixture
+def _no_network(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("Name or service not known\nand more about it")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+
+
+@pytest.fixture
+def clip_folder(tmp_path, _no_network):
+    """A tiny CLIP of random weights, saved as published ones are."""
+    tokenizer = CLIPTokenizer.from_pretrained(MODELS["shapes"].folder / "tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=small
+        | {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 16,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config=small | {"image_size": CLIP_SIDE, "patch_size": 4},
+        projection_dim=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        clip = CLIPModel(config).eval()
+        for parameter in clip.parameters():
+            # As they are drawn, the weights are so small that all embeddings are alike.
+            if parameter.ndim > 1:
+                parameter.data.normal_(std=0.5)
+    folder = tmp_path / "clip"
+    clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": CLIP_SIDE, "width": CLIP_SIDE}
+    CLIPImageProcessorPil(size={"shortest_edge": CLIP_SIDE}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures():
+    """Images of the side that CLIP sees, of values that 8 bits hold."""
+    return torch.randint(256, (3, 3, CLIP_SIDE, CLIP_SIDE), generator=torch.Generator().manual_seed(0)) / 255
+
+
+def cosines(folder, pictures, prompts):
+    """Of each picture with its prompt alone, from the two towers of the model."""
+    clip, tokenizer = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    found = []
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        tokens = [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False).input_ids]
+        tokens = [*tokens[: clip.config.text_config.max_position_embeddings - 1], tokenizer.eos_token_id]
+        with torch.no_grad():
+            image = clip.visual_projection(clip.vision_model(((picture - mean) / std)[None]).pooler_output)[0]
+            text = clip.text_projection(clip.text_model(torch.tensor([tokens])).pooler_output)[0]
+        found.append((image @ text / (image.norm() * text.norm())).item())
+    return found
+
+
+def test_clip_score_is_the_cosine_of_each_image_with_its_prompt(clip_folder, pictures):
+    expected = cosines(clip_folder, pictures, PROMPTS)
+    assert min(expected) < 0 < max(expected)
+    values = clip_score(pictures, PROMPTS, clip_folder)
+    assert values.tolist() == pytest.approx([100 * max(cosine, 0) for cosine in expected], abs=1e-3)
+
+
+def test_clip_score_keeps_the_order_over_many_images(clip_folder, pictures):
+    each = {
+        (image, prompt): clip_score(pictures[image : image + 1], [PROMPTS[prompt]], clip_folder).item()
+        for image in range(3)
+        for prompt in range(3)
+    }
+    assert len({round(value, 3) for value in each.values()} - {0.0}) > 3
+    order = [pair for _ in range(4) for pair in each]
+    images, prompts = [image for image, _ in order], [PROMPTS[prompt] for _, prompt in order]
+    expected = [each[pair] for pair in order]
+    assert clip_score(pictures[images], prompts, clip_folder).tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_clip_score_of_pil_images_is_that_of_tensors(clip_folder):
+    images = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    drawn = [Image.fromarray(image.mul(255).round().byte().permute(1, 2, 0).numpy()) for image in images]
+    values = clip_score(images, PROMPTS[:2], str(clip_folder))
+    assert torch.equal(clip_score(drawn, PROMPTS[:2], clip_folder), values)
+    assert torch.equal(clip_score(images.double(), PROMPTS[:2], clip_folder), values)
+
+
+def test_clip_score_cuts_a_long_prompt_off(clip_folder, pictures):
+    long = " ".join(PROMPTS * 10)
+    expected = cosines(clip_folder, pictures, [long] * 3)
+    assert max(expected) > 0
+    values = clip_score(pictures, [long] * 3, clip_folder)
+    assert values.tolist() == pytest.approx([100 * max(cosine, 0) for cosine in expected], abs=1e-3)
+    assert torch.equal(clip_score(pictures, [f"{long} and a cat"] * 3, clip_folder), values)
+
+
+def test_clip_is_loaded_once(clip_folder, pictures):
+    values = clip_score(pictures, PROMPTS, clip_folder)
+    shutil.rmtree(clip_folder)
+    assert torch.equal(clip_score(pictures, PROMPTS, clip_folder), values)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "word"),
+    [
+        (PROMPTS[:2], ValueError, "got 2 for 3 images"),
+        ([], ValueError, "got 0 for 3 images"),
+        (PROMPTS[0], TypeError, "one string"),
+    ],
+)
+def test_clip_score_needs_a_prompt_for_each_image(pictures, prompts, error, word):
+    with pytest.raises(error, match=word):
+        clip_score(pictures, prompts)
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("name", ["nobody/no-such-clip", "/no/such/folder", "no such name"])
+def test_clip_score_without_the_weights(pictures, name):
+    with pytest.raises(OSError, match="connect to the network once, or give a folder") as caught:
+        clip_score(pictures, PROMPTS, name)
+    message = str(caught.value)
+    assert repr(name) in message
+    assert "(Name or service not known)" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "lost", [("model.safetensors",), ("preprocessor_config.json",), ("tokenizer.json", "vocab.json", "merges.txt")]
+)
+def test_clip_score_of_an_incomplete_folder(clip_folder, pictures, lost):
+    for name in lost:
+        (clip_folder / name).unlink(missing_ok=True)
+    with pytest.raises(OSError, match="no complete CLIP model") as caught:
+        clip_score(pictures, PROMPTS, clip_folder)
+    assert repr(str(clip_folder)) in str(caught.value)
+
+
+def test_clip_score_of_broken_weights(clip_folder, pictures):
+    weights = clip_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(OSError, match="no complete CLIP model"):
+        clip_score(pictures, PROMPTS, clip_folder)
+
+
+def test_clip_score_with_a_text_encoder_only(clip_folder, pictures):
+    CLIPModel.from_pretrained(clip_folder).text_model.save_pretrained(clip_folder)
+    with pytest.raises(ValueError, match="is no CLIP: it lacks"):
+        clip_score(pictures, PROMPTS, clip_folder)
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """What torchmetrics uses of torchvision: the layers of AlexNet, with the weights of a seed."""
+
+    def alexnet(weights):
+        assert weights == "ImageNet"
+        module.loaded += 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            features = nn.Sequential(
+                nn.Conv2d(3, 64, 11, stride=4, padding=2),
+                nn.ReLU(),
+                nn.MaxPool2d(3, stride=2),
+                nn.Conv2d(64, 192, 5, padding=2),
+                nn.ReLU(),
+                nn.MaxPool2d(3, stride=2),
+                nn.Conv2d(192, 384, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(384, 256, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(256, 256, 3, padding=1),
+                nn.ReLU(),
+            )
+        return SimpleNamespace(features=features)
+
+    module = ModuleType("torchvision")
+    module.loaded = 0
+    module.models = SimpleNamespace(alexnet=alexnet, AlexNet_Weights=SimpleNamespace(DEFAULT="ImageNet"))
+    for name in ("torchmetrics.image.lpip", "torchmetrics.functional.image.lpips"):
+        monkeypatch.setattr(f"{name}._TORCHVISION_AVAILABLE", True)
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+    metrics._lpips_metric.cache_clear()
+    yield module
+    metrics._lpips_metric.cache_clear()
+
+
+def test_lpips_of_each_image(torchvision):
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    reference = torch.rand(3, 3, 31, 40, generator=torch.Generator().manual_seed(0))
+    images = reference.clone()
+    images[1] = 1 - images[1]
+    images[2] = (images[2] + 0.05).clamp(max=1)
+    values = lpips(images, reference)
+    assert values.shape == (3,)
+    assert values[0] == 0
+    assert values[1] > values[2] > 0
+    # The networks see values from -1 to 1.
+    expected = learned_perceptual_image_patch_similarity(2 * images - 1, 2 * reference - 1, reduction="none")
+    torch.testing.assert_close(values, expected)
+
+
+def test_lpips_loads_its_network_once(torchvision):
+    reference, images = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    values = lpips(images, reference)
+    assert torch.equal(lpips(images.flip(0), reference.flip(0)), values.flip(0))
+    assert lpips(images.double()[:1], reference.double()[:1]).item() == pytest.approx(values[0].item(), rel=1e-4)
+    black = [Image.new("RGB", (32, 32))] * 2
+    assert lpips(black, black).tolist() == [0, 0]
+    assert torchvision.loaded == 1
+
+
+def test_lpips_without_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    metrics._lpips_metric.cache_clear()
+    image = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ImportError, match=r"needs torchvision.*install the release that goes with PyTorch") as caught:
+        lpips(image, image)
+    assert torch.__version__ in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [OSError("<urlopen error>\nmore"), RuntimeError("invalid hash value"), EOFError()])
+def test_lpips_without_the_weights(torchvision, monkeypatch, error):
+    def failing(weights):
+        raise error
+
+    image = torch.rand(1, 3, 32, 32)
+    with monkeypatch.context() as patch:
+        patch.setattr(torchvision.models, "alexnet", failing)
+        with pytest.raises(OSError, match=r"weights of the network 'alex'.*connect to the network") as caught:
+            lpips(image, image)
+    assert "\n" not in str(caught.value)
+    assert lpips(image, image).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "word"),
+    [
+        (torch.zeros(1, 1, 32, 32), "3 channels"),
+        (torch.full((1, 3, 32, 32), 255.0), "255 to 255"),
+        (-torch.ones(1, 3, 32, 32), "-1 to -1"),
+        (torch.full((1, 3, 32, 32), math.nan), "nan"),
+        (torch.zeros(3, 32, 32), r"\(N, C, H, W\)"),
+    ],
+)
+def test_what_the_networks_cannot_see(images, word):
+    with pytest.raises(ValueError, match=word):
+        lpips(images, images)
+    with pytest.raises(ValueError, match=word):
+        clip_score(images, ["a red circle"])
+
+
+def test_lpips_of_what_cannot_be_compared():
+    image = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="one shape"):
+        lpips(image, torch.zeros(1, 3, 32, 33))
+    with pytest.raises(ValueError, match="reference must have values"):
+        lpips(image, image + 2)
+    with pytest.raises(ValueError, match="'resnet'"):
+        lpips(image, image, net="resnet")
+    for net, side in (("alex", 31), ("squeeze", 17), ("vgg", 16)):
+        small = torch.zeros(1, 3, 64, side - 1)
+        with pytest.raises(ValueError, match=f"{side} pixels a side or more, got {side - 1}x64"):
+            lpips(small, small, net=net)

@@ -1,17 +1,20 @@
-from pathlib import Path
+import pytest
 
 from benchmarks import tables
 
-
-def test_the_figures_in_the_readme_are_those_of_the_result_files():
-    _, within, _ = tables.split(tables.README.read_text(encoding="utf-8"))
-    assert within == tables.results()
+DOCS = sorted((tables.README.parent / "docs").glob("*.md"))
 
 
-def test_the_readme_links_to_files_that_exist():
-    text = tables.README.read_text(encoding="utf-8")
-    links = [link.split(")")[0] for link in text.split("](")[1:]]
-    missing = [link for link in links if "://" not in link and not (Path(tables.README).parent / link).exists()]
+@pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)
+def test_the_figures_in_a_page_are_those_of_the_result_files(page):
+    _, within, _ = tables.split(page.read_text(encoding="utf-8"))
+    assert within == tables.pages()[page]
+
+
+@pytest.mark.parametrize("page", [tables.README, *DOCS], ids=lambda page: page.name)
+def test_links_lead_to_files_that_exist(page):
+    links = [link.split(")")[0].split("#")[0] for link in page.read_text(encoding="utf-8").split("](")[1:]]
+    missing = [link for link in links if link and "://" not in link and not (page.parent / link).exists()]
     assert not missing
 
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from DeepCache.schedule import SKIP_MODES, UniformSchedule
+from DeepCache.plan import PLAN_FORMAT, Plan
+from DeepCache.schedule import (
+    FORECASTS,
+    SKIP_MODES,
+    NonUniformSchedule,
+    Schedule,
+    Step,
+    StepSchedule,
+    UniformSchedule,
+    check_integer,
+    schedule_from_dict,
+)
 
 __all__ = ["DeepCacheConfig"]
 
@@ -27,13 +39,30 @@ class DeepCacheConfig:
             is too deep is refused when the configuration meets the U-Net.
         skip_mode (`str`, defaults to `"uniform"`):
             How the full steps are spread over a trajectory. `"uniform"`: every `cache_interval`-th step is full.
+            `"non-uniform"`: as many, but denser around three tenths of the way, as the paper has it.
+        forecast (`str`, defaults to `"none"`):
+            How a shallow step continues the deep features of the full steps before it. `"none"`: the last one is
+            re-used as it is, which is the paper's. `"linear"` and `"quadratic"`: a polynomial through the last two or
+            three, at no cost but one or two tensors of memory.
+        guidance_reuse (`bool`, defaults to `False`):
+            Whether a shallow step runs only the half of a guided batch that has the prompt, and rebuilds the other
+            half from the forecast difference of the two. It halves the cost of shallow steps. Refused at the start of
+            a run without classifier-free guidance.
+        schedule (`Schedule`, *optional*):
+            Any schedule of `DeepCache.schedule`, in the place of `cache_interval`, `cache_branch_id` and `skip_mode`.
+        plan (`Plan`, *optional*):
+            What `deepcache tune` found for a model, a scheduler and a number of steps, in the place of all of the
+            above. Refused on others.
+        force_plan (`bool`, defaults to `False`):
+            Whether to use the plan on another model, scheduler or number of steps all the same; over another number of
+            steps it is stretched.
 
     Raises:
-        TypeError: a number is not an `int`, or `skip_mode` is not a `str`.
-        ValueError: a number is out of its range, or `skip_mode` is unknown.
+        TypeError: a value is of the wrong type.
+        ValueError: a number is out of its range, or a name is unknown.
 
     Example:
-        >>> config = DeepCacheConfig(cache_interval=5)
+        >>> config = DeepCacheConfig(cache_interval=5, forecast="linear")
         >>> DeepCacheConfig.from_json(config.to_json()) == config
         True
     """
@@ -41,28 +70,95 @@ class DeepCacheConfig:
     cache_interval: int = 3
     cache_branch_id: int = 0
     skip_mode: str = "uniform"
+    forecast: str = "none"
+    guidance_reuse: bool = False
+    schedule: Schedule | None = None
+    plan: Plan | None = None
+    force_plan: bool = False
 
     def __post_init__(self) -> None:
-        _check_integer("cache_interval", self.cache_interval, minimum=1)
-        _check_integer("cache_branch_id", self.cache_branch_id, minimum=0)
-        if not isinstance(self.skip_mode, str):
-            raise TypeError(f"skip_mode must be a str, got {self.skip_mode!r}")
-        if self.skip_mode not in SKIP_MODES:
-            allowed = ", ".join(repr(mode) for mode in SKIP_MODES)
-            raise ValueError(f"skip_mode must be one of {allowed}, got {self.skip_mode!r}")
+        check_integer("cache_interval", self.cache_interval, minimum=1)
+        check_integer("cache_branch_id", self.cache_branch_id, minimum=0)
+        _check_name("skip_mode", self.skip_mode, SKIP_MODES)
+        _check_name("forecast", self.forecast, FORECASTS)
+        for name, kind in (("guidance_reuse", bool), ("force_plan", bool), ("schedule", Schedule), ("plan", Plan)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (value is None and kind is not bool):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
 
     @property
-    def schedule(self) -> UniformSchedule:
-        """The schedule that these settings describe."""
-        return UniformSchedule(self.cache_interval)
+    def effective_schedule(self) -> Schedule:
+        """The schedule that these settings describe: the plan's, or `schedule`, or that of `skip_mode`."""
+        if self.plan is not None:
+            return self.plan.schedule
+        if self.schedule is not None:
+            return self.schedule
+        kind = NonUniformSchedule if self.skip_mode == "non-uniform" else UniformSchedule
+        return kind(self.cache_interval, branch=self.cache_branch_id)
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """Every skip branch that a shallow step may use, from the shallowest; none where nothing is cached."""
+        return self.effective_schedule.branches
+
+    @property
+    def highest_order(self) -> int:
+        """The highest order of a forecast that any step asks for."""
+        schedule = self.effective_schedule
+        if isinstance(schedule, StepSchedule):
+            return max(step.order for step in schedule.each)
+        return FORECASTS.index(self.forecast)
+
+    @property
+    def any_guidance_reuse(self) -> bool:
+        """Whether any step runs half of a guided batch."""
+        schedule = self.effective_schedule
+        if isinstance(schedule, StepSchedule):
+            return any(step.guidance_reuse for step in schedule.each)
+        return self.guidance_reuse and bool(schedule.branches)
+
+    def step(self, number: int, steps: int | None) -> Step:
+        """What a step of a trajectory does; see `Schedule.step`."""
+        schedule = self._schedule_of(steps)
+        step = schedule.step(number, steps)
+        # Each step of a plan says for itself what it forecasts.
+        if step.full or isinstance(schedule, StepSchedule):
+            return step
+        return replace(step, forecast=self.forecast, guidance_reuse=self.guidance_reuse)
+
+    def steps(self, count: int) -> tuple[Step, ...]:
+        """What every step of a trajectory of so many steps does.
+
+        Example:
+            >>> from DeepCache.schedule import pattern_of
+            >>> pattern_of(DeepCacheConfig(cache_interval=4).steps(10))
+            'F...F...F.'
+        """
+        schedule = self._schedule_of(count)
+        if isinstance(schedule, StepSchedule):
+            return schedule.steps(count)
+        return tuple(self.step(number, count) for number in range(count))
+
+    def _schedule_of(self, steps: int | None) -> Schedule:
+        if self.plan is not None and self.force_plan and steps not in (None, len(self.plan.schedule.each)):
+            assert steps is not None
+            return self.plan.schedule.stretched(steps)
+        return self.effective_schedule
 
     def to_json(self) -> str:
         """The settings as a JSON object, one key a field."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as what JSON can hold, one key a field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value.to_dict() if isinstance(value, (Schedule, Plan)) else value for name, value in values.items()
+        }
 
     @classmethod
     def from_json(cls, text: str) -> DeepCacheConfig:
-        """The settings in a JSON object; a field that is absent takes its default.
+        """The settings in a JSON object; a field that is absent takes its default. A plan is settings too.
 
         Raises:
             ValueError: the text is no JSON object, or has a key that is no field, or a value is out of range.
@@ -74,11 +170,17 @@ class DeepCacheConfig:
             raise ValueError(f"a DeepCacheConfig is a JSON object, and this is no JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"a DeepCacheConfig is a JSON object, got {type(values).__name__}")
+        if values.get("format") == PLAN_FORMAT:
+            return cls(plan=Plan.from_dict(values))
         known = [field.name for field in fields(cls)]
         unknown = [key for key in values if key not in known]
         if unknown:
             names = ", ".join(repr(key) for key in unknown)
             raise ValueError(f"unknown key {names} in a DeepCacheConfig; the keys are {', '.join(known)}")
+        if values.get("schedule") is not None:
+            values["schedule"] = schedule_from_dict(values["schedule"])
+        if values.get("plan") is not None:
+            values["plan"] = Plan.from_dict(values["plan"])
         return cls(**values)
 
     def to_file(self, path: str | Path) -> None:
@@ -87,13 +189,13 @@ class DeepCacheConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> DeepCacheConfig:
-        """Reads a file written by `to_file`; raises as `from_json` does, and `OSError` where it cannot be read."""
+        """Reads a file that `to_file` wrote, or a plan of `deepcache tune`; raises as `from_json` does, and `OSError`
+        where it cannot be read."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
 
-def _check_integer(name: str, value: object, minimum: int) -> None:
-    # bool is an int to isinstance, but a person who wrote True meant something else.
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"{name} must be {minimum} or more, got {value}")
+def _check_name(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {value!r}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -10,8 +11,10 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import DeepCacheEngine
 from DeepCache.engine.branches import layer_lists
 from DeepCache.engine.stats import TrajectoryStats
-from DeepCache.engine.unet_cache import branch_of
+from DeepCache.engine.unet_cache import branch_of, check_settings
 from DeepCache.engine.unets import unets_of
+from DeepCache.plan import Plan
+from DeepCache.schedule import Schedule
 
 __all__ = ["DeepCacheSDHelper"]
 
@@ -50,17 +53,36 @@ class DeepCacheSDHelper:
         self._config = DeepCacheConfig()
         self._engine: DeepCacheEngine | None = None
 
-    def set_params(self, cache_interval: int = 1, cache_branch_id: int = 0, skip_mode: str = "uniform") -> None:
+    def set_params(
+        self,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        skip_mode: str = "uniform",
+        forecast: str = "none",
+        guidance_reuse: bool = False,
+        schedule: Schedule | None = None,
+        plan: Plan | str | Path | None = None,
+        force_plan: bool = False,
+    ) -> None:
         """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.
+
+        Args:
+            plan: a plan, or the file that `deepcache tune` wrote it to.
 
         Raises:
             TypeError: a value of the wrong type.
-            ValueError: a value out of its range; the settings stay as they were.
+            ValueError: a value out of its range, or a plan for another model or scheduler; the settings stay as they
+                were.
+            OSError: the file of the plan cannot be read.
         """
-        config = DeepCacheConfig(cache_interval, cache_branch_id, skip_mode)
+        if isinstance(plan, (str, Path)):
+            plan = Plan.from_file(plan)
+        config = DeepCacheConfig(
+            cache_interval, cache_branch_id, skip_mode, forecast, guidance_reuse, schedule, plan, force_plan
+        )
         if self.pipe is not None:
             for unet in unets_of(self.pipe).values():
-                branch_of(unet, cache_branch_id)
+                check_settings(config, unet, self.pipe)
         if self._engine is not None:
             self._engine.configure(config)
         self._config = config

@@ -1,17 +1,27 @@
-"""Fidelity: how close the images drawn with DeepCache are to those of the pipeline without it."""
+"""Fidelity: how close the images drawn with DeepCache are to those of the pipeline without it, and to their prompts."""
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["image_tensor", "psnr", "ssim"]
+__all__ = ["clip_score", "image_tensor", "lpips", "psnr", "ssim"]
 
 # The window of SSIM spans 11 pixels and mirrors 5 at the border, which a shorter side has not.
 SSIM_SHORTEST_SIDE = 6
+
+# What the poolings of each network leave one pixel of.
+_LPIPS_SHORTEST_SIDE = {"alex": 31, "squeeze": 17, "vgg": 16}
+_CLIP_BATCH = 16
+_HUB_SECONDS = 10.0
 
 
 def psnr(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Image.Image]) -> Tensor:
@@ -68,6 +78,124 @@ def ssim(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Im
     return values.reshape(len(first))
 
 
+def lpips(
+    images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Image.Image], net: str = "alex"
+) -> Tensor:
+    """Learned perceptual distance of each image; smaller is closer, and 0 is identical.
+
+    It is that of "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", Zhang et
+    al. 2018 (https://arxiv.org/abs/1801.03924). It needs torchvision, which downloads the ImageNet
+    weights of the network at the first call; they stay in memory.
+
+    Args:
+        images: a tensor (N, 3, H, W) of values in 0..1, or a list of PIL images of one size. The
+            network runs on the device of a tensor, and on the CPU for PIL images.
+        reference: the images to compare with, in the same order and of the same shape.
+        net: the network whose features are compared: `"alex"`, `"vgg"` or `"squeeze"`. Values of
+            different networks cannot be compared.
+
+    Returns:
+        A tensor (N,).
+
+    Raises:
+        ImportError: torchvision is not installed, or does not work with this PyTorch.
+        OSError: the weights of the network are not on this machine and cannot be downloaded.
+        ValueError: the two differ in shape, a tensor is not (N, 3, H, W) or has values out of 0..1,
+            the network is unknown, or a side is shorter than it needs (31 pixels for `"alex"`, 17
+            for `"squeeze"`, 16 for `"vgg"`).
+
+    Example:
+        >>> image = torch.rand(1, 3, 64, 64)
+        >>> lpips(image, image)  # doctest: +SKIP
+        tensor([0.])
+    """
+    if net not in _LPIPS_SHORTEST_SIDE:
+        raise ValueError(f"net must be alex, squeeze or vgg, got {net!r}")
+    first, second = _pair(images, reference)
+    _check_colours("images", first)
+    _check_colours("reference", second)
+    height, width = first.shape[-2:]
+    if min(height, width) < _LPIPS_SHORTEST_SIDE[net]:
+        raise ValueError(
+            f"LPIPS with {net} needs images of {_LPIPS_SHORTEST_SIDE[net]} pixels a side or more, got {width}x{height}"
+        )
+    metric = _lpips_metric(net).to(first.device)
+    values = []
+    with torch.no_grad():
+        # The metric gives the mean of what it has seen, which is one image here.
+        for image, other in zip(first.float(), second.float(), strict=True):
+            metric.reset()
+            metric.update(image[None], other[None])
+            values.append(metric.compute())
+    metric.reset()
+    return torch.stack(values)
+
+
+def clip_score(
+    images: Tensor | Sequence[Image.Image],
+    prompts: Sequence[str],
+    model: str | os.PathLike[str] = "openai/clip-vit-large-patch14",
+) -> Tensor:
+    """How well each image fits its prompt, from 0 to 100: 100 · max(cos, 0) of their CLIP embeddings.
+
+    It is the CLIPScore of "CLIPScore: A Reference-free Evaluation Metric for Image Captioning",
+    Hessel et al. 2021 (https://arxiv.org/abs/2104.08718), with the weight 100 that is usual for
+    drawn images in the place of the paper's 2.5. The model is downloaded at the first call, unless
+    it is in the cache of the hub; it stays in memory.
+
+    Args:
+        images: a tensor (N, 3, H, W) of values in 0..1, or a list of PIL images of one size. Values
+            are rounded to 8 bits, as in a saved image. CLIP runs on the device of a tensor, and on
+            the CPU for PIL images.
+        prompts: N prompts, in the order of the images. What is longer than CLIP reads (77 tokens for
+            most models) is cut off.
+        model: a repository of the hub, or a folder that a `CLIPModel` and its `CLIPProcessor` were
+            saved to. Values of different models cannot be compared.
+
+    Returns:
+        A tensor (N,).
+
+    Raises:
+        OSError: the model is not on this machine and cannot be downloaded, or its folder is not
+            complete.
+        TypeError: the prompts are one string.
+        ValueError: there are not as many prompts as images, the images differ in size, a tensor is
+            not (N, 3, H, W) or has values out of 0..1, or the model is no CLIP.
+
+    Example:
+        >>> image = Image.new("RGB", (64, 64), "red")
+        >>> clip_score([image, image], ["red", "a bowl of soup"]).shape  # doctest: +SKIP
+        torch.Size([2])
+    """
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a list of one prompt for each image, got one string")
+    pixels = image_tensor(images)
+    _check_colours("images", pixels)
+    if len(prompts) != len(pixels):
+        raise ValueError(f"there must be one prompt for each image, got {len(prompts)} for {len(pixels)} images")
+    clip, tokenizer, processor = _clip(os.fspath(model))
+    clip.to(pixels.device)
+    pictures = [Image.fromarray(picture) for picture in (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()]
+    values = []
+    for start in range(0, len(pictures), _CLIP_BATCH):
+        text = tokenizer(
+            list(prompts[start : start + _CLIP_BATCH]),
+            padding=True,
+            truncation=True,
+            max_length=clip.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        drawn = processor(pictures[start : start + _CLIP_BATCH], return_tensors="pt")
+        with torch.no_grad():
+            embeddings = clip(
+                input_ids=text["input_ids"].to(pixels.device),
+                attention_mask=text["attention_mask"].to(pixels.device),
+                pixel_values=drawn["pixel_values"].to(pixels.device),
+            )
+        values.append(torch.cosine_similarity(embeddings.image_embeds, embeddings.text_embeds))
+    return 100 * torch.cat(values).clamp(min=0)
+
+
 def image_tensor(images: Tensor | Sequence[Image.Image]) -> Tensor:
     """The images as one float tensor (N, C, H, W) in 0..1; of a tensor only the type changes.
 
@@ -103,3 +231,95 @@ def _pair(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[I
             f"images and reference must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}"
         )
     return first, second
+
+
+def _check_colours(name: str, images: Tensor) -> None:
+    """Refuses what a network for colour images would take without a word, and give a wrong value for."""
+    if images.shape[1] != 3:
+        raise ValueError(f"{name} must have 3 channels, got the shape {tuple(images.shape)}")
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= 0 and high <= 1):  # NaN is in no range
+        raise ValueError(f"{name} must have values in 0..1, got {low:g} to {high:g}")
+
+
+@cache
+def _lpips_metric(net: str) -> Any:
+    try:
+        importlib.import_module("torchvision")
+    # One that was built for another PyTorch fails in more ways than ImportError.
+    except Exception as error:
+        raise ImportError(
+            f"LPIPS needs torchvision, which cannot be imported ({_first_line(error)}); install the release that goes "
+            f"with PyTorch {torch.__version__}, see https://pytorch.org/get-started/locally"
+        ) from error
+
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    metric: Any = LearnedPerceptualImagePatchSimilarity
+    try:
+        # Where several processes draw together, each has images of its own.
+        return metric(net_type=net, normalize=True, sync_on_compute=False)
+    # Which error tells of a failed download depends on how far it came.
+    except Exception as error:
+        raise OSError(
+            f"LPIPS needs the weights of the network {net!r}, which torchvision cannot load ({_first_line(error)}); "
+            f"connect to the network once, or copy {Path(torch.hub.get_dir()) / 'checkpoints'} from a machine that has "
+            "them"
+        ) from error
+
+
+@cache
+def _clip(model: str) -> tuple[Any, Any, Any]:
+    """The CLIP model with its tokenizer and its image processor."""
+    try:
+        found = _load_clip(model, local_files_only=True)
+    # Broken files raise errors of the libraries that read them.
+    except Exception as error:
+        if Path(model).is_dir():
+            raise OSError(
+                f"the folder {model!r} holds no complete CLIP model ({_first_line(error)}); give one that a CLIPModel "
+                "and its CLIPProcessor were saved to"
+            ) from error
+        found = _download_clip(model)
+    clip, loading, tokenizer, processor = found
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        # They would be left at random values.
+        raise ValueError(f"the model {model!r} is no CLIP: it lacks {len(missing)} of its weights, {missing[0]} first")
+    return clip.eval().requires_grad_(False), tokenizer, processor
+
+
+def _download_clip(model: str) -> tuple[Any, dict[str, Any], Any, Any]:
+    from huggingface_hub import HfApi
+
+    try:
+        # One question and no retries: a person who is offline should not wait for minutes.
+        HfApi().model_info(model, timeout=_HUB_SECONDS)
+        return _load_clip(model, local_files_only=False)
+    # Which error tells of a missing connection depends on the HTTP library below the hub's.
+    except Exception as error:
+        raise OSError(
+            f"the CLIP model {model!r} is no folder, and neither the cache nor the hub gives it "
+            f"({_first_line(error)}); connect to the network once, or give a folder that a CLIPModel and its "
+            "CLIPProcessor were saved to"
+        ) from error
+
+
+def _load_clip(model: str, *, local_files_only: bool) -> tuple[Any, dict[str, Any], Any, Any]:
+    # The processor on PIL gives the same values with torchvision and without.
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local_files_only)
+    # Without its files it is made all the same, and knows no word.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise OSError("there is no vocabulary for its tokenizer")
+    processor = CLIPImageProcessorPil.from_pretrained(model, local_files_only=local_files_only)
+    loaded: Any = CLIPModel.from_pretrained(
+        model, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True
+    )
+    clip, loading = loaded
+    return clip, loading, tokenizer, processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

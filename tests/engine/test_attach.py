@@ -80,7 +80,7 @@ def test_an_interrupted_pipeline_leaves_nothing():
         return tensors
 
     draw(pipe, seed=1, callback_on_step_end=interrupt)
-    assert not engine._caches["unet"]._features
+    assert not engine._caches["unet"]._slots
     assert torch.equal(draw(pipe), expected)
 
 
@@ -90,11 +90,11 @@ def test_the_end_of_a_pipeline_run_sets_the_memory_free():
 
     def look(pipe, step, timestep, tensors):
         if step < 5:
-            assert len(engine._caches["unet"]._features) == 1
+            assert len(engine._caches["unet"]._slots) == 1
         return tensors
 
     draw(pipe, callback_on_step_end=look)
-    assert not engine._caches["unet"]._features
+    assert not engine._caches["unet"]._slots
 
 
 @pytest.mark.parametrize(

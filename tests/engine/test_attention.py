@@ -126,8 +126,8 @@ def test_what_is_kept_for_it_has_no_autograd_history(unet):
     pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
     unet(torch.zeros(1, 4, 8, 8), timesteps[0], PROMPT)
-    (feature,) = engine._caches["unet"]._features.values()
-    kept = [value for _, args, kwargs in feature.attention._calls for value in (*args, *kwargs.values())]
+    (stored,) = engine._caches["unet"]._slots.values()
+    kept = [value for _, args, kwargs in stored.attention._calls for value in (*args, *kwargs.values())]
     tensors = [value for value in kept if isinstance(value, torch.Tensor)]
     assert tensors
     assert not any(tensor.requires_grad for tensor in tensors)

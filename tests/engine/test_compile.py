@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch._dynamo.testing import CompileCounter
 
-from DeepCache import DeepCacheSDHelper
+from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
+from DeepCache.schedule import BranchSchedule, Step, StepSchedule, UniformSchedule
 from tests.engine.tiny_pipeline import draw, tiny_pipeline
 
 
@@ -135,3 +136,42 @@ def test_blocks_compiled_one_by_one(branch, graphs, cached, plain):
     built = graphs.frame_count
     assert torch.equal(_draw(pipe, seed=1), cached[branch, 1])
     assert graphs.frame_count == built
+
+
+EACH = (
+    Step(True),
+    Step(False),
+    Step(True, forecast="linear", guidance_reuse=True),
+    Step(False, forecast="linear", guidance_reuse=True),
+    Step(True),
+    Step(False),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "built"),
+    [
+        (DeepCacheConfig(2, forecast="linear"), 2),
+        (DeepCacheConfig(2, forecast="quadratic"), 2),
+        # Every shallow step runs half of the batch.
+        (DeepCacheConfig(2, forecast="linear", guidance_reuse=True), 2),
+        (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(0, 1))), 3),
+        (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(1, 0)), forecast="linear"), 3),
+        # Full and shallow steps of the whole batch and of half of it.
+        (DeepCacheConfig(schedule=StepSchedule(EACH)), 4),
+    ],
+    ids=["linear", "quadratic", "guidance reuse", "two branches", "two branches and a forecast", "both of either kind"],
+)
+def test_a_graph_for_each_kind_of_step_and_none_more_for_another_prompt(config, built, graphs):
+    """Six steps, so that every kind of step comes with a forecast from one value, two and three."""
+    expected = {}
+    for seed in (0, 1):
+        pipe = _pipeline()
+        apply_deepcache(pipe, config)
+        expected[seed] = draw(pipe, seed=seed)
+    pipe = _pipeline()
+    apply_deepcache(pipe, config)
+    _wrap(pipe, graphs)
+    for seed in (0, 1, 0):
+        assert torch.equal(draw(pipe, seed=seed), expected[seed])
+        assert graphs.frame_count == built

@@ -127,11 +127,11 @@ def test_the_deep_feature_has_no_autograd_history_and_is_gone_after_the_run():
     engine = apply_deepcache(pipe, DeepCacheConfig(4))
     noisy = torch.ones(1)
     pipe.unet(noisy, pipe.scheduler.timesteps[0])
-    (feature,) = engine._caches["unet"]._features.values()
-    assert not feature.tensor.requires_grad
+    (stored,) = engine._caches["unet"]._slots.values()
+    assert not stored.features[0].at(1).requires_grad
     assert engine.stats.bytes_kept == 4
     for t in pipe.scheduler.timesteps[1:]:
         pipe.unet(noisy, t)
-    assert not engine._caches["unet"]._features
+    assert not engine._caches["unet"]._slots
     assert engine.stats.bytes_kept == 4
     remove_deepcache(pipe)

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.engine.trajectory import Trajectory
+from tests.engine.no_transfers import NoTransfers
 from tests.engine.tiny_pipeline import tiny_pipeline
 
 VALUES = [900, 700, 500, 300, 100]
@@ -220,28 +220,6 @@ def test_unknown_values_that_turn_back_begin_a_new_trajectory(scheduler):
     assert _steps(Trajectory(), fractions[::-1] * 2, scheduler) == "*0 1 2 *0 1 2"
 
 
-class NoTransfers(TorchDispatchMode):
-    """Raises where a tensor's value is read on the host."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-
-        def refuse(*_, **__):
-            raise AssertionError("a value was read from a tensor")
-
-        # These read memory without an operator that a dispatch mode would see.
-        for name in ("tolist", "numpy", "cpu", "__array__"):
-            monkeypatch.setattr(torch.Tensor, name, refuse)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket not in (
-            torch.ops.aten._local_scalar_dense,
-            torch.ops.aten.is_nonzero,
-            torch.ops.aten.equal,
-        ), f"{function} reads a value from a tensor"
-        return function(*args, **(kwargs or {}))
-
-
 class TestNoTransfers:
     @pytest.mark.parametrize("read", [torch.Tensor.item, bool, float, int, lambda tensor: tensor.tolist()])
     def test_the_guard_notices(self, read, monkeypatch):
@@ -255,11 +233,12 @@ class TestNoTransfers:
         with NoTransfers(monkeypatch):
             assert _steps(trajectory, timesteps, scheduler) == "*0 1 2 3 *0 1 2 3"
 
+    @pytest.mark.parametrize("forecast", ["none", "linear", "quadratic"])
     @pytest.mark.parametrize("interval", [1, 3])
     @torch.no_grad()
-    def test_in_full_and_shallow_steps(self, interval, monkeypatch):
+    def test_in_full_and_shallow_steps(self, interval, forecast, monkeypatch):
         pipe = tiny_pipeline()
-        engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=interval, cache_branch_id=1))
+        engine = apply_deepcache(pipe, DeepCacheConfig(interval, cache_branch_id=1, forecast=forecast))
         pipe.scheduler.set_timesteps(5)
         sample, prompt = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8)
         with NoTransfers(monkeypatch):

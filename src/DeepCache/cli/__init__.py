@@ -9,6 +9,7 @@ import typer
 from DeepCache.cli.errors import CommandGroup
 from DeepCache.cli.generate import generate_command
 from DeepCache.cli.info import info_command
+from DeepCache.cli.tune import tune_command
 
 __all__ = ["app", "main"]
 
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate_command)
 app.command("info")(info_command)
+app.command("tune")(tune_command)
 
 
 def _print_version(asked: bool) -> None:

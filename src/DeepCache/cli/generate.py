@@ -114,6 +114,49 @@ def generate_command(
             rich_help_panel=_DEEPCACHE,
         ),
     ] = _DEFAULT.cache_branch_id,
+    skip_mode: Annotated[
+        str,
+        typer.Option(
+            "--skip-mode",
+            help="How full steps are spread: uniform or non-uniform (denser around three tenths of the way).",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = _DEFAULT.skip_mode,
+    forecast: Annotated[
+        str,
+        typer.Option(
+            "--forecast",
+            "-f",
+            help="How shallow steps continue the deep feature: none re-uses the last one, linear and quadratic follow "
+            "its course.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = _DEFAULT.forecast,
+    guidance_reuse: Annotated[
+        bool,
+        typer.Option(
+            "--guidance-reuse",
+            help="Run only the half of the guided batch with the prompt on shallow steps, and forecast the other.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="A plan of `deepcache tune`, in the place of the five settings above.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = None,
+    force_plan: Annotated[
+        bool,
+        typer.Option(
+            "--force-plan",
+            help="Use the plan on another model or scheduler than it was tuned for.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = False,
     compare: Annotated[
         bool,
         typer.Option(
@@ -149,7 +192,19 @@ def generate_command(
         parse_size,
         read_prompts,
     )
+    from DeepCache.plan import Plan
 
+    if force_plan and plan is None:
+        raise ValueError("--force-plan says how to use a plan: give one with --plan FILE")
+    cache = DeepCacheConfig(
+        cache_interval=interval,
+        cache_branch_id=branch,
+        skip_mode=skip_mode,
+        forecast=forecast,
+        guidance_reuse=guidance_reuse,
+        plan=Plan.from_file(plan) if plan is not None else None,
+        force_plan=force_plan,
+    )
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
     settings = GenerationSettings(
@@ -161,7 +216,7 @@ def generate_command(
         size=None if size is None else parse_size(size),
         seed=seed,
         images_per_prompt=images,
-        cache=DeepCacheConfig(cache_interval=interval, cache_branch_id=branch),
+        cache=cache,
     )
     folder = OutputFolder(output)
 

@@ -10,7 +10,7 @@ from torch import nn
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.follow import follow_unets, unfollow_unets
 from DeepCache.engine.stats import TrajectoryStats
-from DeepCache.engine.unet_cache import UnetCache, branch_of
+from DeepCache.engine.unet_cache import UnetCache, check_settings
 from DeepCache.engine.unets import unets_of
 
 __all__ = ["DeepCacheEngine", "apply_deepcache", "remove_deepcache"]
@@ -61,10 +61,10 @@ class DeepCacheEngine:
         """Changes the settings; the next step is then the first of a new trajectory.
 
         Raises:
-            ValueError: the branch is too deep for a U-Net; the settings stay as they were.
+            ValueError: a branch is too deep for a U-Net, or the plan is for another; the settings stay as they were.
         """
         for cache in self._caches.values():
-            branch_of(cache.unet, config.cache_branch_id)
+            check_settings(config, cache.unet, self._pipe)
         self._config = config
         for cache in self._caches.values():
             cache.configure(config)
@@ -104,6 +104,7 @@ class DeepCacheEngine:
             cache.end_run()
 
     def _cache(self, unet: nn.Module) -> UnetCache:
+        check_settings(self._config, unet, self._pipe)
         return UnetCache(unet, self._config, self._pipe)
 
     def _let_go(self) -> None:

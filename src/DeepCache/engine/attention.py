@@ -44,10 +44,12 @@ class AttentionCalls:
         }
         return sum(kept.values())
 
-    def repeat(self, attention_kwargs: dict[str, Any]) -> None:
-        """Calls the layers again, with the `cross_attention_kwargs` of this U-Net call instead of those of then."""
+    def repeat(self, layers: list[nn.Module], attention_kwargs: dict[str, Any]) -> None:
+        """Calls the layers again, as far as they are among these, with the `cross_attention_kwargs` of this U-Net call
+        instead of those of then."""
         for layer, args, kwargs in self._calls:
-            layer(*args, **kwargs | {name: value for name, value in attention_kwargs.items() if name in kwargs})
+            if layer in layers:
+                layer(*args, **kwargs | {name: value for name, value in attention_kwargs.items() if name in kwargs})
 
     def __bool__(self) -> bool:
         return bool(self._calls)

@@ -1,42 +1,50 @@
-"""The stored deep feature: the one tensor that passes from a full step to the shallow steps after it."""
+"""The stored deep feature: what passes from a full step to the shallow steps after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from DeepCache.engine.attention import AttentionCalls
+from DeepCache.engine.forecast import Forecast
 
-__all__ = ["DeepFeature", "FeatureOutlet", "FeatureTap"]
+__all__ = ["FeatureOutlet", "FeatureTap", "StoredSlot"]
 
 
-@dataclass(frozen=True)
-class DeepFeature:
-    """A deep feature and the kind of U-Net input it belongs to.
+class StoredSlot:
+    """What one slot keeps from step to step: the deep feature at each branch that is used, and what else is forecast.
 
     Args:
-        tensor: the deep feature, a copy of its own without autograd history.
-        step: the step of the trajectory that it was made at.
-        made_for: shape, dtype and device of the sample of the full step.
-        attention: calls of deep attention layers that the pipeline listens to.
+        sample: the sample of the U-Net call, of which shape, dtype and device matter: for others nothing here is good.
+        branches: the skip branches that shallow steps use.
+        order: the highest order of the forecasts.
+        guided: whether the batch is the two halves of classifier-free guidance.
+
+    Attributes:
+        last_full: number of the last full step.
+        attention: calls of deep attention layers at that step that the pipeline listens to.
+        features: the deep feature by the number of its branch, each a copy of its own without autograd history.
+        guidance: the U-Net's prediction without the prompt minus that with it; None where that is of no use.
     """
 
-    tensor: torch.Tensor
-    step: int
-    made_for: tuple[torch.Size, torch.dtype, torch.device]
-    attention: AttentionCalls
+    def __init__(self, sample: torch.Tensor, branches: Iterable[int], order: int, guided: bool) -> None:
+        self._made_for = (sample.shape, sample.dtype, sample.device)
+        self.last_full = 0
+        self.attention = AttentionCalls([])
+        self.features = {branch: Forecast(order) for branch in branches}
+        self.guidance = Forecast(order) if guided else None
 
     @property
     def bytes(self) -> int:
-        return self.tensor.nbytes + self.attention.bytes
+        kept = sum(feature.bytes for feature in self.features.values()) + self.attention.bytes
+        return kept + (self.guidance.bytes if self.guidance is not None else 0)
 
     def fits(self, sample: torch.Tensor) -> bool:
-        """Whether a shallow step on this sample may use the feature."""
-        return self.made_for == (sample.shape, sample.dtype, sample.device)
+        """Whether a step on this sample may use what is kept."""
+        return self._made_for == (sample.shape, sample.dtype, sample.device)
 
 
 class FeatureTap:
@@ -49,9 +57,9 @@ class FeatureTap:
     def __init__(self) -> None:
         # A fixed attribute rather than an entry of a dictionary: torch.compile would guard on the keys.
         self.tensor: torch.Tensor | None = None
-        # Open during a full step. A compiled full step is told apart by it, since torch.compile guards on an attribute
-        # that it has read and not on attributes that hide a registered child; and modules that another U-Net borrows
-        # (Versatile Diffusion) are left alone there.
+        # Open during a step that renews the feature. A compiled full step is told apart by it, since torch.compile
+        # guards on an attribute that it has read and not on attributes that hide a registered child; and modules that
+        # another U-Net borrows (Versatile Diffusion) are left alone there.
         self.open = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["load_groups"]
+__all__ = ["load_groups", "offloaded_to_disk"]
 
 
 def load_groups(blocks: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> list[Any]:
@@ -30,6 +30,12 @@ def load_groups(blocks: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -
         if others or group.onload_leader not in blocks:
             group.onload_()
     return [group for group in groups.values() if group.offload_leader not in blocks]
+
+
+def offloaded_to_disk(unet: nn.Module) -> bool:
+    """Whether weights of a U-Net lie in files until they are needed, so that what is in memory means nothing."""
+    groups = (_group_of(module) for module in unet.modules())
+    return any(getattr(group, "offload_to_disk_path", None) is not None for group in groups)
 
 
 def _group_of(block: nn.Module) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from DeepCache.engine.branches import SkipBranch
+from DeepCache.engine.branches import skip_branches
 from DeepCache.engine.cost import count_costs, on_meta
+from DeepCache.schedule import Step, pattern_of
 
 __all__ = ["TrajectoryRecord", "TrajectoryStats"]
 
@@ -20,14 +21,15 @@ class TrajectoryStats:
     """What the last trajectory did.
 
     Args:
-        pattern: one character a step, `F` for a full step, `.` for a shallow one; a step of several U-Net calls is
-            full if any of them was.
+        pattern: one character a step, `F` for a full step, `.` for a shallow one, or the number of its branch where
+            several are used; a step of several U-Net calls is full if any of them was.
         full_steps: number of full steps.
         shallow_steps: number of shallow steps.
         bytes_kept: the most that was kept of deep features at any one time, in bytes.
         mac_share: multiply-accumulates spent in the U-Net as a share of what it takes without DeepCache, 0 to 1; None
             before the first trajectory, or where they cannot be counted.
         uncounted: why `mac_share` could not be counted, else an empty string.
+        halved_steps: number of steps that ran half of a guided batch (guidance reuse).
     """
 
     pattern: str
@@ -36,39 +38,45 @@ class TrajectoryStats:
     bytes_kept: int
     mac_share: float | None
     uncounted: str = ""
+    halved_steps: int = 0
 
     def __str__(self) -> str:
         if not self.pattern:
             return "no trajectory yet"
         share = f"{self.mac_share:.1%}" if self.mac_share is not None else f"not counted ({self.uncounted})"
+        halved = f" ({self.halved_steps} with guidance reuse)" if self.halved_steps else ""
         return (
             f"{self.pattern}\n"
-            f"{self.full_steps} full and {self.shallow_steps} shallow steps, "
+            f"{self.full_steps} full and {self.shallow_steps} shallow steps{halved}, "
             f"{self.bytes_kept / 2**20:.2f} MiB kept, "
             f"multiply-accumulates of the U-Net: {share}"
         )
 
 
 class TrajectoryRecord:
-    """Notes of a running trajectory: a few dictionary operations a call, and no reference to any of its tensors."""
+    """Notes of a running trajectory: a few dictionary operations a call, and no reference to any of its tensors.
 
-    def __init__(self, branch: SkipBranch) -> None:
-        self._branch = branch
-        self._pattern: list[str] = []
-        self._calls: Counter[tuple[torch.Size, bool]] = Counter()
+    Args:
+        branches: numbers of the skip branches that shallow steps may use.
+    """
+
+    def __init__(self, branches: tuple[int, ...]) -> None:
+        self._branches = branches
+        self._steps: list[Step] = []
+        self._calls: Counter[tuple[torch.Size, Step]] = Counter()
         self._examples: dict[torch.Size, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._bytes_kept = 0
         self._mac_share: tuple[int, float | None, str] | None = None
         self._uncounted = ""
 
     def note_call(
-        self, slot: int, full: bool, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, slot: int, step: Step, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         if slot == 0:
-            self._pattern.append("F" if full else ".")
-        elif full:
-            self._pattern[-1] = "F"
-        self._calls[sample.shape, full] += 1
+            self._steps.append(step)
+        elif step.full:
+            self._steps[-1] = step
+        self._calls[sample.shape, step] += 1
         if sample.shape not in self._examples:
             self._examples[sample.shape] = (on_meta(args), on_meta(kwargs))
 
@@ -79,10 +87,11 @@ class TrajectoryRecord:
         self._bytes_kept = max(self._bytes_kept, kept)
 
     def stats(self, unet: nn.Module) -> TrajectoryStats:
-        pattern = "".join(self._pattern)
-        share, reason = self._count(unet) if pattern else (None, "")
-        full = pattern.count("F")
-        return TrajectoryStats(pattern, full, len(pattern) - full, self._bytes_kept, share, reason)
+        share, reason = self._count(unet) if self._steps else (None, "")
+        full = sum(step.full for step in self._steps)
+        shallow = len(self._steps) - full
+        halved = sum(step.guidance_reuse for step in self._steps)
+        return TrajectoryStats(pattern_of(self._steps), full, shallow, self._bytes_kept, share, reason, halved)
 
     def _count(self, unet: nn.Module) -> tuple[float | None, str]:
         """The share of multiply-accumulates, counted when it is asked for and not while a picture is made."""
@@ -98,10 +107,12 @@ class TrajectoryRecord:
         return self._mac_share[1:]
 
     def _share(self, unet: nn.Module) -> float:
-        spent, whole = 0, 0
+        spent, whole = 0.0, 0
+        branches = [skip_branches(unet)[number] for number in self._branches]
         for shape, (args, kwargs) in self._examples.items():
-            costs = count_costs(unet, args, kwargs, [self._branch])
-            full, shallow = self._calls[shape, True], self._calls[shape, False]
-            spent += full * costs.full + shallow * costs.shallow[self._branch.number]
-            whole += (full + shallow) * costs.full
+            costs = count_costs(unet, args, kwargs, branches)
+            for (called, step), times in self._calls.items():
+                if called == shape:
+                    spent += times * step.cost(costs) * costs.full
+                    whole += times * costs.full
         return spent / whole

@@ -23,15 +23,20 @@ class Moment:
         step: steps since the trajectory began.
         slot: how many U-Net calls came before it at the same step (cond and uncond apart, views of a panorama, …).
         starts: whether it is the first call of a new trajectory.
-        ends: whether no further step can follow in the list of timesteps.
+        steps: how many steps the trajectory has, as far as its list of timesteps tells.
         mixed: whether the samples of the batch stand at several timesteps, so that no deep feature fits the next call.
     """
 
     step: int
     slot: int
     starts: bool
-    ends: bool
+    steps: int | None = None
     mixed: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether no further step can follow."""
+        return self.steps is not None and self.step == self.steps - 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class _Place:
 
     source: Any
     position: int
-    ends: bool
+    length: int | None
     mixed: bool = False
 
     def same_list(self, other: _Place) -> bool:
@@ -100,7 +105,8 @@ class Trajectory:
             self._slot = self._slot + 1 if place.position == last.position else 0
             starts = False
         self._place, self._scheduler = place, scheduler
-        return Moment(place.position - self._start, self._slot, starts, place.ends, place.mixed)
+        steps = None if place.length is None else place.length - self._start
+        return Moment(place.position - self._start, self._slot, starts, steps, place.mixed)
 
     def _find(self, timestep: Any, scheduler: Any) -> _Place:
         timesteps: Any = getattr(scheduler, "timesteps", None)
@@ -108,15 +114,15 @@ class Trajectory:
             storage, offset = timestep.untyped_storage(), int(timestep.storage_offset())
             if _is_list_in(storage, timesteps):
                 position = (offset - timesteps.storage_offset()) // timesteps.stride(0)
-                return _Place(storage, position, ends=position == len(timesteps) - 1)
+                return _Place(storage, position, len(timesteps))
             length = storage.nbytes() // timestep.element_size()
             if length > 1:
-                return _Place(storage, offset, ends=offset == length - 1)
+                return _Place(storage, offset, length)
         values = _host_values(timestep)
         if len(values) > 1:
             # A window of several steps in one batch (ParaDiGMS): the calls are counted, as far as they are of one list.
             last = self._place if self._place is not None and self._place.source is timesteps else None
-            return _Place(timesteps, last.position + 1 if last is not None else 0, ends=False, mixed=True)
+            return _Place(timesteps, last.position + 1 if last is not None else 0, None, mixed=True)
         return self._find_by_value(values.pop(), timesteps, scheduler)
 
     def _find_by_value(self, value: float, timesteps: Any, scheduler: Any) -> _Place:
@@ -142,7 +148,7 @@ class Trajectory:
                     # It turned back: a new run.
                     self._rising, position = None, 0
         start = self._start if self._unlisted is timesteps and last is not None else 0
-        return _Place(timesteps, position, ends=position - start == len(listed) - 1)
+        return _Place(timesteps, position, start + len(listed) if listed else None)
 
     def _listed(self, timesteps: Any) -> list[float]:
         """The list of timesteps on the host: one transfer a trajectory, and only on this path."""

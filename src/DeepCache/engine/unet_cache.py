@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -13,15 +14,40 @@ from torch.utils.hooks import RemovableHandle
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import AttentionCalls, Listener, may_write
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
-from DeepCache.engine.feature import DeepFeature, FeatureTap
+from DeepCache.engine.feature import FeatureTap, StoredSlot
+from DeepCache.engine.fingerprint import other_model, other_scheduler, refuse
+from DeepCache.engine.guidance import conditional_half, join_halves, output_tensor, why_not_two_halves, with_tensor
 from DeepCache.engine.narrowing import Narrowing, deep_attention_layers, deep_feature_modules
 from DeepCache.engine.offload import load_groups
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
 from DeepCache.engine.trajectory import Moment, Trajectory
+from DeepCache.schedule import Step
 
-__all__ = ["UnetCache", "branch_of"]
+__all__ = ["UnetCache", "branch_of", "check_settings"]
 
 _END_OF_RUN = "_reset_stateful_cache"
+_FULL = Step(True)
+_WHOLE, _OTHER_HALF, _HALF = None, 0, 1
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A U-Net call that has begun. Without a moment it is no step of the trajectory."""
+
+    sample: torch.Tensor
+    moment: Moment | None = None
+    step: Step = _FULL
+
+
+class _Cut:
+    """A skip branch of the U-Net that is cut on shallow steps, with all that it takes."""
+
+    def __init__(self, unet: nn.Module, branch: SkipBranch) -> None:
+        self.name = branch.name
+        self.narrowing = Narrowing(unet, branch)
+        self.tap = FeatureTap()
+        self.tapped = deep_feature_modules(unet, branch)
+        self.deep_attention = deep_attention_layers(unet, branch)
 
 
 class UnetCache:
@@ -34,7 +60,7 @@ class UnetCache:
 
     Raises:
         TypeError: the U-Net cannot be cut.
-        ValueError: the branch is too deep for it.
+        ValueError: a branch is too deep for it, or the plan is for another.
     """
 
     def __init__(self, unet: nn.Module, config: DeepCacheConfig, pipe: Any) -> None:
@@ -42,11 +68,12 @@ class UnetCache:
         self._config = config
         self._pipe = pipe
         self._trajectory = Trajectory()
-        self._features: dict[int, DeepFeature] = {}
+        self._steps: tuple[Step, ...] = ()
+        self._slots: dict[int, StoredSlot] = {}
         self._handles: list[RemovableHandle] = []
         self._tap_handles: list[RemovableHandle] = []
         self._last_slot = 0
-        self._call: tuple[Moment | None, torch.Tensor, bool] | None = None
+        self._call: _Call | None = None
         self._listening: list[nn.Module] = []
         self._listener: Listener | None = None
         self._groups: list[Any] = []
@@ -62,7 +89,7 @@ class UnetCache:
         return self._record.stats(self.unet)
 
     def configure(self, config: DeepCacheConfig) -> None:
-        """Changes the settings; the branch is one that the U-Net has."""
+        """Changes the settings, which are fit for the U-Net."""
         self._config = config
         self.end_run()
         self._cut()
@@ -92,28 +119,28 @@ class UnetCache:
         self._handles, self._tap_handles = [], []
 
     def end_run(self) -> None:
-        """Forgets the trajectory and its deep features."""
+        """Forgets the trajectory and all that its steps stored."""
         self._restore()
         self._call = None
-        self._features.clear()
-        self._tap_of_feature.take()
+        self._slots.clear()
+        for cut in self._cuts.values():
+            cut.tap.take()
         self._attention_calls()
         self._trajectory.reset()
 
     def _cut(self) -> None:
-        """Prepares the cut of the configured branch; nothing on the U-Net changes yet."""
-        self._branch = branch_of(self.unet, self._config.cache_branch_id)
+        """Prepares the cuts of the configured branches; nothing on the U-Net changes yet."""
+        self._cuts = {number: _Cut(self.unet, branch_of(self.unet, number)) for number in self._config.branches}
+        self._narrowing: Narrowing | None = None
         self._structure = _structure(self.unet)
-        self._narrowing = Narrowing(self.unet, self._branch)
-        self._deep_attention = deep_attention_layers(self.unet, self._branch)
-        self._tap_of_feature = FeatureTap()
-        self._record = TrajectoryRecord(self._branch)
+        self._record = TrajectoryRecord(tuple(self._cuts))
 
     def _tap(self) -> None:
         for handle in self._tap_handles:
             handle.remove()
-        modules = deep_feature_modules(self.unet, self._branch) if self._config.schedule.caches else []
-        self._tap_handles = [module.register_forward_hook(self._tap_of_feature) for module in modules]
+        self._tap_handles = [
+            module.register_forward_hook(cut.tap) for cut in self._cuts.values() for module in cut.tapped
+        ]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_call(
@@ -125,79 +152,147 @@ class UnetCache:
         sample, timestep = (_argument(args, kwargs, index, name) for index, name in enumerate(self._names))
         if sample.requires_grad and torch.is_grad_enabled():
             # A gradient that is wanted comes from the whole U-Net, and the call is no step of the trajectory.
-            self._call = (None, sample, True)
+            self._call = _Call(sample)
             return None
         moment = self._trajectory.locate(timestep, getattr(self._pipe, "scheduler", None))
         if moment.starts:
-            self._start_trajectory()
-        if moment.slot == 0 and len(self._features) > self._last_slot + 1:
+            self._start_trajectory(moment, sample)
+        if moment.slot == 0 and len(self._slots) > self._last_slot + 1:
             # A slot that the last step did not have is another one when it comes back.
-            self._features = {slot: feature for slot, feature in self._features.items() if slot <= self._last_slot}
+            self._slots = {slot: stored for slot, stored in self._slots.items() if slot <= self._last_slot}
         self._last_slot = moment.slot
-        feature = self._features.get(moment.slot)
-        full = (
-            feature is None
-            # A full step that the pipeline left out, or that had no such slot, is made up for.
-            or any(map(self._config.schedule.is_full, range(feature.step + 1, moment.step + 1)))
-            or moment.mixed
-            or not feature.fits(sample)
-        )
-        self._record.note_call(moment.slot, full, sample, args, kwargs)
-        self._call = (moment, sample, full)
-        if full or feature is None:
-            if self._config.schedule.caches:
-                self._tap_of_feature.open = True
-                self._listener = Listener(self._listening) if self._listening else None
-            return None
+        stored = self._slots.get(moment.slot)
+        step = self._step_at(moment, stored, sample)
+        self._record.note_call(moment.slot, step, sample, args, kwargs)
+        self._call = _Call(sample, moment, step)
+        for number, cut in self._cuts.items():
+            # A shallow step at a deeper branch computes the deep features above it anew.
+            cut.tap.open = step.full or number < step.branch
+        if step.guidance_reuse:
+            args, kwargs = conditional_half(args, kwargs, len(sample))
+        if step.full or stored is None:
+            self._listener = Listener(self._listening) if self._listening else None
+            return (args, kwargs) if step.guidance_reuse else None
+        cut = self._cuts[step.branch]
         meanwhile, others = None, []
-        if feature.attention:
+        if stored.attention:
             others = [*down_blocks(unet), *up_blocks(unet)]
-            meanwhile = partial(feature.attention.repeat, kwargs.get("cross_attention_kwargs") or {})
+            meanwhile = partial(stored.attention.repeat, cut.deep_attention, kwargs.get("cross_attention_kwargs") or {})
             self._record.note_attention()
-        self._groups = load_groups(self._narrowing.blocks, others)
-        self._narrowing.apply(feature.tensor, meanwhile)
-        return args, self._narrowing.narrow_kwargs(kwargs)
+        self._groups = load_groups(cut.narrowing.blocks, others)
+        self._narrowing = cut.narrowing
+        feature = stored.features[step.branch].at(moment.step, step.order, _HALF if step.guidance_reuse else _WHOLE)
+        cut.narrowing.apply(feature, meanwhile)
+        return args, cut.narrowing.narrow_kwargs(kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _after_call(self, unet: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._call is None or output is None:
+    def _after_call(self, unet: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        call, self._call = self._call, None
+        if call is None or output is None:
             # The U-Net raised.
             self.end_run()
-            return
-        (moment, sample, full), self._call = self._call, None
-        if moment is None:
-            return
+            return None
+        if call.moment is None:
+            return None
         self._restore()
-        if full and self._config.schedule.caches:
-            self._store(moment, sample)
-        if moment.ends or moment.mixed:
-            self._features.pop(moment.slot, None)
+        if not self._cuts and not self._config.any_guidance_reuse:
+            return None
+        stored = self._stored(call, call.moment)
+        joined = self._forecast_guidance(call, call.moment, stored, output)
+        if call.moment.ends or call.moment.mixed:
+            self._slots.pop(call.moment.slot, None)
+        return joined
 
     def _restore(self) -> None:
-        self._narrowing.undo()
-        self._tap_of_feature.open = False
+        if self._narrowing is not None:
+            self._narrowing.undo()
+            self._narrowing = None
+        for cut in self._cuts.values():
+            cut.tap.open = False
         while self._groups:
             self._groups.pop().offload_()
 
-    def _start_trajectory(self) -> None:
-        self._features.clear()
+    def _start_trajectory(self, moment: Moment, sample: torch.Tensor) -> None:
+        self._slots.clear()
         # Somebody may have replaced a block or a layer since the last run.
         if self._structure != _structure(self.unet):
             self._cut()
             self._tap()
-        self._listening = [layer for layer in self._deep_attention if may_write(layer)]
-        self._record = TrajectoryRecord(self._branch)
+        if self._config.plan is not None and not self._config.force_plan:
+            # The scheduler may be another since DeepCache was put on; that of the U-Net would have been noticed.
+            refuse(other_scheduler(self._config.plan, getattr(self._pipe, "scheduler", None)))
+        deep = {layer: None for cut in self._cuts.values() for layer in cut.deep_attention}
+        self._listening = [layer for layer in deep if may_write(layer)]
+        self._record = TrajectoryRecord(tuple(self._cuts))
+        self._steps = ()
+        if not moment.mixed:
+            # What the schedule refuses is told before anything has run.
+            self._scheduled(0, moment.steps)
+        if self._config.any_guidance_reuse:
+            reason = why_not_two_halves(self._pipe, self.unet, sample)
+            if not reason and self._listening:
+                reason = "the pipeline reads the attention maps of whole batches"
+            if reason:
+                raise ValueError(f"guidance_reuse runs half of a guided batch, and {reason}; turn it off")
 
-    def _store(self, moment: Moment, sample: torch.Tensor) -> None:
-        tensor, attention = self._tap_of_feature.take(), self._attention_calls()
-        if tensor is None:
-            raise RuntimeError(
-                f"no module of {self._branch.name} ran on a full step, so there is no deep feature to keep; "
-                "this U-Net does not call its layers as modules"
-            )
-        made_for = (sample.shape, sample.dtype, sample.device)
-        self._features[moment.slot] = DeepFeature(tensor, moment.step, made_for, attention)
-        self._record.note_bytes(sum(feature.bytes for feature in self._features.values()))
+    def _scheduled(self, number: int, steps: int | None) -> Step:
+        """What the schedule says of a step."""
+        if steps is None:
+            return self._config.step(number, None)
+        if len(self._steps) != steps:
+            self._steps = self._config.steps(steps)
+        return self._steps[number]
+
+    def _step_at(self, moment: Moment, stored: StoredSlot | None, sample: torch.Tensor) -> Step:
+        """What is done at a step: what the schedule says, as far as there is something to go on from."""
+        if stored is None or moment.mixed or not stored.fits(sample):
+            return _FULL
+        left_out = range(stored.last_full + 1, moment.step)
+        if any(self._scheduled(number, moment.steps).full for number in left_out):
+            # A full step that the pipeline left out, or that had no such slot, is made up for.
+            return _FULL
+        step = self._scheduled(moment.step, moment.steps)
+        if step.guidance_reuse and stored.guidance is None:
+            # Guidance was cut off in mid-run: there is no other half.
+            return replace(step, guidance_reuse=False)
+        return step
+
+    def _stored(self, call: _Call, moment: Moment) -> StoredSlot:
+        """What the slot keeps, with what the call has added to it."""
+        stored, step = self._slots.get(moment.slot), call.step
+        if stored is None or not stored.fits(call.sample):
+            guided = self._config.any_guidance_reuse and not why_not_two_halves(self._pipe, self.unet, call.sample)
+            stored = StoredSlot(call.sample, self._cuts, self._config.highest_order, guided)
+            self._slots[moment.slot] = stored
+        for number, cut in self._cuts.items():
+            tensor = cut.tap.take()
+            if tensor is None and step.full:
+                raise RuntimeError(
+                    f"no module of {cut.name} ran on a full step, so there is no deep feature to keep; "
+                    "this U-Net does not call its layers as modules"
+                )
+            if tensor is not None:
+                feature = stored.features[number]
+                if step.guidance_reuse:
+                    # What did not run is forecast.
+                    tensor = torch.cat([feature.at(moment.step, step.order, _OTHER_HALF), tensor])
+                feature.add(moment.step, tensor)
+        if step.full:
+            stored.last_full, stored.attention = moment.step, self._attention_calls()
+        return stored
+
+    def _forecast_guidance(self, call: _Call, moment: Moment, stored: StoredSlot, output: Any) -> Any:
+        """The output for both halves where only one ran, else None."""
+        joined = None
+        if stored.guidance is not None:
+            if call.step.guidance_reuse:
+                difference = stored.guidance.at(moment.step, call.step.order)
+                joined = with_tensor(output, join_halves(output_tensor(output), difference))
+            else:
+                unconditional, conditional = output_tensor(output).detach().chunk(2)
+                stored.guidance.add(moment.step, unconditional - conditional)
+        self._record.note_bytes(sum(slot.bytes for slot in self._slots.values()))
+        return joined
 
     def _attention_calls(self) -> AttentionCalls:
         """What was heard during the call, and stops listening."""
@@ -218,6 +313,20 @@ def branch_of(unet: nn.Module, number: int) -> SkipBranch:
             f"cache_branch_id must be from 0 to {len(branches) - 1} for this {type(unet).__name__}, got {number}"
         )
     return branches[number]
+
+
+def check_settings(config: DeepCacheConfig, unet: nn.Module, pipe: Any) -> None:
+    """Refuses settings that are not for this U-Net.
+
+    Raises:
+        ValueError: a branch is too deep, or the plan is for another model or scheduler.
+        TypeError: the U-Net cannot be cut.
+    """
+    if config.plan is not None and not config.force_plan:
+        refuse(other_model(config.plan, unet) or other_scheduler(config.plan, getattr(pipe, "scheduler", None)))
+    # A branch that is too deep is an error where nothing is cached too.
+    for number in config.branches or (config.cache_branch_id,):
+        branch_of(unet, number)
 
 
 def _structure(unet: nn.Module) -> list[nn.Module | None]:

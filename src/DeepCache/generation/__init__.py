@@ -3,7 +3,12 @@
 from DeepCache.generation.comparison import compare_side_by_side
 from DeepCache.generation.drawing import Drawing, GeneratedImage, StepProgress, generate
 from DeepCache.generation.output import OutputFolder, read_settings
-from DeepCache.generation.settings import GenerationSettings, parse_size, read_prompts
+from DeepCache.generation.settings import (
+    GenerationSettings,
+    check_against_pipeline,
+    parse_size,
+    read_prompts,
+)
 
 __all__ = [
     "Drawing",
@@ -11,6 +16,7 @@ __all__ = [
     "GenerationSettings",
     "OutputFolder",
     "StepProgress",
+    "check_against_pipeline",
     "compare_side_by_side",
     "generate",
     "parse_size",

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from DeepCache.config import DeepCacheConfig
 from DeepCache.generation.comparison import compare_side_by_side
 from DeepCache.generation.output import OutputFolder
 from DeepCache.generation.settings import GenerationSettings, check_against_pipeline
 from DeepCache.models.loading import recommended_guidance
-from DeepCache.schedule import UniformSchedule
+from DeepCache.plan import Plan
+from DeepCache.schedule import Step, StepSchedule, pattern_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,6 +140,7 @@ def generate(
         if compare:
             prompt, seed = next(settings.jobs())
             call = _call(pipe, settings, prompt, seed)
+            apply_deepcache(pipe, _warm_up(settings.cache))
             _draw(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, settings.steps)})
         for number, (prompt, seed) in enumerate(settings.jobs(), start=1):
             stem = output.new_stem(prompt, seed)
@@ -163,6 +166,15 @@ def generate(
             yield result
     finally:
         remove_deepcache(pipe)
+
+
+def _warm_up(cache: DeepCacheConfig) -> DeepCacheConfig:
+    """Settings for the short run to warm up: a plan refuses another number of steps than its own."""
+    if cache.plan is None:
+        return cache
+    shallow = next((step for step in cache.plan.schedule.each if not step.full), Step(True))
+    schedule = StepSchedule((Step(True), shallow))
+    return replace(cache, plan=Plan(schedule, cache.plan.model, cache.plan.scheduler), force_plan=True)
 
 
 def _call(pipe: Any, settings: GenerationSettings, prompt: str, seed: int) -> dict[str, Any]:
@@ -201,12 +213,12 @@ def _step_callback(
     """The pipeline's argument for telling `on_step` of every step, where it has one."""
     if "callback_on_step_end" not in signature(pipe.__call__).parameters:
         return {}
-    schedule = settings.cache.schedule if accelerated else UniformSchedule(1)
+    cache = settings.cache if accelerated else DeepCacheConfig(cache_interval=1)
 
     def at_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         # Schedulers of the second order take more steps than were asked for.
         steps = getattr(pipe, "num_timesteps", settings.steps)
-        pattern = schedule.pattern(step + 1)
+        pattern = pattern_of(cache.steps(steps))[: step + 1]
         on_step(StepProgress(number, settings.count, accelerated, step + 1, steps, pattern))
         return tensors
 
@@ -249,7 +261,7 @@ def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more
             "scheduler": type(pipe.scheduler).__name__,
             "steps": settings.steps,
             "guidance": _guidance(pipe, settings),
-            **asdict(settings.cache),
+            **settings.cache.to_dict(),
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "device": str(pipe.device),
             "versions": {name: version(name) for name in ("DeepCache", "diffusers", "torch")},
@@ -275,6 +287,10 @@ def _compared(result: GeneratedImage, original: Drawing) -> GeneratedImage:
 def _side_by_side(result: GeneratedImage, original: Drawing, settings: GenerationSettings) -> Image:
     cache = settings.cache
     name = f"DeepCache, interval {cache.cache_interval}, branch {cache.cache_branch_id}"
+    if cache.plan is not None:
+        name = "DeepCache, tuned plan"
+    elif cache.forecast != "none":
+        name += f", {cache.forecast} forecast"
     cost = f"{result.drawing.seconds:.2f} s, {result.speed_up:.2f}x as fast"
     if result.stats.mac_share is not None:
         cost += f", {result.stats.mac_share:.0%} of the MACs"

@@ -1,0 +1,289 @@
+"""`deepcache tune`: a plan for a model, a scheduler and a number of steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from DeepCache.plan import Plan
+    from DeepCache.tune import TuningProgress
+
+__all__ = ["tune_command"]
+
+_GOAL, _MODEL, _PROMPTS, _SEARCH, _OUTPUT = "Goal (one of these)", "Model", "Prompts", "Search", "Output"
+
+
+def tune_command(
+    cost: Annotated[
+        float | None,
+        typer.Option(
+            help="The most multiply-accumulates of the U-Net, as a share of those without DeepCache, such as 0.3.",
+            rich_help_panel=_GOAL,
+        ),
+    ] = None,
+    speed_up: Annotated[
+        float | None,
+        typer.Option(
+            "--speed-up",
+            help="The same as a speed-up of the U-Net: 4 is a cost of 0.25.",
+            rich_help_panel=_GOAL,
+        ),
+    ] = None,
+    psnr: Annotated[
+        float | None,
+        typer.Option(help="The least mean PSNR against no caching, in dB.", rich_help_panel=_GOAL),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name (shapes comes with DeepCache), a folder, or owner/name on the hub.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "shapes",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="ddim, dpm++, euler, euler-a, heun, unipc, pndm, … or a class of diffusers.",
+            show_default="the model's own",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=_MODEL)] = 50,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=_MODEL),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, float16 or bfloat16; auto is float16 with CUDA, else float32.", rich_help_panel=_MODEL
+        ),
+    ] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="cuda, cuda:1, mps, cpu, …; auto is the best there is.", rich_help_panel=_MODEL),
+    ] = "auto",
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="A text file with one prompt a line; the first ones are tuned on, the next ones checked on.",
+            show_default="prompts that come with DeepCache",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
+    tune_on: Annotated[int, typer.Option(help="Prompts to tune on.", rich_help_panel=_PROMPTS)] = 8,
+    check_on: Annotated[
+        int, typer.Option(help="Prompts to check the winner on, which the search never sees.", rich_help_panel=_PROMPTS)
+    ] = 16,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the first prompt; each further one has the next number.", rich_help_panel=_PROMPTS),
+    ] = 0,
+    batch: Annotated[int, typer.Option(help="Prompts drawn at once.", rich_help_panel=_SEARCH)] = 8,
+    evaluations: Annotated[
+        int,
+        typer.Option(
+            help="Schedules to draw at most while searching; more take longer and may find a better one.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 40,
+    branches: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Skip branches that shallow steps may use, such as 0,1,3; the first is the one to start from.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "0",
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write the plan; a picture of the frontier goes beside it, as .png.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = Path("plan.json"),
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where to keep what was measured: the same command goes on where it was stopped, and another goal "
+            "starts from what is known.",
+            show_default="named after the plan, ending in -tuning",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+) -> None:
+    """Tune a plan: which steps are full, and what each shallow step does.
+
+    Searches on a few prompts, checks the winner on others, and writes a small JSON file for `deepcache generate --plan`
+    and `helper.set_params(plan=…)`. Ctrl-C loses nothing: the same command goes on.
+
+    Example: deepcache tune --scheduler ddim --steps 50 --cost 0.3 --output plan.json
+    """
+    from DeepCache.generation import GenerationSettings, check_against_pipeline, read_prompts
+    from DeepCache.tune.prompts import bundled_prompts
+    from DeepCache.tune.search import Goal
+
+    if speed_up is not None and cost is not None:
+        raise ValueError("give a cost or a speed-up, not both")
+    if speed_up is not None and speed_up <= 1:
+        raise ValueError(f"speed-up must be above 1, got {speed_up:g}")
+    goal = Goal(cost=1 / speed_up if speed_up is not None else cost, psnr=psnr)
+    prompts = read_prompts(prompt_file) if prompt_file is not None else bundled_prompts(model)
+    prompts = tuple(dict.fromkeys(prompts))
+    if len(prompts) < tune_on + check_on:
+        raise ValueError(
+            f"there are {len(prompts)} different prompts, and {tune_on} to tune on and {check_on} to check on are "
+            "wanted; give more with --prompts, or lower --tune-on or --check-on"
+        )
+    numbers = _numbers(branches)
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {str(output.parent)!r} to write the plan to")
+
+    from DeepCache.cli.loading import load
+    from DeepCache.models import recommended_guidance, set_scheduler
+    from DeepCache.tune import TuningSettings, tune
+    from DeepCache.tune.figure import draw_frontier
+
+    stderr = Console(stderr=True)
+    pipe = load(model, dtype=dtype, device=device, console=stderr)
+    if scheduler is not None:
+        set_scheduler(pipe, scheduler)
+    settings = TuningSettings(
+        prompts=prompts[:tune_on],
+        held_out=prompts[tune_on : tune_on + check_on],
+        steps=steps,
+        goal=goal,
+        model=model,
+        guidance=guidance if guidance is not None else recommended_guidance(model, pipe),
+        seed=seed,
+        batch=batch,
+        evaluations=evaluations,
+        branches=numbers,
+    )
+    check_against_pipeline(
+        GenerationSettings(prompts=settings.prompts, steps=steps, guidance=settings.guidance, seed=seed), pipe
+    )
+    folder = work if work is not None else output.with_name(f"{output.stem}-tuning")
+    try:
+        with _TuningDisplay(stderr) as display:
+            plan = tune(pipe, settings, folder, display)
+    except KeyboardInterrupt:
+        stderr.print(f"Stopped. The same command goes on from what is in {folder}.", soft_wrap=True, highlight=False)
+        raise typer.Exit(130) from None
+    plan.to_file(output)
+    picture: Path | None = output.with_suffix(".png")
+    try:
+        draw_frontier(plan, output.with_suffix(".png"))
+    except ImportError as error:
+        stderr.print(f"No picture of the frontier: {error}", soft_wrap=True, highlight=False, markup=False)
+        picture = None
+    _print_plan(plan)
+    for path in filter(None, (output, picture)):
+        print(path)
+
+
+class _TuningDisplay:
+    """A bar with the time left on a terminal; elsewhere one line a stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._stage = ""
+
+    def __enter__(self) -> _TuningDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, now: TuningProgress) -> None:
+        self._progress.update(self._task, description=now.stage, completed=now.done, total=now.total)
+        if not self._console.is_terminal and now.stage != self._stage:
+            self._console.print(f"{now.stage} …", soft_wrap=True, highlight=False)
+        self._stage = now.stage
+
+
+def _print_plan(plan: Plan) -> None:
+    console = Console()
+    lines = plan.schedule.to_dict()
+    halved = lines["guidance_reuse"]
+    orders = "".join(" " if step.full else str(step.order) for step in plan.schedule.each)
+    console.print(
+        f"steps      {plan.schedule.pattern(len(plan.schedule.each)).replace('.', '·')}\n"
+        f"forecast   {orders}\n" + (f"guidance   {halved.replace('.', ' ')}\n" if "x" in halved else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("", "cost", "PSNR\npredicted", "PSNR\nmeasured", "SSIM", "seconds"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    tuning, unseen = plan.results["tuning"], plan.results["held_out"]
+    for name, result in (("prompts tuned on", tuning), ("prompts never seen", unseen)):
+        predicted = result["predicted"]["psnr"]
+        table.add_row(name, *_figures(result["measured"], predicted), end_section=name == "prompts never seen")
+    if "uniform" in unseen:
+        table.add_row(f"uniform, {unseen['uniform']['name']}", *_figures(unseen["uniform"]))
+    fewer = unseen["fewer_steps"]
+    table.add_row(f"{fewer['steps']} steps without DeepCache", *_figures(fewer))
+    table.add_row("without DeepCache", "100.0%", "", "", "", f"{unseen['seconds_without']:.2f}")
+    console.print(table)
+    if "uniform" in unseen and unseen["uniform"]["psnr"] > unseen["measured"]["psnr"]:
+        console.print(
+            f"On the prompts never seen, uniform, {unseen['uniform']['name']} is nearer: tune on more prompts "
+            "(--tune-on), or use that.",
+            soft_wrap=True,
+        )
+    console.print(
+        "\nforecast: 0 re-use, 1 linear, 2 quadratic. guidance: x where half of the guided batch runs. The last four "
+        "rows of the table are about the prompts never seen.\n",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _figures(measured: Any, predicted: float | None = None) -> list[str]:
+    return [
+        f"{measured['cost']:.1%}",
+        "" if predicted is None else f"{predicted:.1f} dB",
+        f"{measured['psnr']:.1f} dB",
+        f"{measured['ssim']:.4f}",
+        f"{measured['seconds']:.2f}",
+    ]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"branches are numbers with commas between them, such as 0,1,3, got {text!r}") from None

@@ -1,0 +1,98 @@
+"""Tells one model, and one scheduler's settings, from another: what a plan was tuned on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+from torch import nn
+
+from DeepCache.engine.offload import offloaded_to_disk
+from DeepCache.plan import Plan
+
+__all__ = ["fingerprint", "other_model", "other_scheduler", "refuse", "scheduler_settings"]
+
+_SAMPLED_WEIGHTS = 64
+# Rounding to bfloat16 changes a weight by a 256th at most; fine-tuning changes it by more.
+_TOLERANCE = 2**-7
+
+
+def fingerprint(unet: nn.Module) -> dict[str, Any]:
+    """What tells a U-Net from others, whatever its dtype and device: its class, its structure and some of its weights.
+
+    Adapters beside the weights (LoRA of PEFT) are left out: a plan is as good with a LoRA as without.
+
+    Returns:
+        `unet`, the class; `structure`, a hash of the names and shapes of all weights; `weights`, a few of them, or an
+        empty list where they are out of reach (offloaded in sequence or to disk, quantised, of eight bits).
+    """
+    named = [
+        (name.replace(".base_layer.", "."), weight) for name, weight in unet.named_parameters() if "lora_" not in name
+    ]
+    listing = "\n".join(f"{name} {tuple(weight.shape)}" for name, weight in sorted(named, key=lambda each: each[0]))
+    chosen = [named[index * len(named) // _SAMPLED_WEIGHTS][1] for index in range(min(_SAMPLED_WEIGHTS, len(named)))]
+    reachable = not offloaded_to_disk(unet) and all(
+        weight.device.type != "meta" and weight.is_floating_point() and weight.itemsize > 1 for weight in chosen
+    )
+    return {
+        "unet": type(unet).__name__,
+        "structure": hashlib.sha256(listing.encode()).hexdigest()[:16],
+        # As many significant digits as float32 has.
+        "weights": [float(f"{_middle(weight):.7g}") for weight in chosen] if reachable else [],
+    }
+
+
+def refuse(reason: str) -> None:
+    """Raises where a plan does not fit, for a reason that `other_model` or `other_scheduler` gave.
+
+    Raises:
+        ValueError: there is a reason.
+    """
+    if reason:
+        raise ValueError(
+            f"the plan was tuned for something else: {reason}; tune one for this, or force it (force_plan=True)"
+        )
+
+
+def other_model(plan: Plan, unet: nn.Module) -> str:
+    """In what a U-Net differs from that of a plan; an empty string where it does not."""
+    found, expected = fingerprint(unet), plan.model
+    if found["unet"] != expected.get("unet"):
+        return f"the U-Net is a {found['unet']} and not a {expected.get('unet')}"
+    if found["structure"] != expected.get("structure"):
+        return f"this {found['unet']} has other layers"
+    here, there = found["weights"], expected.get("weights", [])
+    if here and there and len(here) != len(there):
+        return f"this {found['unet']} has other weights"
+    if here and there and math.dist(here, there) > _TOLERANCE * math.hypot(*there):
+        return f"this {found['unet']} has other weights"
+    return ""
+
+
+def other_scheduler(plan: Plan, scheduler: Any) -> str:
+    """In what a scheduler differs from that of a plan; an empty string where it does not."""
+    found, expected = scheduler_settings(scheduler), plan.scheduler
+    if found["class"] != expected.get("class"):
+        return f"the scheduler is a {found['class']} and not a {expected.get('class')}"
+    here, there = found["config"], expected.get("config", {})
+    for name in sorted({*here, *there}):
+        if here.get(name) != there.get(name):
+            return f"{name} of the {found['class']} is {here.get(name)!r} and not {there.get(name)!r}"
+    return ""
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """The class of a scheduler and its configuration, as far as JSON can hold it."""
+    config = {
+        name: value
+        for name, value in getattr(scheduler, "config", {}).items()
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str, type(None)))
+    }
+    return {"class": type(scheduler).__name__, "config": dict(sorted(config.items()))}
+
+
+def _middle(weight: nn.Parameter) -> float:
+    """One element, or 0 of an empty tensor: that in the middle."""
+    flat = weight.detach().reshape(-1)
+    return float(flat[len(flat) // 2]) if len(flat) else 0.0

@@ -1,0 +1,104 @@
+"""Guidance reuse: runs the half of a guided batch that has the prompt, and rebuilds the other half.
+
+With classifier-free guidance a pipeline hands its U-Net one batch of two halves: the latents without the prompt, and
+the same latents with it. The difference of the two outputs changes slowly. A step with guidance reuse runs the half
+with the prompt alone and adds the forecast difference to get the other one, so that the pipeline gets both and may
+guide as strongly as it likes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["conditional_half", "join_halves", "output_tensor", "why_not_two_halves", "with_tensor"]
+
+
+def why_not_two_halves(pipe: Any, unet: nn.Module, sample: torch.Tensor) -> str:
+    """Why the batch of a U-Net call is not that of classifier-free guidance; an empty string where it is.
+
+    Compares the latents of the two halves, which takes a transfer from the device: for full steps only.
+
+    Args:
+        pipe: the pipeline, which as a rule says whether it guides.
+        unet: its U-Net.
+        sample: what the U-Net is called with, the batch first.
+    """
+    if getattr(pipe, "do_perturbed_attention_guidance", False):
+        return "the pipeline uses perturbed-attention guidance, whose batch has a part more"
+    if not getattr(pipe, "do_classifier_free_guidance", True):
+        return "the pipeline uses no classifier-free guidance here (guidance_scale is 1 or less, or is built in)"
+    if len(sample) % 2:
+        return f"the batch of the U-Net has {len(sample)} samples, which is not two halves"
+    first, second = _latents(unet, sample).chunk(2)
+    if not torch.equal(first, second):
+        return "the two halves of the U-Net's batch are not the same latents (no guidance, or another order)"
+    return ""
+
+
+def conditional_half(
+    args: tuple[Any, ...], kwargs: dict[str, Any], batch: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a U-Net call for the second half of its batch.
+
+    Every tensor whose first side is the batch, or a multiple of it (video frames), is cut; all else stays.
+
+    Example:
+        >>> args, kwargs = conditional_half((torch.zeros(4, 3), torch.tensor(9)), {"text": [torch.ones(8, 2)]}, batch=4)
+        >>> args[0].shape, args[1].shape, kwargs["text"][0].shape
+        (torch.Size([2, 3]), torch.Size([]), torch.Size([4, 2]))
+    """
+    return _half(args, batch), _half(kwargs, batch)
+
+
+def output_tensor(output: Any) -> torch.Tensor:
+    """The prediction in what a U-Net returned: a tensor, or a tuple or an output object that begins with it."""
+    tensor: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return tensor
+
+
+def join_halves(conditional: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """The prediction for the whole batch.
+
+    Args:
+        conditional: the prediction for the half with the prompt.
+        difference: the prediction without the prompt minus that with it.
+    """
+    return torch.cat([conditional + difference, conditional])
+
+
+def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
+    """What a U-Net returned, with another prediction in it."""
+    if isinstance(output, torch.Tensor):
+        return tensor
+    if isinstance(output, tuple):
+        return (tensor, *output[1:])
+    changed = copy.copy(output)
+    setattr(changed, next(iter(output)), tensor)
+    return changed
+
+
+def _latents(unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:
+    """The channels of a sample that are denoised: an image to start from (Stable Video Diffusion) or a mask may follow,
+    and need not be the same in both halves."""
+    config: Any = getattr(unet, "config", None)
+    taken, made = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
+    # Of five sides the second or the third holds the channels, and the frames may be as many.
+    for axis in (2, 1, 3, 4) if sample.ndim == 5 else range(1, sample.ndim):
+        if made is not None and sample.shape[axis] == taken:
+            return sample.narrow(axis, 0, min(taken, made))
+    return sample
+
+
+def _half(value: Any, batch: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        rows = value.shape[0] if value.ndim else 0
+        return value[rows // 2 :] if rows and rows % batch == 0 else value
+    if isinstance(value, dict):
+        return {name: _half(item, batch) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_half(item, batch) for item in value)
+    return value

@@ -1,0 +1,120 @@
+"""Puts segments together to the best schedules at every cost: a dynamic programme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from DeepCache.schedule import Step, StepSchedule
+
+__all__ = ["Forecasted", "best_schedules", "predicted_error"]
+
+_NO_REUSE, _REUSE = 0, 1
+
+
+@dataclass(frozen=True)
+class Forecasted:
+    """A schedule with what it is expected to do.
+
+    Args:
+        schedule: the schedule.
+        cost: multiply-accumulates as a share of those without DeepCache.
+        error: the sum of the errors of its segments, as `best_schedules` was given them.
+    """
+
+    schedule: StepSchedule
+    cost: float
+    error: float
+
+
+def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequence[float]) -> list[Forecasted]:
+    """The schedules that no other beats both in cost and in error, as far as the given prices find them.
+
+    For each price the dynamic programme finds the schedule of least error + price x cost. Its state is a full step and
+    how long before it the last one was, since that decides what can be forecast from the two.
+
+    Args:
+        errors: (steps, gaps, lengths, reuse): what each segment adds to the error; see `measure_segments`.
+        branch: the skip branch of shallow steps.
+        share: cost of a shallow step as a share of that of a full one.
+        prices: errors that the whole cost of a run is worth.
+
+    Returns:
+        From the cheapest to the dearest.
+    """
+    steps = errors.shape[0]
+    # [b, g, m, option]: a segment may do without the forecast, and without guidance reuse.
+    options = torch.stack([errors[:, :1].expand_as(errors), errors], dim=3).flatten(3)
+    lengths = torch.arange(errors.shape[2], dtype=errors.dtype)
+    shallow_costs = torch.tensor([share, share / 2] * 2, dtype=errors.dtype)
+    costs = (1 + lengths[:, None] * shallow_costs) / steps
+    found: dict[StepSchedule, Forecasted] = {}
+    for price in prices:
+        best, chosen = (options + price * costs).min(dim=3)
+        path = _cheapest_path(best.tolist())
+        each: list[Step] = []
+        error = cost = 0.0
+        for full, gap, length in path:
+            option = int(chosen[full, gap, length])
+            error += float(options[full, gap, length, option])
+            cost += float(costs[length, option])
+            forecast = "linear" if option // 2 and gap else "none"
+            each.append(Step(True))
+            each += [Step(False, branch, forecast, option % 2 == _REUSE)] * length
+        schedule = StepSchedule(tuple(each))
+        found[schedule] = Forecasted(schedule, cost, error)
+    ordered = sorted(found.values(), key=lambda found: (found.cost, found.error))
+    lowest = math.inf
+    kept = []
+    for candidate in ordered:
+        if candidate.error < lowest:
+            kept.append(candidate)
+            lowest = candidate.error
+    return kept
+
+
+def predicted_error(errors: torch.Tensor, schedule: StepSchedule) -> float | None:
+    """The sum of the errors of a schedule's segments; None where one was not measured."""
+    full_steps = [number for number, step in enumerate(schedule.each) if step.full]
+    total, last = 0.0, None
+    for full, following in zip(full_steps, [*full_steps[1:], len(schedule.each)], strict=True):
+        length = following - full - 1
+        first = schedule.each[full + 1] if length else Step(True)
+        gap = full - last if last is not None and first.forecast != "none" else 0
+        last = full
+        if gap >= errors.shape[1] or length >= errors.shape[2]:
+            return None
+        total += float(errors[full, gap, length, _REUSE if first.guidance_reuse else _NO_REUSE])
+    return total
+
+
+def _cheapest_path(segment: list[list[list[float]]]) -> list[tuple[int, int, int]]:
+    """The segments (full step, gap before it, shallow steps after it) of least sum that fill the run."""
+    steps, gaps, lengths = len(segment), len(segment[0]), len(segment[0][0])
+    totals = [[math.inf] * gaps for _ in range(steps)]
+    totals[0][0] = 0.0
+    came_from: dict[tuple[int, int], tuple[int, int]] = {}
+    end, end_total = (0, 0), math.inf
+    for full in range(steps):
+        for gap in range(gaps):
+            here = totals[full][gap]
+            if here == math.inf:
+                continue
+            for length in range(min(lengths, steps - full)):
+                total, following = here + segment[full][gap][length], full + length + 1
+                if following == steps:
+                    if total < end_total:
+                        end, end_total = (full, gap), total
+                elif total < totals[following][length + 1]:
+                    totals[following][length + 1] = total
+                    came_from[following, length + 1] = (full, gap)
+    path, following = [], steps
+    while True:
+        full, gap = end
+        path.append((full, gap, following - full - 1))
+        if full == 0:
+            return path[::-1]
+        following, end = full, came_from[end]

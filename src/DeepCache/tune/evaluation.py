@@ -1,0 +1,131 @@
+"""Draws the prompts under a schedule and compares with the images without DeepCache; remembers what it has drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+from DeepCache.metrics import psnr, ssim
+from DeepCache.schedule import StepSchedule
+from DeepCache.tune.drawing import Painter
+
+__all__ = ["Evaluations", "Measured"]
+
+# What two identical images count as, so that a mean can be taken.
+_IDENTICAL = 120.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What drawing all prompts in one way gave.
+
+    Args:
+        cost: multiply-accumulates of the U-Net as a share of those without DeepCache.
+        psnr: mean over the images, in dB.
+        ssim: mean over the images.
+        seconds: what the pipeline took.
+    """
+
+    cost: float
+    psnr: float
+    ssim: float
+    seconds: float
+
+
+class Evaluations:
+    """Draws and measures, each setting once; what was measured is kept in a file of one JSON object a line.
+
+    Args:
+        painter: draws the prompts.
+        path: the file; what is there already is not drawn again.
+        name: tells the prompts from others in the same file.
+        on_work: told the share of a drawing without DeepCache that was done.
+    """
+
+    def __init__(self, painter: Painter, path: Path, name: str, on_work: Callable[[float], None]) -> None:
+        self._painter = painter
+        self._path = path
+        self._name = name
+        self._on_work = on_work
+        self._reference: torch.Tensor | None = None
+        self.seconds_of_reference = 0.0
+        """What drawing without DeepCache took."""
+        self._known: dict[str, Measured] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the run was stopped while it wrote this one
+            if entry["prompts"] == name:
+                self._known[entry["key"]] = Measured(**entry["measured"])
+
+    @property
+    def reference(self) -> torch.Tensor:
+        """The images without DeepCache."""
+        if self._reference is None:
+            start = perf_counter()
+            images = self._painter.draw()
+            self.set_reference(images, perf_counter() - start)
+            self._on_work(1.0)
+        assert self._reference is not None
+        return self._reference
+
+    def set_reference(self, images: torch.Tensor, seconds: float) -> None:
+        """Takes the images without DeepCache from where they were drawn already."""
+        self._reference, self.seconds_of_reference = images, seconds
+
+    def known(self, schedule: StepSchedule) -> bool:
+        """Whether the schedule was measured already."""
+        return _key(schedule) in self._known
+
+    def schedule(self, schedule: StepSchedule) -> Measured:
+        """Measures a schedule."""
+        return self._measure(_key(schedule), lambda: self._draw(schedule))
+
+    def fewer_steps(self, steps: int) -> Measured:
+        """Measures that many steps without DeepCache."""
+        return self._measure(f"{steps} steps", lambda: (self._painter.draw(steps), steps / self._painter.steps))
+
+    def _draw(self, schedule: StepSchedule) -> tuple[torch.Tensor, float]:
+        pipe = self._painter.pipe
+        engine = apply_deepcache(pipe, DeepCacheConfig(schedule=schedule))
+        try:
+            images = self._painter.draw()
+            stats = engine.stats
+        finally:
+            remove_deepcache(pipe)
+        if stats.mac_share is None:
+            raise ValueError(f"the cost of this model's steps cannot be counted: {stats.uncounted}")
+        return images, stats.mac_share
+
+    def _measure(self, key: str, draw: Callable[[], tuple[torch.Tensor, float]]) -> Measured:
+        if key not in self._known:
+            reference = self.reference
+            start = perf_counter()
+            images, cost = draw()
+            seconds = perf_counter() - start
+            fidelity = fmean(min(value, _IDENTICAL) for value in psnr(images, reference).tolist())
+            self._remember(key, Measured(cost, fidelity, fmean(ssim(images, reference).tolist()), seconds))
+            self._on_work(cost)
+        return self._known[key]
+
+    def _remember(self, key: str, measured: Measured) -> None:
+        self._known[key] = measured
+        entry: dict[str, Any] = {"prompts": self._name, "key": key, "measured": asdict(measured)}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _key(schedule: StepSchedule) -> str:
+    values = schedule.to_dict()
+    return " ".join(str(values[name]) for name in ("full", "branch", "forecast", "guidance_reuse"))

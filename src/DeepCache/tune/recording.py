@@ -1,0 +1,104 @@
+"""Records what the U-Net of a run without DeepCache is given and gives back, and plays it back to the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from DeepCache.engine.branches import SkipBranch
+from DeepCache.engine.feature import FeatureTap
+from DeepCache.engine.guidance import why_not_two_halves, with_tensor
+from DeepCache.engine.narrowing import deep_feature_modules
+from DeepCache.tune.drawing import Painter
+
+__all__ = ["Recording", "draw_from", "record"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run of one batch without DeepCache.
+
+    Args:
+        calls: arguments of every U-Net call.
+        outputs: what each returned.
+        features: the deep feature of each at one skip branch.
+        guided: whether the batch is the two halves of classifier-free guidance.
+        images: what the run drew.
+    """
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    outputs: list[Any]
+    features: list[torch.Tensor]
+    guided: bool
+    images: torch.Tensor
+
+
+def record(painter: Painter, first: int, branch: SkipBranch) -> Recording:
+    """Draws a batch and records it.
+
+    Args:
+        painter: draws it; DeepCache is not on its pipeline.
+        first: number of the first prompt of the batch.
+        branch: where the deep feature is taken.
+    """
+    unet = painter.pipe.unet
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    outputs: list[Any] = []
+    features: list[torch.Tensor] = []
+    tap = FeatureTap()
+    tap.open = True
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, dict(kwargs)))
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        outputs.append(output)
+        feature = tap.take()
+        assert feature is not None
+        features.append(feature)
+
+    handles = [module.register_forward_hook(tap) for module in deep_feature_modules(unet, branch)]
+    handles += [unet.register_forward_pre_hook(before, with_kwargs=True), unet.register_forward_hook(after)]
+    try:
+        images = painter.draw_batch(first)
+    finally:
+        for handle in handles:
+            handle.remove()
+    args, kwargs = calls[0]
+    guided = not why_not_two_halves(painter.pipe, unet, args[0] if args else kwargs["sample"])
+    return Recording(calls, outputs, features, guided, images)
+
+
+def draw_from(
+    painter: Painter, first: int, recording: Recording, number: int, prediction: torch.Tensor
+) -> torch.Tensor:
+    """The images of a recorded batch with another prediction at one step.
+
+    The steps before it are played back and take no time; those after it run.
+
+    Args:
+        painter: what the batch was drawn with.
+        first: number of the first prompt of the batch.
+        recording: the run without DeepCache.
+        number: the step.
+        prediction: what the U-Net is to predict there.
+    """
+    unet = painter.pipe.unet
+    played = [*recording.outputs[:number], with_tensor(recording.outputs[number], prediction)]
+    forward, calls = unet.forward, iter(played)
+
+    def play(*args: Any, **kwargs: Any) -> Any:
+        return next(calls, None) or forward(*args, **kwargs)
+
+    before = unet.__dict__.get("forward")
+    unet.forward = play
+    try:
+        return painter.draw_batch(first)
+    finally:
+        if before is None:
+            del unet.forward
+        else:
+            unet.forward = before

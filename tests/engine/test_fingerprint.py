@@ -1,0 +1,183 @@
+"""What tells one U-Net from another, and one scheduler's settings from another's."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+from DeepCache.engine.fingerprint import fingerprint, other_model, other_scheduler, refuse, scheduler_settings
+from DeepCache.plan import Plan
+from DeepCache.schedule import Step, StepSchedule
+from tests.engine.tiny_pipeline import tiny_unet
+
+
+def plan_for(unet=None, scheduler=None):
+    unet = tiny_unet() if unet is None else unet
+    made = Plan(StepSchedule((Step(True),)), fingerprint(unet), scheduler_settings(scheduler or DDIMScheduler()))
+    # As it is found in a file.
+    return Plan.from_dict(json.loads(json.dumps(made.to_dict())))
+
+
+def with_lora(unet, targets=("to_k", "to_q", "to_v", "to_out.0", "conv1")):
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=list(targets), init_lora_weights=False)
+    unet.add_adapter(config, "style")
+    return unet
+
+
+def test_the_same_unet_made_twice_is_the_same():
+    assert fingerprint(tiny_unet()) == fingerprint(tiny_unet())
+    assert other_model(plan_for(), tiny_unet()) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tuned_in", [torch.float32, torch.float16, torch.bfloat16])
+def test_it_is_the_same_in_every_dtype(dtype, tuned_in):
+    plan = plan_for(tiny_unet().to(tuned_in))
+    found = fingerprint(tiny_unet().to(dtype))
+    assert (found["unet"], found["structure"]) == (plan.model["unet"], plan.model["structure"])
+    assert found["weights"] == pytest.approx(plan.model["weights"], rel=2**-7, abs=1e-6)
+    assert other_model(plan, tiny_unet().to(dtype)) == ""
+
+
+def test_it_is_the_same_with_a_lora_of_peft():
+    plain = fingerprint(tiny_unet())
+    unet = with_lora(tiny_unet())
+    assert any("lora_" in name for name, _ in unet.named_parameters())
+    assert fingerprint(unet) == plain
+    unet.set_adapters(["style"], [0.5])
+    assert fingerprint(unet) == plain
+    assert other_model(plan_for(with_lora(tiny_unet(), ("to_k",))), unet) == ""
+    unet.delete_adapters("style")
+    assert fingerprint(unet) == plain
+
+
+def test_it_is_the_same_in_another_memory_format_and_without_gradients():
+    plain = fingerprint(tiny_unet())
+    assert fingerprint(tiny_unet().to(memory_format=torch.channels_last)) == plain
+    assert fingerprint(tiny_unet().requires_grad_(False)) == plain
+
+
+def test_it_is_the_same_where_torch_compile_has_been_asked_for():
+    unet = tiny_unet()
+    unet.compile(backend="eager")
+    assert other_model(plan_for(), unet) == ""
+
+
+def test_other_weights_are_told():
+    assert fingerprint(tiny_unet(seed=1))["weights"] != fingerprint(tiny_unet())["weights"]
+    assert fingerprint(tiny_unet(seed=1))["structure"] == fingerprint(tiny_unet())["structure"]
+    assert other_model(plan_for(), tiny_unet(seed=1)) == "this UNet2DConditionModel has other weights"
+
+
+def test_weights_that_were_trained_on_are_told_in_half_precision():
+    unet = tiny_unet()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(2)
+        for weight in unet.parameters():
+            weight += 0.1 * weight.abs().mean() * torch.randn(weight.shape, generator=generator)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert other_model(plan_for(), unet.to(dtype)) == "this UNet2DConditionModel has other weights"
+
+
+def test_other_layers_are_told():
+    unet = tiny_unet()
+    unet.down_blocks[0].resnets[0].conv1 = torch.nn.Conv2d(8, 8, 1)
+    assert other_model(plan_for(), unet) == "this UNet2DConditionModel has other layers"
+
+
+def test_another_kind_of_unet_is_told():
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    assert other_model(plan_for(), unet) == "the U-Net is a UNet2DModel and not a UNet2DConditionModel"
+
+
+def test_weights_that_are_out_of_reach_are_not_compared():
+    unreachable = tiny_unet(seed=1).to("meta")
+    assert fingerprint(unreachable)["weights"] == []
+    assert other_model(plan_for(), unreachable) == ""
+    assert other_model(plan_for(unreachable), tiny_unet()) == ""
+
+
+def test_weights_that_are_rounded_to_eight_bits_are_not_compared():
+    unet = tiny_unet()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert fingerprint(unet)["weights"] == []
+    assert other_model(plan_for(), unet) == ""
+
+
+def test_weights_that_lie_on_disk_are_not_compared(tmp_path):
+    unet = tiny_unet()
+    unet.enable_group_offload(
+        torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, offload_to_disk_path=str(tmp_path)
+    )
+    assert fingerprint(unet)["weights"] == []
+    assert other_model(plan_for(), unet) == ""
+
+
+def test_a_plan_that_says_nothing_of_its_model_or_scheduler_fits_none():
+    plan = Plan(StepSchedule((Step(True),)), {}, {})
+    assert other_model(plan, tiny_unet()) == "the U-Net is a UNet2DConditionModel and not a None"
+    assert other_scheduler(plan, DDIMScheduler()) == "the scheduler is a DDIMScheduler and not a None"
+    other = Plan(plan.schedule, fingerprint(tiny_unet()) | {"weights": [1.0]}, {})
+    assert other_model(other, tiny_unet()) == "this UNet2DConditionModel has other weights"
+
+
+def test_few_weights_are_looked_at_and_json_can_hold_them():
+    found = fingerprint(tiny_unet())
+    assert len(found["weights"]) == 64
+    assert json.loads(json.dumps(found)) == found
+    assert len(fingerprint(torch.nn.Linear(2, 2))["weights"]) == 2
+    assert fingerprint(torch.nn.ReLU())["weights"] == []
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "reason"),
+    [
+        (DDIMScheduler(), ""),
+        (DDPMScheduler(), "the scheduler is a DDPMScheduler and not a DDIMScheduler"),
+        (
+            DDIMScheduler(timestep_spacing="trailing"),
+            "timestep_spacing of the DDIMScheduler is 'trailing' and not 'leading'",
+        ),
+        (DDIMScheduler(steps_offset=1), "steps_offset of the DDIMScheduler is 1 and not 0"),
+        (None, "the scheduler is a NoneType and not a DDIMScheduler"),
+    ],
+    ids=["same", "class", "spacing", "offset", "none"],
+)
+def test_another_scheduler_is_told(scheduler, reason):
+    assert other_scheduler(plan_for(), scheduler) == reason
+
+
+def test_how_far_a_scheduler_has_come_does_not_matter():
+    used = DDIMScheduler()
+    used.set_timesteps(7)
+    used.step(torch.zeros(1), used.timesteps[0], torch.zeros(1))
+    assert other_scheduler(plan_for(), used) == ""
+
+
+def test_a_scheduler_from_a_file_is_the_same(tmp_path):
+    DDIMScheduler().save_pretrained(tmp_path)
+    loaded = DDIMScheduler.from_pretrained(tmp_path)
+    assert "_diffusers_version" in loaded.config
+    assert scheduler_settings(loaded) == scheduler_settings(DDIMScheduler())
+
+
+def test_a_setting_that_only_one_side_has_is_told():
+    plan = plan_for()
+    plan.scheduler["config"]["speed"] = 2
+    assert other_scheduler(plan, DDIMScheduler()) == "speed of the DDIMScheduler is None and not 2"
+
+
+def test_without_a_reason_nothing_is_refused():
+    refuse("")
+    with pytest.raises(ValueError, match=r"the plan was tuned for something else: rain; .*force_plan=True"):
+        refuse("rain")
