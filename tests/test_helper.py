@@ -198,8 +198,31 @@ def test_the_latest_engine_on_a_unet_takes_the_place_of_the_one_before(pipe):
 
 
 def test_apply_deepcache_is_the_same_engine(pipe):
-    apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=1))
+    apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=1, forecast="none"))
     assert torch.equal(draw(pipe), cached(pipe, 3, 1))
+    remove_deepcache(pipe)
+
+
+def test_the_helper_reuses_the_deep_feature_and_the_configuration_forecasts_it_by_default(pipe):
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=2)
+    with helper:
+        reused = draw(pipe)
+    apply_deepcache(pipe, DeepCacheConfig(2, forecast="none"))
+    assert torch.equal(draw(pipe), reused)
+    apply_deepcache(pipe, DeepCacheConfig(2))
+    forecast = draw(pipe)
+    assert not torch.equal(forecast, reused)
+    apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"))
+    assert torch.equal(draw(pipe), forecast)
+    remove_deepcache(pipe)
+
+
+def test_without_settings_the_helper_reuses_too(pipe):
+    with DeepCacheSDHelper(pipe):
+        found = draw(pipe)
+    apply_deepcache(pipe, DeepCacheConfig(forecast="none"))
+    assert torch.equal(draw(pipe), found)
     remove_deepcache(pipe)
 
 
@@ -227,10 +250,10 @@ def test_function_dict_is_a_mapping_to_go_through(pipe):
 @pytest.mark.parametrize(
     ("values", "pattern"),
     [
-        ({"cache_interval": 3, "skip_mode": "non-uniform"}, "F.F..."),
+        ({"cache_interval": 3, "skip_mode": "non-uniform", "forecast": "none"}, "F.F..."),
         ({"cache_interval": 2, "forecast": "linear"}, "F.F.F."),
         ({"cache_interval": 3, "forecast": "quadratic", "guidance_reuse": True}, "F..F.."),
-        ({"schedule": BranchSchedule(UniformSchedule(3), after=(0, 2))}, "F02F02"),
+        ({"schedule": BranchSchedule(UniformSchedule(3), after=(0, 2)), "forecast": "none"}, "F02F02"),
     ],
 )
 def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern):

@@ -40,10 +40,10 @@ class DeepCacheConfig:
         skip_mode (`str`, defaults to `"uniform"`):
             How the full steps are spread over a trajectory. `"uniform"`: every `cache_interval`-th step is full.
             `"non-uniform"`: as many, but denser around three tenths of the way, as the paper has it.
-        forecast (`str`, defaults to `"none"`):
-            How a shallow step continues the deep features of the full steps before it. `"none"`: the last one is
-            re-used as it is, which is the paper's. `"linear"` and `"quadratic"`: a polynomial through the last two or
-            three, at no cost but one or two tensors of memory.
+        forecast (`str`, defaults to `"linear"`):
+            How a shallow step continues the deep features of the full steps before it. `"linear"` and `"quadratic"`: a
+            polynomial through the last two or three, at no cost but one or two tensors of memory. `"none"`: the last
+            one is re-used as it is, which is the paper's, and what `DeepCacheSDHelper` does by default.
         guidance_reuse (`bool`, defaults to `False`):
             Whether a shallow step runs only the half of a guided batch that has the prompt, and rebuilds the other
             half from the forecast difference of the two. It halves the cost of shallow steps. Refused at the start of
@@ -70,7 +70,7 @@ class DeepCacheConfig:
     cache_interval: int = 3
     cache_branch_id: int = 0
     skip_mode: str = "uniform"
-    forecast: str = "none"
+    forecast: str = "linear"
     guidance_reuse: bool = False
     schedule: Schedule | None = None
     plan: Plan | None = None

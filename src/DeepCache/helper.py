@@ -27,7 +27,8 @@ class DeepCacheSDHelper:
 
     Raises nothing until `set_params` or `enable` meets a value it cannot work with.
 
-    Without `set_params` the settings are those of `DeepCacheConfig()`. Enabling takes the place of any engine that is
+    Without `set_params` the settings are those of `DeepCacheConfig(forecast="none")`: with them, and with the defaults of
+    `set_params`, the output is bit-identical to the reference package's. Enabling takes the place of any engine that is
     on the same U-Net already, so a notebook cell may be run twice.
 
     Example:
@@ -50,7 +51,7 @@ class DeepCacheSDHelper:
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe = pipe
-        self._config = DeepCacheConfig()
+        self._config = DeepCacheConfig(forecast="none")
         self._engine: DeepCacheEngine | None = None
 
     def set_params(

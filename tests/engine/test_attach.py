@@ -9,7 +9,7 @@ from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 @pytest.fixture
 def dummy():
     pipe = Pipeline(DummyUNet())
-    return pipe, apply_deepcache(pipe, DeepCacheConfig(cache_interval=3))
+    return pipe, apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, forecast="none"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])

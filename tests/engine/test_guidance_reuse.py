@@ -17,7 +17,7 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 
-REUSE = DeepCacheConfig(3, guidance_reuse=True)
+REUSE = DeepCacheConfig(3, forecast="none", guidance_reuse=True)
 
 
 def observe_batches(module):

@@ -246,7 +246,8 @@ def _print_plan(plan: Plan) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in ("", "cost", "PSNR\npredicted", "PSNR\nmeasured", "SSIM", "seconds"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+        # The names may wrap, the figures never.
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     tuning, unseen = plan.results["tuning"], plan.results["held_out"]
     for name, result in (("prompts tuned on", tuning), ("prompts never seen", unseen)):
         predicted = result["predicted"]["psnr"]
@@ -264,8 +265,8 @@ def _print_plan(plan: Plan) -> None:
             soft_wrap=True,
         )
     console.print(
-        "\nforecast: 0 re-use, 1 linear, 2 quadratic. guidance: x where half of the guided batch runs. The last four "
-        "rows of the table are about the prompts never seen.\n",
+        "\nforecast: 0 re-use, 1 linear, 2 quadratic. guidance: x where half of the guided batch runs. Below the line: "
+        "other ways to draw the prompts never seen.\n",
         style="dim",
         highlight=False,
         soft_wrap=True,

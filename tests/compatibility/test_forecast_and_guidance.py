@@ -1,0 +1,181 @@
+"""Forecasts and guidance reuse through the real `__call__` of every diffusers pipeline with a denoising U-Net.
+
+A pipeline runs twice. The first run has guidance reuse, unless it is refused. In the second one every step runs the
+whole batch, and what the U-Net predicts is noted and then replaced by what the first run returned, so that both see the
+same inputs to the end and every call can be compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import pytest
+import torch
+
+from DeepCache import DeepCacheSDHelper
+from tests.compatibility.case import PipelineCase
+from tests.compatibility.conftest import Subject, Witness
+from tests.compatibility.guidance import NOT_HALVED
+from tests.compatibility.pipelines import CASES
+
+INTERVAL = 2
+# Kernels differ by the size of the batch.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.03}
+# One for each kind of U-Net, and one of several calls a step.
+OF_EACH_KIND = (
+    "AnimateDiffPipeline",
+    "AudioLDM2Pipeline",
+    "DDIMPipeline",
+    "I2VGenXLPipeline",
+    "StableDiffusionControlNetXSPipeline",
+    "StableDiffusionGLIGENTextImagePipeline",
+    "StableDiffusionXLPipeline",
+    "StableVideoDiffusionPipeline",
+    "TextToVideoSDPipeline",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a pipeline.
+
+    Attributes:
+        result: what it returned.
+        patterns: the calls of each U-Net, `F` for one that ran all of it.
+        predictions: what each of them predicted.
+        halved_steps: how many steps of the last trajectory ran half of the batch.
+    """
+
+    result: torch.Tensor
+    patterns: dict[str, str]
+    predictions: dict[str, list[torch.Tensor]]
+    halved_steps: int
+
+
+def _run(case: PipelineCase, pipe: Any, replayed: Run | None = None, **settings: Any) -> Run:
+    """A run with these settings, in which the U-Nets return what they did in another one."""
+    predictions: dict[str, list[torch.Tensor]] = {name: [] for name in case.calls}
+
+    def note(name: str, module: Any, args: Any, output: Any) -> None:
+        prediction = output if isinstance(output, torch.Tensor) else output[0]
+        noted = predictions[name]
+        noted.append(prediction.detach().clone())
+        if replayed is not None:
+            prediction.copy_(replayed.predictions[name][len(noted) - 1])
+
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(**{"cache_interval": INTERVAL} | settings)
+    with helper:
+        witnesses = {name: Witness(getattr(pipe, name)) for name in case.calls}
+        # After the hooks of DeepCache.
+        hooks = [getattr(pipe, name).register_forward_hook(partial(note, name)) for name in case.calls]
+        try:
+            result = case.run(pipe)
+        finally:
+            for handle in (*witnesses.values(), *hooks):
+                handle.remove()
+        patterns = {name: witness.take() for name, witness in witnesses.items()}
+        return Run(result, patterns, predictions, helper.stats.halved_steps)
+
+
+class Runs:
+    """The two runs of a case."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.case = subject.case
+        self.reason = NOT_HALVED.get(str(subject.case))
+        # A run that is refused on its way may leave a pipeline in any state.
+        self._pipe = subject.pipe if self.reason is None else subject.case.build()
+
+    @cached_property
+    def halved(self) -> Run:
+        """With guidance reuse."""
+        return _run(self.case, self._pipe, forecast="linear", guidance_reuse=True)
+
+    @cached_property
+    def whole(self) -> Run:
+        """Without, on what the other one made."""
+        return _run(self.case, self._pipe, None if self.reason else self.halved, forecast="linear")
+
+
+@pytest.fixture(scope="module")
+def runs(subject: Subject) -> Runs:
+    return Runs(subject)
+
+
+def test_a_forecast_changes_no_step(runs):
+    expected = {name: patterns[INTERVAL] for name, patterns in runs.case.calls.items()}
+    assert runs.whole.patterns == expected
+    assert runs.whole.result.isfinite().all()
+    assert all(each.isfinite().all() for made in runs.whole.predictions.values() for each in made)
+
+
+def test_guidance_reuse_is_refused_or_makes_the_same_of_the_half_that_it_runs(runs, subject):
+    if runs.reason is not None:
+        with pytest.raises(ValueError, match="^guidance_reuse runs half of a guided batch, and ") as refusal:
+            _run(runs.case, runs.case.build(), forecast="linear", guidance_reuse=True)
+        assert runs.reason.message in str(refusal.value)
+        return
+    assert runs.halved.patterns == runs.whole.patterns
+    for name, pattern in runs.halved.patterns.items():
+        made, expected = runs.halved.predictions[name], runs.whole.predictions[name]
+        for step, prediction, whole in zip(pattern, made, expected, strict=True):
+            if step == "F":
+                assert torch.equal(prediction, whole)
+            else:
+                torch.testing.assert_close(
+                    prediction.chunk(2)[1], whole.chunk(2)[1], rtol=0, atol=TOLERANCES[whole.dtype]
+                )
+        _check_what_is_rebuilt(pattern, made)
+        assert bool(runs.halved.halved_steps) == ("." in pattern)
+
+
+def _check_what_is_rebuilt(pattern: str, made: list[torch.Tensor]) -> None:
+    """The other half of the first shallow step is as far from the one that ran as it was at the step before."""
+    calls_a_step = len(pattern) - len(pattern.lstrip("F"))
+    for call in range(calls_a_step, min(2 * calls_a_step, len(pattern))):
+        if pattern[call] == ".":
+            first, second = made[call - calls_a_step].chunk(2)
+            rebuilt, ran = made[call].chunk(2)
+            assert torch.equal(rebuilt, ran + (first - second))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in OF_EACH_KIND], ids=str)
+class TestOfEachKind:
+    @pytest.fixture
+    def guidance_reuse(self, case):
+        return str(case) not in NOT_HALVED
+
+    def test_nothing_of_one_run_reaches_the_next(self, case, guidance_reuse):
+        pipe = case.build()
+        helper = DeepCacheSDHelper(pipe)
+        helper.set_params(INTERVAL, forecast="linear", guidance_reuse=guidance_reuse)
+        with helper:
+            first, second = case.run(pipe), case.run(pipe)
+        assert torch.equal(first, second)
+
+    def test_a_forecast_makes_a_difference_and_with_interval_one_none(self, case):
+        pipe = case.build()
+        reused, continued = (_run(case, pipe, forecast=forecast).result for forecast in ("none", "linear"))
+        assert not torch.equal(reused, continued)
+        every_step = _run(case, pipe, cache_interval=1, forecast="quadratic", guidance_reuse=True)
+        assert set(every_step.patterns["unet"]) == {"F"}
+        assert every_step.halved_steps == 0
+        assert torch.equal(every_step.result, case.run(pipe))
+
+
+def test_a_batch_of_four_parts_is_refused():
+    """No prompt, a prompt, and two edits, all of the same latents."""
+    (case,) = [case for case in CASES if case.pipeline == "SemanticStableDiffusionPipeline"]
+    pipe = case.build()
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(INTERVAL, guidance_reuse=True)
+    with helper, pytest.raises(ValueError, match="guidance_reuse .* has the same latents more than twice"):
+        pipe("a red circle", editing_prompt=["a blue square", "a green cross"], num_inference_steps=2)
+
+
+def test_every_pipeline_that_is_refused_is_a_case():
+    assert set(NOT_HALVED) <= {str(case) for case in CASES}
+    assert len({str(case) for case in CASES}) == len(CASES)
