@@ -13,6 +13,8 @@ DOCUMENTED = (
     "DeepCache.engine.attach",
     "DeepCache.engine.branches",
     "DeepCache.engine.cost",
+    "DeepCache.engine.forecast",
+    "DeepCache.engine.guidance",
     "DeepCache.engine.narrowing",
     "DeepCache.engine.trajectory",
     "DeepCache.engine.unets",
@@ -24,7 +26,10 @@ DOCUMENTED = (
     "DeepCache.models.description",
     "DeepCache.models.loading",
     "DeepCache.models.schedulers",
+    "DeepCache.plan",
     "DeepCache.schedule",
+    "DeepCache.tune.neighbours",
+    "DeepCache.tune.tuning",
 )
 
 

@@ -27,9 +27,9 @@ class DeepCacheSDHelper:
 
     Raises nothing until `set_params` or `enable` meets a value it cannot work with.
 
-    Without `set_params` the settings are those of `DeepCacheConfig(forecast="none")`: with them, and with the defaults of
-    `set_params`, the output is bit-identical to the reference package's. Enabling takes the place of any engine that is
-    on the same U-Net already, so a notebook cell may be run twice.
+    Without `set_params` the settings are those of `DeepCacheConfig(forecast="none")`. With them, and with the defaults
+    of `set_params`, the output is bit-identical to the reference package's. Enabling takes the place of any engine that
+    is on the same U-Net already, so a notebook cell may be run twice.
 
     Example:
         >>> from DeepCache import DeepCacheSDHelper

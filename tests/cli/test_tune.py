@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from DeepCache.plan import Plan
+from DeepCache.tune import Goal, TuningSettings
+from DeepCache.tune.prompts import bundled_prompts
+from tests.tune.made_up_plan import made_up_plan
 from tests.tune.small_pipeline import small_pipeline
 
 PROMPTS = ("a red circle", "a green star", "a blue ring", "a pink heart")
@@ -25,6 +28,21 @@ def small(monkeypatch, tmp_path):
     pipe = small_pipeline()
     monkeypatch.setattr(DeepCache.cli.loading, "load", lambda *_, **__: pipe)
     return pipe
+
+
+@pytest.fixture
+def asked(small, monkeypatch):
+    """What would be tuned; the plan is made up."""
+    import DeepCache.tune
+
+    asked = SimpleNamespace(plan=made_up_plan())
+
+    def tune(pipe, settings, folder, on_progress):
+        asked.pipe, asked.settings, asked.folder = pipe, settings, folder
+        return asked.plan
+
+    monkeypatch.setattr(DeepCache.tune, "tune", tune)
+    return asked
 
 
 def complain(result, *words):
@@ -79,32 +97,66 @@ def test_it_shows_the_plan_beside_what_else_there_is(run, small):
     ]
 
 
-def test_every_option_reaches_the_tuning(run, small):
+def test_every_option_reaches_the_tuning(run, small, asked):
     Path("here").mkdir()
     result = run(
         *("tune", "--speed-up", 1.6, "--scheduler", "euler", "--steps", 5, "--guidance", 2.5, "--seed", 7),
-        *("--batch", 1, "--evaluations", 0, "--branches", "1,0", "--prompts", "prompts.txt"),
+        *("--batch", 1, "--evaluations", 3, "--branches", "1,0", "--prompts", "prompts.txt", "--model", "other"),
         *("--tune-on", 2, "--check-on", 1, "--output", "here/fast.json", "--work", "kept"),
     )
     assert result.exit_code == 0, result.stderr
-    plan = Plan.from_file("here/fast.json")
-    tuned = plan.tuned
-    assert tuned["goal"] == {"cost": 1 / 1.6, "psnr": None}
-    assert plan.scheduler["class"] == "EulerDiscreteScheduler"
-    assert (tuned["steps"], tuned["guidance"], tuned["seed"], tuned["batch"]) == (5, 2.5, 7, 1)
-    assert (tuned["evaluations"], tuned["branches"]) == (0, [1, 0])
-    assert (tuned["prompts"], tuned["held_out"]) == (list(PROMPTS[:2]), [PROMPTS[2]])
-    assert sorted(path.name for path in Path().iterdir()) == ["here", "kept", "prompts.txt"]
+    assert asked.pipe is small
+    assert type(small.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert asked.settings == TuningSettings(
+        prompts=PROMPTS[:2],
+        held_out=PROMPTS[2:3],
+        steps=5,
+        goal=Goal(cost=1 / 1.6),
+        model="other",
+        guidance=2.5,
+        seed=7,
+        batch=1,
+        evaluations=3,
+        branches=(1, 0),
+    )
+    assert asked.folder == Path("kept")
+    assert Plan.from_file("here/fast.json") == asked.plan
     assert sorted(path.name for path in Path("here").iterdir()) == ["fast.json", "fast.png"]
 
 
-def test_a_prompt_that_comes_twice_counts_once(run, small):
-    Path("prompts.txt").write_text("\n".join((PROMPTS[0], PROMPTS[0], PROMPTS[1])), encoding="utf-8")
-    result = run(*TINY, "--psnr", 20)
+def test_without_prompts_those_that_come_with_the_package_are_tuned_on(run, asked):
+    result = run("tune", "--psnr", 20)
     assert result.exit_code == 0, result.stderr
-    tuned = json.loads(Path("plan.json").read_text(encoding="utf-8"))["tuned"]
-    assert (tuned["prompts"], tuned["held_out"]) == ([PROMPTS[0]], [PROMPTS[1]])
-    assert tuned["goal"] == {"cost": None, "psnr": 20.0}
+    settings = asked.settings
+    assert settings.goal == Goal(psnr=20)
+    assert (*settings.prompts, *settings.held_out) == bundled_prompts("shapes")[: 8 + 16]
+    assert (settings.steps, settings.guidance, settings.branches) == (50, 2, (0,))
+    assert asked.folder == Path("plan-tuning")
+
+
+def test_a_prompt_that_comes_twice_counts_once(run, asked):
+    Path("prompts.txt").write_text("\n".join((PROMPTS[0], PROMPTS[0], PROMPTS[1])), encoding="utf-8")
+    result = run(*TINY, "--cost", 0.5)
+    assert result.exit_code == 0, result.stderr
+    assert (asked.settings.prompts, asked.settings.held_out) == (PROMPTS[:1], PROMPTS[1:2])
+
+
+def test_what_was_not_predicted_is_left_out_of_the_table(run, asked):
+    result = run(*TINY, "--cost", 0.5)
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("prompts never seen")]
+    assert row.split()[3:] == ["28.0%", "29.0", "dB", "0.9000", "1.00"]
+    asked.plan = made_up_plan(predicted_psnr=31.0)
+    result = run(*TINY, "--cost", 0.5)
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("prompts never seen")]
+    assert row.split()[3:] == ["28.0%", "31.0", "dB", "29.0", "dB", "0.9000", "1.00"]
+
+
+def test_a_uniform_schedule_that_is_nearer_on_unseen_prompts_is_told(run, asked):
+    result = run(*TINY, "--cost", 0.5)
+    assert "is nearer" not in result.stdout
+    asked.plan = made_up_plan(held_out_uniform=29.5)
+    result = run(*TINY, "--cost", 0.5)
+    assert "uniform, interval 4, linear, guidance reuse is nearer: tune on more prompts" in result.stdout
 
 
 def test_ctrl_c_loses_nothing_and_says_how_to_go_on(run, small, monkeypatch):
@@ -133,7 +185,7 @@ def test_ctrl_c_loses_nothing_and_says_how_to_go_on(run, small, monkeypatch):
     assert Path("plan.json").exists()
 
 
-def test_without_matplotlib_there_is_a_plan_and_no_picture(run, small, monkeypatch):
+def test_without_matplotlib_there_is_a_plan_and_no_picture(run, asked, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run(*TINY, "--cost", 0.7)
     assert result.exit_code == 0, result.stderr
@@ -192,18 +244,19 @@ def test_what_does_not_fit_the_pipeline_is_told_in_one_line(run, small, argument
 
 
 @pytest.mark.xfail(reason="it is found out when all the work is done")
-def test_an_output_that_is_a_folder_is_refused_before_anything_is_drawn(run, small):
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_drawn(run, asked):
     Path("folder").mkdir()
     complain(run(*TINY, "--cost", 0.7, "--output", "folder"), "'folder'")
+    assert not hasattr(asked, "settings")
 
 
 @pytest.mark.xfail(reason="the picture takes the place of the plan")
-def test_a_plan_whose_name_is_that_of_a_picture_is_refused(run, small):
+def test_a_plan_whose_name_is_that_of_a_picture_is_refused(run, asked):
     complain(run(*TINY, "--cost", 0.7, "--output", "plan.png"), "plan.png")
 
 
 @pytest.mark.xfail(reason="taken for the deepest branch")
-def test_a_branch_below_the_first_is_refused(run, small):
+def test_a_branch_below_the_first_is_refused(run, asked):
     complain(run(*TINY, "--cost", 0.7, "--branches", "0,-1"), "-1")
 
 

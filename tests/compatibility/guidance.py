@@ -29,7 +29,9 @@ _TWICE = "has the same latents more than twice"
 _UNGUIDED = Reason(_ONE, "it is not guided")
 _ENSEMBLE = Reason(_OTHER_LATENTS, "it is not guided")
 _BUILT_IN = Reason(_NO_GUIDANCE, "its guidance is built into the U-Net")
-_SAYS_NO = Reason(_NO_GUIDANCE, "it says of itself that it is not guided, and the halves of several views are interleaved")
+_SAYS_NO = Reason(
+    _NO_GUIDANCE, "it says of itself that it is not guided, and the halves of several views are interleaved"
+)
 _ONE_BY_ONE = Reason(_ONE, "it calls the U-Net for each prompt by itself")
 _SUPER_RESOLUTION = Reason(_ONE, "its super-resolution is not guided")
 _MORE_PARTS = Reason(_THREE, "its batch has three parts")

@@ -23,6 +23,7 @@ from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.branches import skip_branches
 from DeepCache.engine.unets import unets_of
 from tests.compatibility import schedulers
+from tests.compatibility.guidance import NOT_HALVED
 from tests.compatibility.pipelines import BROKEN, CASES, REFUSED
 
 __all__ = ["FILE", "INSTALLED", "companions", "page", "written_for"]
@@ -44,7 +45,10 @@ Each pipeline ran through its own `__call__` on small random components; the U-N
 published ones as far as these are known, so that the branches are those that a user sees. Tested of each: with \
 `cache_interval=1` no bit differs from the pipeline without DeepCache; at intervals 2 and 3 exactly the U-Net calls \
 that the schedule says run the whole U-Net; a second call with other settings starts full and gives what it gives \
-alone; after `disable()` no bit differs.
+alone; after `disable()` no bit differs; with `forecast="linear"` no call \
+changes from full to shallow or back, and every value is finite; with `guidance_reuse=True` the half of the batch that \
+a shallow step runs comes out as it does when the whole batch runs, and the other half is rebuilt from it, or the run \
+is refused with a `ValueError` that says why.
 
 DeepCache looks at the shape of a U-Net and never at its class. A U-Net that is not listed works if it has that \
 shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists, and a skip connection from \
@@ -75,7 +79,7 @@ def page() -> str:
     sections = [
         _HEAD.format(diffusers=diffusers.__version__, counts=counts.strip()),
         "## Pipelines that work\n",
-        _table(("pipeline", "U-Net", "`cache_branch_id`", "note"), works),
+        _table(("pipeline", "U-Net", "`cache_branch_id`", "`guidance_reuse`", "note"), works),
         "## Pipelines that are refused\n\n`enable()` raises a `TypeError` that begins with this reason.\n",
         _table(("pipeline", "reason", "note"), refused),
     ]
@@ -120,7 +124,15 @@ def _pipelines_that_work() -> list[tuple[Any, ...]]:
                 ", ".join(_named(name, type(unet).__name__, unets) for name, unet in unets.items()),
                 ", ".join(_named(name, f"0–{len(skip_branches(unet)) - 1}", unets) for name, unet in unets.items()),
             )
-    return [(name, *built[name], "; ".join(notes[name])) for name in sorted(built)]
+    return [(name, *built[name], _guidance_reuse(name), "; ".join(notes[name])) for name in sorted(built)]
+
+
+def _guidance_reuse(pipeline: str) -> str:
+    """Whether guidance reuse works on a pipeline, and why not."""
+    reasons = [NOT_HALVED.get(str(case)) for case in CASES if case.pipeline == pipeline]
+    if None in reasons:
+        return "yes"
+    return "no: " + "; ".join(dict.fromkeys(reason.note for reason in reasons if reason is not None))
 
 
 def _named(name: str, text: str, unets: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def test_a_forecast_changes_no_step(runs):
 
 def test_guidance_reuse_is_refused_or_makes_the_same_of_the_half_that_it_runs(runs, subject):
     if runs.reason is not None:
-        with pytest.raises(ValueError, match="^guidance_reuse runs half of a guided batch, and ") as refusal:
+        with pytest.raises(ValueError, match=r"^guidance_reuse runs half of a guided batch, and ") as refusal:
             _run(runs.case, runs.case.build(), forecast="linear", guidance_reuse=True)
         assert runs.reason.message in str(refusal.value)
         return
@@ -172,7 +172,7 @@ def test_a_batch_of_four_parts_is_refused():
     pipe = case.build()
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(INTERVAL, guidance_reuse=True)
-    with helper, pytest.raises(ValueError, match="guidance_reuse .* has the same latents more than twice"):
+    with helper, pytest.raises(ValueError, match=r"guidance_reuse .* has the same latents more than twice"):
         pipe("a red circle", editing_prompt=["a blue square", "a green cross"], num_inference_steps=2)
 
 

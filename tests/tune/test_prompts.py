@@ -1,5 +1,8 @@
+import doctest
+
 import pytest
 
+import DeepCache.tune.prompts
 from DeepCache.models import MODELS
 from DeepCache.tune.prompts import bundled_prompts
 
@@ -24,3 +27,8 @@ def test_the_shipped_model_has_prompts_in_its_own_words():
     for prompt in bundled_prompts("shapes"):
         assert shapes & set(prompt.replace(",", "").split())
     assert not set(bundled_prompts("shapes")) & set(bundled_prompts("owner/name"))
+
+
+def test_the_example_runs():
+    result = doctest.testmod(DeepCache.tune.prompts)
+    assert (result.attempted, result.failed) == (1, 0)
