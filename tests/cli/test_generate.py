@@ -281,7 +281,6 @@ def test_a_plan_is_compared_with_the_original(run, plain, plan):
         pytest.param(
             ("--compare",),
             id="compare",
-            marks=pytest.mark.xfail(reason="the original is drawn first, and takes any number of steps"),
         ),
     ],
 )

@@ -243,19 +243,16 @@ def test_what_does_not_fit_the_pipeline_is_told_in_one_line(run, small, argument
     assert sorted(path.name for path in Path().iterdir()) == ["prompts.txt"]
 
 
-@pytest.mark.xfail(reason="it is found out when all the work is done")
 def test_an_output_that_is_a_folder_is_refused_before_anything_is_drawn(run, asked):
     Path("folder").mkdir()
     complain(run(*TINY, "--cost", 0.7, "--output", "folder"), "'folder'")
     assert not hasattr(asked, "settings")
 
 
-@pytest.mark.xfail(reason="the picture takes the place of the plan")
 def test_a_plan_whose_name_is_that_of_a_picture_is_refused(run, asked):
     complain(run(*TINY, "--cost", 0.7, "--output", "plan.png"), "plan.png")
 
 
-@pytest.mark.xfail(reason="taken for the deepest branch")
 def test_a_branch_below_the_first_is_refused(run, asked):
     complain(run(*TINY, "--cost", 0.7, "--branches", "0,-1"), "-1")
 

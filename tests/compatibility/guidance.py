@@ -24,7 +24,7 @@ _ONE = "the batch of the U-Net has 1 samples, which is not two halves"
 _THREE = "the batch of the U-Net has 3 samples, which is not two halves"
 _NO_GUIDANCE = "no classifier-free guidance"
 _OTHER_LATENTS = "the two halves of the U-Net's batch are not the same latents"
-_TWICE = "has the same latents more than twice"
+_SEVERAL_PROMPTS = "has the same latents with several prompts in one half"
 
 _UNGUIDED = Reason(_ONE, "it is not guided")
 _ENSEMBLE = Reason(_OTHER_LATENTS, "it is not guided")
@@ -35,7 +35,7 @@ _SAYS_NO = Reason(
 _ONE_BY_ONE = Reason(_ONE, "it calls the U-Net for each prompt by itself")
 _SUPER_RESOLUTION = Reason(_ONE, "its super-resolution is not guided")
 _MORE_PARTS = Reason(_THREE, "its batch has three parts")
-_FOUR_PARTS = Reason(_TWICE, "the batch of `generate_mask` has four parts")
+_FOUR_PARTS = Reason(_SEVERAL_PROMPTS, "the batch of `generate_mask` has four parts")
 _PERTURBED = Reason("perturbed-attention guidance", "its batch has a perturbed part")
 _MAPS = Reason("reads the attention maps of whole batches", "it reads the attention maps of the whole batch")
 _FRAMES = Reason("counts on the whole batch", "its attention across frames counts on the whole batch")

@@ -45,10 +45,9 @@ Each pipeline ran through its own `__call__` on small random components; the U-N
 published ones as far as these are known, so that the branches are those that a user sees. Tested of each: with \
 `cache_interval=1` no bit differs from the pipeline without DeepCache; at intervals 2 and 3 exactly the U-Net calls \
 that the schedule says run the whole U-Net; a second call with other settings starts full and gives what it gives \
-alone; after `disable()` no bit differs; with `forecast="linear"` no call \
-changes from full to shallow or back, and every value is finite; with `guidance_reuse=True` the half of the batch that \
-a shallow step runs comes out as it does when the whole batch runs, and the other half is rebuilt from it, or the run \
-is refused with a `ValueError` that says why.
+alone; after `disable()` no bit differs; with `forecast="linear"` the same calls run the whole U-Net; with \
+`guidance_reuse=True` the half of a batch that a shallow step runs comes out as it does where the whole batch runs, or \
+the run is refused with a `ValueError` that says why.
 
 DeepCache looks at the shape of a U-Net and never at its class. A U-Net that is not listed works if it has that \
 shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists, and a skip connection from \

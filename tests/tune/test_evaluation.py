@@ -74,21 +74,20 @@ def test_in_one_file_other_prompts_are_kept_apart(bench):
     assert not held_out.evaluations.known(SHALLOW)
     assert held_out.evaluations.schedule(SHALLOW).psnr != tuning.psnr
     assert bench.again().schedule(SHALLOW) == tuning
-    assert len(bench.path.read_text(encoding="utf-8").splitlines()) == 2
+    assert len(bench.path.read_text(encoding="utf-8").splitlines()) == 2 + 2
 
 
 def test_a_last_line_that_was_not_finished_does_not_count(bench):
     expected = bench.evaluations.schedule(SHALLOW)
     bench.evaluations.schedule(OTHER)
-    whole, half = bench.path.read_text(encoding="utf-8").splitlines()
-    bench.path.write_text(f"{whole}\n{half[:-9]}", encoding="utf-8")
+    reference, whole, half = bench.path.read_text(encoding="utf-8").splitlines()
+    bench.path.write_text(f"{reference}\n{whole}\n{half[:-9]}", encoding="utf-8")
     again = bench.again()
     assert again.known(SHALLOW)
     assert not again.known(OTHER)
     assert again.schedule(SHALLOW) == expected
 
 
-@pytest.mark.xfail(reason="the line that was not finished has no end")
 def test_what_is_measured_after_a_line_that_was_not_finished_is_kept(bench):
     bench.path.write_text('{"prompts": "tun', encoding="utf-8")
     measured = bench.again().schedule(SHALLOW)
@@ -98,7 +97,7 @@ def test_what_is_measured_after_a_line_that_was_not_finished_is_kept(bench):
 
 def test_the_file_has_one_object_a_line(bench):
     measured = bench.evaluations.schedule(SHALLOW)
-    (line,) = bench.path.read_text(encoding="utf-8").splitlines()
+    _, line = bench.path.read_text(encoding="utf-8").splitlines()
     entry = json.loads(line)
     assert entry["prompts"] == "tuning"
     assert entry["measured"] == measured.__dict__
@@ -132,7 +131,6 @@ def test_identical_images_count_as_a_high_but_finite_psnr(bench):
     assert measured.ssim == pytest.approx(1)
 
 
-@pytest.mark.xfail(reason="counting what it cost is timed too")
 def test_of_what_takes_time_drawing_alone_counts(bench, monkeypatch):
     import DeepCache.engine.stats as stats
     import DeepCache.tune.evaluation as evaluation
@@ -197,7 +195,7 @@ def test_deepcache_is_off_the_pipeline_when_drawing_fails(bench, error):
     assert not bench.pipe.unet._forward_hooks
     assert torch.equal(bench.painter.draw(), plain)
     assert not bench.evaluations.known(SHALLOW)
-    assert not bench.path.exists()
+    assert len(bench.path.read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_a_model_whose_cost_cannot_be_counted_is_refused(bench, monkeypatch):

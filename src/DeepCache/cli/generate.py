@@ -153,7 +153,7 @@ def generate_command(
         bool,
         typer.Option(
             "--force-plan",
-            help="Use the plan on another model or scheduler than it was tuned for.",
+            help="Use the plan on another model, scheduler or number of steps than it was tuned for.",
             rich_help_panel=_DEEPCACHE,
         ),
     ] = False,

@@ -155,6 +155,10 @@ def tune_command(
     numbers = _numbers(branches)
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {str(output.parent)!r} to write the plan to")
+    if output.is_dir():
+        raise ValueError(f"{str(output)!r} is a folder: give the name of a file for the plan, such as plan.json")
+    if output.suffix == ".png":
+        raise ValueError(f"{str(output)!r} is where the picture would go: give a name for the plan such as plan.json")
 
     from DeepCache.cli.loading import load
     from DeepCache.models import recommended_guidance, set_scheduler

@@ -51,7 +51,8 @@ def refuse(reason: str) -> None:
     """
     if reason:
         raise ValueError(
-            f"the plan was tuned for something else: {reason}; tune one for this, or force it (force_plan=True)"
+            f"the plan was tuned for something else: {reason}; tune one for this, or force it (force_plan=True, "
+            "--force-plan)"
         )
 
 

@@ -137,6 +137,7 @@ def generate(
     check_against_pipeline(settings, pipe)
     engine = apply_deepcache(pipe, settings.cache)
     try:
+        _check_plan(settings)
         if compare:
             prompt, seed = next(settings.jobs())
             call = _call(pipe, settings, prompt, seed)
@@ -166,6 +167,18 @@ def generate(
             yield result
     finally:
         remove_deepcache(pipe)
+
+
+def _check_plan(settings: GenerationSettings) -> None:
+    """Refuses a plan for another number of steps before anything is drawn."""
+    cache = settings.cache
+    if cache.plan is not None and not cache.force_plan:
+        steps = cache.plan.tuned.get("steps", settings.steps)
+        if steps != settings.steps:
+            raise ValueError(
+                f"the plan was tuned for {steps} steps, and {settings.steps} are asked for; take {steps}, tune a plan "
+                "for this number, or force it (--force-plan)"
+            )
 
 
 def _warm_up(cache: DeepCacheConfig) -> DeepCacheConfig:

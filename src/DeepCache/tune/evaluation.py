@@ -22,6 +22,7 @@ __all__ = ["Evaluations", "Measured"]
 
 # What two identical images count as, so that a mean can be taken.
 _IDENTICAL = 120.0
+_REFERENCE = "without DeepCache"
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,14 @@ class Evaluations:
         self._name = name
         self._on_work = on_work
         self._reference: torch.Tensor | None = None
-        self.seconds_of_reference = 0.0
-        """What drawing without DeepCache took."""
         self._known: dict[str, Measured] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the run was stopped while it wrote this one
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if text and not text.endswith("\n"):
+            # The run was stopped while it wrote the last line.
+            text = text[: text.rfind("\n") + 1]
+            path.write_text(text, encoding="utf-8")
+        for line in text.splitlines():
+            entry = json.loads(line)
             if entry["prompts"] == name:
                 self._known[entry["key"]] = Measured(**entry["measured"])
 
@@ -73,16 +73,23 @@ class Evaluations:
     def reference(self) -> torch.Tensor:
         """The images without DeepCache."""
         if self._reference is None:
-            start = perf_counter()
-            images = self._painter.draw()
-            self.set_reference(images, perf_counter() - start)
+            self.set_reference(*self._timed())
             self._on_work(1.0)
         assert self._reference is not None
         return self._reference
 
     def set_reference(self, images: torch.Tensor, seconds: float) -> None:
         """Takes the images without DeepCache from where they were drawn already."""
-        self._reference, self.seconds_of_reference = images, seconds
+        self._reference = images
+        if _REFERENCE not in self._known:
+            self._remember(_REFERENCE, Measured(1.0, _IDENTICAL, 1.0, seconds))
+
+    @property
+    def seconds_of_reference(self) -> float:
+        """What drawing without DeepCache took."""
+        if _REFERENCE not in self._known:
+            _ = self.reference
+        return self._known[_REFERENCE].seconds
 
     def known(self, schedule: StepSchedule) -> bool:
         """Whether the schedule was measured already."""
@@ -94,26 +101,30 @@ class Evaluations:
 
     def fewer_steps(self, steps: int) -> Measured:
         """Measures that many steps without DeepCache."""
-        return self._measure(f"{steps} steps", lambda: (self._painter.draw(steps), steps / self._painter.steps))
+        return self._measure(f"{steps} steps", lambda: (*self._timed(steps), steps / self._painter.steps))
 
-    def _draw(self, schedule: StepSchedule) -> tuple[torch.Tensor, float]:
+    def _draw(self, schedule: StepSchedule) -> tuple[torch.Tensor, float, float]:
         pipe = self._painter.pipe
         engine = apply_deepcache(pipe, DeepCacheConfig(schedule=schedule))
         try:
-            images = self._painter.draw()
-            stats = engine.stats
+            images, seconds = self._timed()
         finally:
             remove_deepcache(pipe)
+        stats = engine.stats
         if stats.mac_share is None:
             raise ValueError(f"the cost of this model's steps cannot be counted: {stats.uncounted}")
-        return images, stats.mac_share
+        return images, seconds, stats.mac_share
 
-    def _measure(self, key: str, draw: Callable[[], tuple[torch.Tensor, float]]) -> Measured:
+    def _timed(self, steps: int | None = None) -> tuple[torch.Tensor, float]:
+        start = perf_counter()
+        images = self._painter.draw(steps)
+        return images, perf_counter() - start
+
+    def _measure(self, key: str, draw: Callable[[], tuple[torch.Tensor, float, float]]) -> Measured:
+        """Images, seconds and cost are what `draw` gives."""
         if key not in self._known:
             reference = self.reference
-            start = perf_counter()
-            images, cost = draw()
-            seconds = perf_counter() - start
+            images, seconds, cost = draw()
             fidelity = fmean(min(value, _IDENTICAL) for value in psnr(images, reference).tolist())
             self._remember(key, Measured(cost, fidelity, fmean(ssim(images, reference).tolist()), seconds))
             self._on_work(cost)

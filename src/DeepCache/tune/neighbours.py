@@ -44,9 +44,8 @@ def _all(each: tuple[Step, ...], branches: Sequence[int], guided: bool) -> Itera
             if moved < len(each) and not each[moved].full:
                 yield _with(without, {moved: Step(True)})
         if guided:
-            yield _with(
-                each, {full: replace(each[full], forecast="linear", guidance_reuse=not each[full].guidance_reuse)}
-            )
+            halved = Step(True, forecast="linear", guidance_reuse=True)
+            yield _with(each, {full: Step(True) if each[full].guidance_reuse else halved})
     for number, step in enumerate(each):
         if not step.full:
             yield _with(each, {number: Step(True)})

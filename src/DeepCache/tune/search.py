@@ -69,7 +69,7 @@ def search(
             one of minus infinity is not drawn.
         evaluations: how many neighbours are drawn at most.
     """
-    measured = {schedule: measure(schedule) for schedule in start}
+    measured = {schedule: measure(schedule) for schedule in dict.fromkeys(start)}
     best = max(measured, key=lambda schedule: goal.rank(measured[schedule]))
     left = evaluations
     while left > 0:

@@ -24,7 +24,7 @@ from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
 from DeepCache.engine.unet_cache import branch_of
 from DeepCache.engine.unets import unets_of
 from DeepCache.plan import Plan
-from DeepCache.schedule import FORECASTS, StepSchedule, mean_cost
+from DeepCache.schedule import FORECASTS, StepSchedule, check_integer, mean_cost
 from DeepCache.tune.best_schedules import best_schedules, predicted_error
 from DeepCache.tune.drawing import Painter
 from DeepCache.tune.evaluation import Evaluations, Measured
@@ -99,6 +99,8 @@ class TuningSettings:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not self.branches:
             raise ValueError("branches must name one skip branch or more, got none")
+        for branch in self.branches:
+            check_integer("each of the branches", branch, minimum=0)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,10 @@ class _Work:
     def add(self, work: float) -> None:
         self.done += work
         self.tell(TuningProgress(self.stage, self.done, max(self.total, self.done)))
+
+    def end(self) -> None:
+        self.total = self.done
+        self.add(0.0)
 
     def begin(self, stage: str) -> None:
         self.stage = stage
@@ -165,9 +171,9 @@ def tune(
         >>> from DeepCache.models import load_pipeline
         >>> from DeepCache.tune import Goal, TuningSettings, tune
         >>> pipe = load_pipeline("shapes")
-        >>> settings = TuningSettings(("a red circle",), ("a blue star",), steps=6, goal=Goal(cost=0.6), evaluations=0)
+        >>> settings = TuningSettings(("a red circle",), ("a blue star",), steps=4, goal=Goal(cost=0.7), evaluations=0)
         >>> plan = tune(pipe, settings, "deepcache-tuning")
-        >>> plan.results["tuning"]["measured"]["cost"] <= 0.6
+        >>> plan.results["tuning"]["measured"]["cost"] <= 0.7
         True
     """
     if len(unets_of(pipe)) > 1:
@@ -238,6 +244,7 @@ def tune(
     }
     if rival is not None:
         results["held_out"]["uniform"] = {"name": rival, **asdict(check.schedule(uniform[rival][0]))}
+    work.end()
     return Plan(
         winner,
         fingerprint(unet),
@@ -277,7 +284,9 @@ def _conditions(pipe: Any, settings: TuningSettings) -> dict[str, Any]:
 def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if not path.is_file():
-        path.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(identity))
@@ -295,7 +304,7 @@ def _expected_work(settings: TuningSettings) -> float:
     longest = longest_segment(steps)
     segments = steps * (len(gaps_measured(steps)) + 1) * longest * 0.1 / steps
     sensitivity = sum(steps - step for step in steps_of_sensitivity(steps)) / steps
-    uniform = sum(4 * (1 / interval + 0.1) for interval in INTERVALS)
+    uniform = sum(4 * (1 / interval + 0.1) for interval in INTERVALS if interval <= steps // 2)
     cost = settings.goal.cost if settings.goal.cost is not None else 0.35
     held_out = len(settings.held_out) / len(settings.prompts) * (1 + 3 * cost)
     return 1 + segments + sensitivity + uniform + sum(FEWER) + (settings.evaluations + 6) * cost + held_out
