@@ -268,6 +268,11 @@ def _print_plan(plan: Plan) -> None:
             "(--tune-on), or use that.",
             soft_wrap=True,
         )
+    if fewer["psnr"] > unseen["measured"]["psnr"]:
+        console.print(
+            f"At this cost {fewer['steps']} steps without DeepCache come nearer on the prompts never seen.",
+            soft_wrap=True,
+        )
     console.print(
         "\nforecast: 0 re-use, 1 linear, 2 quadratic. guidance: x where half of the guided batch runs. Below the line: "
         "other ways to draw the prompts never seen.\n",
