@@ -157,7 +157,7 @@ def test_the_steps_by_hand_are_those_of_the_unet():
 def test_every_step_is_that_taken_by_hand(returns, interval, branch):
     sampler = _sampler(returns)
     expected = _run_by_hand(sampler.unet, branch, PATTERNS[interval])
-    engine = apply_deepcache(sampler, DeepCacheConfig(interval, branch))
+    engine = apply_deepcache(sampler, DeepCacheConfig(interval, branch, forecast="none"))
     witness = Witness(sampler.unet)
     for _ in range(2):
         assert _same(sampler(), expected)
@@ -186,7 +186,7 @@ def test_after_disable_it_is_as_before(branch):
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_its_cost_and_memory_are_counted(branch):
     sampler = _sampler()
-    engine = apply_deepcache(sampler, DeepCacheConfig(3, branch))
+    engine = apply_deepcache(sampler, DeepCacheConfig(3, branch, forecast="none"))
     sampler()
     unet = sampler.unet
     with FlopCounterMode(display=False) as full:
@@ -205,7 +205,7 @@ def test_its_cost_and_memory_are_counted(branch):
 def test_with_noise_levels_of_its_own_and_no_scheduler(kind, keyword):
     sampler = _sampler()
     expected = _run_by_hand(sampler.unet, 4, "F..F.")
-    engine = apply_deepcache(SimpleNamespace(unet=sampler.unet), DeepCacheConfig(3, 4))
+    engine = apply_deepcache(SimpleNamespace(unet=sampler.unet), DeepCacheConfig(3, 4, forecast="none"))
     for _ in range(2):
         outputs = []
         for step, level in enumerate(LEVELS):

@@ -9,12 +9,22 @@ guide as strongly as it likes.
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["conditional_half", "join_halves", "output_tensor", "why_not_two_halves", "with_tensor"]
+__all__ = [
+    "conditional_half",
+    "counts_parts",
+    "join_halves",
+    "output_tensor",
+    "several_prompts",
+    "why_not_two_halves",
+    "with_tensor",
+]
 
 
 def why_not_two_halves(pipe: Any, unet: nn.Module, sample: torch.Tensor) -> str:
@@ -30,13 +40,35 @@ def why_not_two_halves(pipe: Any, unet: nn.Module, sample: torch.Tensor) -> str:
     if getattr(pipe, "do_perturbed_attention_guidance", False):
         return "the pipeline uses perturbed-attention guidance, whose batch has a part more"
     if not getattr(pipe, "do_classifier_free_guidance", True):
-        return "the pipeline uses no classifier-free guidance here (guidance_scale is 1 or less, or is built in)"
+        return "the pipeline says that it does no classifier-free guidance (guidance_scale is 1 or less, or built in)"
     if len(sample) % 2:
         return f"the batch of the U-Net has {len(sample)} samples, which is not two halves"
-    first, second = _latents(unet, sample).chunk(2)
-    if not torch.equal(first, second):
+    first, second = sample.chunk(2)
+    # What stands beside the latents may be left blank in the half without the prompt, and no more than that.
+    if not torch.equal(*_latents(unet, sample).chunk(2)) or not ((first == second) | (first == 0)).all():
         return "the two halves of the U-Net's batch are not the same latents (no guidance, or another order)"
     return ""
+
+
+def several_prompts(args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch.Tensor) -> bool:
+    """Whether the half without the prompt has the same latents with several prompts: it is then of several parts
+    (Semantic Guidance with two edits). Several images of the same latents have the same prompt there.
+
+    Takes transfers from the device, where latents are the same twice in a half.
+    """
+    batch = len(sample)
+    others = [tensor.chunk(batch) for tensor in _tensors([args, kwargs]) if _is_cut(tensor, batch)]
+    return any(
+        torch.equal(sample[first], sample[second])
+        and not all(torch.equal(each[first], each[second]) for each in others)
+        for first, second in itertools.combinations(range(batch // 2), 2)
+    )
+
+
+def counts_parts(unet: nn.Module) -> bool:
+    """Whether an attention processor is told how many parts a batch has, as one that attends across the frames of each
+    must be (Text2Video-Zero): it would take half of a batch for all of it."""
+    return any(hasattr(getattr(module, "processor", None), "batch_size") for module in unet.modules())
 
 
 def conditional_half(
@@ -95,10 +127,21 @@ def _latents(unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:
 
 def _half(value: Any, batch: int) -> Any:
     if isinstance(value, torch.Tensor):
-        rows = value.shape[0] if value.ndim else 0
-        return value[rows // 2 :] if rows and rows % batch == 0 else value
+        return value[len(value) // 2 :] if _is_cut(value, batch) else value
     if isinstance(value, dict):
         return {name: _half(item, batch) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_half(item, batch) for item in value)
     return value
+
+
+def _is_cut(tensor: torch.Tensor, batch: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) > 0 and len(tensor) % batch == 0
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict) or type(value) in (list, tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

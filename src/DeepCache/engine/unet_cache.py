@@ -16,7 +16,15 @@ from DeepCache.engine.attention import AttentionCalls, Listener, may_write
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
 from DeepCache.engine.feature import FeatureTap, StoredSlot
 from DeepCache.engine.fingerprint import other_model, other_scheduler, refuse
-from DeepCache.engine.guidance import conditional_half, join_halves, output_tensor, why_not_two_halves, with_tensor
+from DeepCache.engine.guidance import (
+    conditional_half,
+    counts_parts,
+    join_halves,
+    output_tensor,
+    several_prompts,
+    why_not_two_halves,
+    with_tensor,
+)
 from DeepCache.engine.narrowing import Narrowing, deep_attention_layers, deep_feature_modules
 from DeepCache.engine.offload import load_groups
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
@@ -156,7 +164,7 @@ class UnetCache:
             return None
         moment = self._trajectory.locate(timestep, getattr(self._pipe, "scheduler", None))
         if moment.starts:
-            self._start_trajectory(moment, sample)
+            self._start_trajectory(moment, sample, args, kwargs)
         if moment.slot == 0 and len(self._slots) > self._last_slot + 1:
             # A slot that the last step did not have is another one when it comes back.
             self._slots = {slot: stored for slot, stored in self._slots.items() if slot <= self._last_slot}
@@ -212,7 +220,9 @@ class UnetCache:
         while self._groups:
             self._groups.pop().offload_()
 
-    def _start_trajectory(self, moment: Moment, sample: torch.Tensor) -> None:
+    def _start_trajectory(
+        self, moment: Moment, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self._slots.clear()
         # Somebody may have replaced a block or a layer since the last run.
         if self._structure != _structure(self.unet):
@@ -228,10 +238,15 @@ class UnetCache:
         if not moment.mixed:
             # What the schedule refuses is told before anything has run.
             self._scheduled(0, moment.steps)
-        if self._config.any_guidance_reuse:
+        # A step of samples at several timesteps is full, whatever the schedule says.
+        if self._config.any_guidance_reuse and not moment.mixed:
             reason = why_not_two_halves(self._pipe, self.unet, sample)
             if not reason and self._listening:
                 reason = "the pipeline reads the attention maps of whole batches"
+            if not reason and counts_parts(self.unet):
+                reason = "an attention processor of the U-Net counts on the whole batch"
+            if not reason and several_prompts(args, kwargs, sample):
+                reason = "the batch of the U-Net has the same latents with several prompts in one half"
             if reason:
                 raise ValueError(f"guidance_reuse runs half of a guided batch, and {reason}; turn it off")
 
