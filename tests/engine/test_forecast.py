@@ -338,7 +338,7 @@ def test_where_no_step_asks_for_a_forecast_the_picture_is_that_of_plain_caching(
     plain = UniformSchedule(3).steps(6)
     pictures = []
     for config in (
-        DeepCacheConfig(3),
+        DeepCacheConfig(3, forecast="none"),
         DeepCacheConfig(schedule=UniformSchedule(3), forecast="none"),
         DeepCacheConfig(schedule=StepSchedule(plain), forecast="linear"),
         # More is kept here, and not used.
