@@ -122,15 +122,16 @@ def _helper(pipe, interval=INTERVAL):
 
 @cache
 def _plain():
-    """What the pipeline draws with nothing at all."""
-    return _draw(_pipeline())
+    """What the pipeline draws with nothing at all, wherever it is asked first."""
+    with torch.autocast("cpu", enabled=False):
+        return _draw(_pipeline())
 
 
 @cache
 def _cached(interval=INTERVAL, seed=0):
-    """What it draws with DeepCache alone."""
+    """What it draws with DeepCache alone, wherever it is asked first."""
     pipe = _pipeline()
-    with _helper(pipe, interval):
+    with _helper(pipe, interval), torch.autocast("cpu", enabled=False):
         return _draw(pipe, seed)
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from DeepCache.cli.options import Device, Dtype, Model, Scheduler
 from DeepCache.config import DeepCacheConfig
 
 __all__ = ["generate_command"]
 
-_PICTURE, _MODEL, _DEEPCACHE, _OUTPUT = "Picture", "Model", "DeepCache", "Output"
+_PICTURE, _DEEPCACHE, _OUTPUT = "Picture", "DeepCache", "Output"
 _DEFAULT = DeepCacheConfig()
 
 
@@ -66,35 +67,10 @@ def generate_command(
             rich_help_panel=_PICTURE,
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name (shapes comes with DeepCache), a folder, or owner/name on the hub.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "shapes",
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="ddim, dpm++, euler, euler-a, heun, unipc, pndm, … or a class of diffusers.",
-            show_default="the model's own",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, float16 or bfloat16; auto is float16 with CUDA, else float32.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(help="cuda, cuda:1, mps, cpu, …; auto is the best there is.", rich_help_panel=_MODEL),
-    ] = "auto",
+    model: Model = "shapes",
+    scheduler: Scheduler = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     interval: Annotated[
         int,
         typer.Option(

@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Scheduler
+
 if TYPE_CHECKING:
     from DeepCache.plan import Plan
     from DeepCache.tune import TuningProgress
 
 __all__ = ["tune_command"]
 
-_GOAL, _MODEL, _PROMPTS, _SEARCH, _OUTPUT = "Goal (one of these)", "Model", "Prompts", "Search", "Output"
+_GOAL, _PROMPTS, _SEARCH, _OUTPUT = "Goal (one of these)", "Prompts", "Search", "Output"
 
 
 def tune_command(
@@ -41,39 +43,15 @@ def tune_command(
         float | None,
         typer.Option(help="The least mean PSNR against no caching, in dB.", rich_help_panel=_GOAL),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name (shapes comes with DeepCache), a folder, or owner/name on the hub.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "shapes",
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="ddim, dpm++, euler, euler-a, heun, unipc, pndm, … or a class of diffusers.",
-            show_default="the model's own",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=_MODEL)] = 50,
+    model: Model = "shapes",
+    scheduler: Scheduler = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=MODEL_PANEL)] = 50,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=_MODEL),
+        typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=MODEL_PANEL),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, float16 or bfloat16; auto is float16 with CUDA, else float32.", rich_help_panel=_MODEL
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(help="cuda, cuda:1, mps, cpu, …; auto is the best there is.", rich_help_panel=_MODEL),
-    ] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     prompt_file: Annotated[
         Path | None,
         typer.Option(
