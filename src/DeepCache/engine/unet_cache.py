@@ -207,6 +207,9 @@ class UnetCache:
             return None
         stored = self._stored(call, call.moment)
         joined = self._forecast_guidance(call, call.moment, stored, output)
+        if call.step.full or stored.guidance is not None or len(self._cuts) > 1:
+            # On other steps nothing is added to what is kept.
+            self._record.note_bytes(sum(slot.bytes for slot in self._slots.values()))
         if call.moment.ends or call.moment.mixed:
             self._slots.pop(call.moment.slot, None)
         return joined
@@ -306,7 +309,6 @@ class UnetCache:
             else:
                 unconditional, conditional = output_tensor(output).detach().chunk(2)
                 stored.guidance.add(moment.step, unconditional - conditional)
-        self._record.note_bytes(sum(slot.bytes for slot in self._slots.values()))
         return joined
 
     def _attention_calls(self) -> AttentionCalls:
