@@ -10,13 +10,13 @@ import torch
 
 from DeepCache.schedule import Step, StepSchedule
 
-__all__ = ["Forecasted", "best_schedules", "predicted_error"]
+__all__ = ["ExpectedSchedule", "best_schedules", "predicted_error"]
 
 _NO_REUSE, _REUSE = 0, 1
 
 
 @dataclass(frozen=True)
-class Forecasted:
+class ExpectedSchedule:
     """A schedule with what it is expected to do.
 
     Args:
@@ -30,7 +30,7 @@ class Forecasted:
     error: float
 
 
-def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequence[float]) -> list[Forecasted]:
+def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequence[float]) -> list[ExpectedSchedule]:
     """The schedules that no other beats both in cost and in error, as far as the given prices find them.
 
     For each price the dynamic programme finds the schedule of least error + price x cost. Its state is a full step and
@@ -51,7 +51,7 @@ def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequ
     lengths = torch.arange(errors.shape[2], dtype=errors.dtype)
     shallow_costs = torch.tensor([share, share / 2] * 2, dtype=errors.dtype)
     costs = (1 + lengths[:, None] * shallow_costs) / steps
-    found: dict[StepSchedule, Forecasted] = {}
+    found: dict[StepSchedule, ExpectedSchedule] = {}
     for price in prices:
         best, chosen = (options + price * costs).min(dim=3)
         path = _cheapest_path(best.tolist())
@@ -65,7 +65,7 @@ def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequ
             each.append(Step(True))
             each += [Step(False, branch, forecast, option % 2 == _REUSE)] * length
         schedule = StepSchedule(tuple(each))
-        found[schedule] = Forecasted(schedule, cost, error)
+        found[schedule] = ExpectedSchedule(schedule, cost, error)
     ordered = sorted(found.values(), key=lambda found: (found.cost, found.error))
     lowest = math.inf
     kept = []
