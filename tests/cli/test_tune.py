@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from DeepCache.plan import Plan
+from DeepCache.prompts import bundled_prompts
 from DeepCache.tune import Goal, TuningSettings
-from DeepCache.tune.prompts import bundled_prompts
 from tests.tune.made_up_plan import made_up_plan
 from tests.tune.small_pipeline import small_pipeline
 

@@ -10,7 +10,6 @@ from DeepCache.generation import (
     compare_side_by_side,
     generate,
     parse_size,
-    read_prompts,
     read_settings,
 )
 from DeepCache.models import load_pipeline
@@ -103,11 +102,6 @@ def test_sizes(text, size):
 def test_sizes_that_are_none(text):
     with pytest.raises(ValueError, match="512x768"):
         parse_size(text)
-
-
-def test_prompt_file_with_byte_order_mark(tmp_path):
-    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n# no\r\ntwo\r\n")
-    assert read_prompts(tmp_path / "prompts.txt") == ("one", "two")
 
 
 def test_jobs_number_the_seeds_on():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from DeepCache.models import MODELS, load_pipeline, recommended_guidance, resolve_device
+from DeepCache.models import MODELS, load_pipeline, random_pipeline, recommended_guidance, resolve_device
 
 
 def test_shipped_model_needs_no_network(monkeypatch):
@@ -32,6 +32,31 @@ def test_a_name_goes_before_a_folder(tmp_path, monkeypatch):
     assert load_pipeline("shapes", device="cpu").unet is not None
     with pytest.raises(FileNotFoundError, match="model_index"):
         load_pipeline("./shapes")
+
+
+def test_architectures_by_name(tmp_path, monkeypatch):
+    pipe = load_pipeline("sd21-tiny", device="cpu", dtype="bf16")
+    expected = random_pipeline("sd21-tiny", device="cpu", dtype="bf16").unet.state_dict()
+    assert all(torch.equal(expected[name], weight) for name, weight in pipe.unet.state_dict().items())
+    with pytest.raises(ValueError, match=r"'sd21-tiny' .* takes no options, got variant, tokenizer"):
+        load_pipeline("sd21-tiny", device="cpu", variant="fp16", tokenizer=None)
+
+    monkeypatch.chdir(tmp_path)
+    load_pipeline("shapes", device="cpu").save_pretrained("sd21-tiny")
+    assert load_pipeline("sd21-tiny", device="cpu").unet.config != pipe.unet.config
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("shaps", r"did you mean shapes\?"),
+        ("sdxl-tyni", r"did you mean sdxl-tiny\?"),
+        ("toaster", r"give a name \(shapes; with random weights sd15, .*, each also as NAME-tiny\), a folder"),
+    ],
+)
+def test_unknown_name(model, message):
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(model, device="cpu")
 
 
 def test_paths_and_options(tmp_path):

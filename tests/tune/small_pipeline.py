@@ -5,7 +5,7 @@ import zlib
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from DeepCache.tune.drawing import Painter
+from DeepCache.generation.painter import Painter
 
 PROMPTS = ("a red circle", "a green star", "a blue ring")
 

@@ -27,7 +27,8 @@ def generate_command(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="A text file with one prompt a line; blank lines and lines that start with # are skipped.",
+            help="A file of prompts: .jsonl, .csv or .tsv with a prompt, caption or text in each row, COCO's captions "
+            "as .json, else text with one prompt a line, where blank lines and lines that start with # are skipped.",
             rich_help_panel=_PICTURE,
         ),
     ] = None,
@@ -166,9 +167,9 @@ def generate_command(
         OutputFolder,
         generate,
         parse_size,
-        read_prompts,
     )
     from DeepCache.plan import Plan
+    from DeepCache.prompts import read_prompts
 
     if force_plan and plan is None:
         raise ValueError("--force-plan says how to use a plan: give one with --plan FILE")

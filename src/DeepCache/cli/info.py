@@ -19,7 +19,9 @@ def info_command(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A name (shapes comes with DeepCache), a folder, or owner/name on the hub."
+            metavar="MODEL",
+            help="A name (shapes comes with DeepCache; sd15, sd21, … are well-known ones), a folder, or "
+            "owner/name on the hub.",
         ),
     ] = "shapes",
 ) -> None:

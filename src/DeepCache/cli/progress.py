@@ -1,4 +1,4 @@
-"""Shows the steps as they are taken: full ones and shallow ones."""
+"""Shows how far a command is: the steps of images as they are taken, or a bar of work with the time left."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
+    BarColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.text import Text
 
 if TYPE_CHECKING:
     from DeepCache.generation import StepProgress
+    from DeepCache.progress import WorkProgress
 
-__all__ = ["StepDisplay", "show_pattern"]
+__all__ = ["StepDisplay", "WorkDisplay", "show_pattern"]
 
 _ROOM_FOR_OTHER_COLUMNS = 44
 _LONGEST_PLAIN_PATTERN = 60
@@ -82,6 +86,40 @@ class StepDisplay:
                 pattern = pattern[:_LONGEST_PLAIN_PATTERN] + "…"
             line = f"{label}: {done.steps} steps {pattern}"
             self._console.print(line, soft_wrap=True, highlight=False)
+
+
+class WorkDisplay:
+    """A bar with the time left on a terminal; elsewhere one line a stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._stage = ""
+
+    def __enter__(self) -> WorkDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, now: WorkProgress) -> None:
+        self._progress.update(self._task, description=now.stage, completed=now.done, total=now.total)
+        if not self._console.is_terminal and now.stage != self._stage:
+            self._console.print(f"{now.stage} …", soft_wrap=True, highlight=False)
+        self._stage = now.stage
 
 
 class _PatternColumn(ProgressColumn):

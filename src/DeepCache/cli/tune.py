@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Scheduler
+from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Scheduler, check_output, numbers
+from DeepCache.cli.progress import WorkDisplay
 
 if TYPE_CHECKING:
     from DeepCache.plan import Plan
-    from DeepCache.tune import TuningProgress
 
 __all__ = ["tune_command"]
 
@@ -57,7 +55,8 @@ def tune_command(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="A text file with one prompt a line; the first ones are tuned on, the next ones checked on.",
+            help="A file of prompts: .jsonl, .csv or .tsv with a prompt, caption or text in each row, COCO's captions "
+            "as .json, else text with one prompt a line; the first ones are tuned on, the next ones checked on.",
             show_default="prompts that come with DeepCache",
             rich_help_panel=_PROMPTS,
         ),
@@ -114,8 +113,8 @@ def tune_command(
 
     Example: deepcache tune --scheduler ddim --steps 50 --cost 0.3 --output plan.json
     """
-    from DeepCache.generation import GenerationSettings, check_against_pipeline, read_prompts
-    from DeepCache.tune.prompts import bundled_prompts
+    from DeepCache.generation import GenerationSettings, check_against_pipeline
+    from DeepCache.prompts import bundled_prompts, read_prompts
     from DeepCache.tune.search import Goal
 
     if speed_up is not None and cost is not None:
@@ -130,11 +129,8 @@ def tune_command(
             f"there are {len(prompts)} different prompts, and {tune_on} to tune on and {check_on} to check on are "
             "wanted; give more with --prompts, or lower --tune-on or --check-on"
         )
-    numbers = _numbers(branches)
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {str(output.parent)!r} to write the plan to")
-    if output.is_dir():
-        raise ValueError(f"{str(output)!r} is a folder: give the name of a file for the plan, such as plan.json")
+    branch_numbers = numbers("branches", branches)
+    check_output(output, "the plan", "plan.json")
     if output.suffix == ".png":
         raise ValueError(f"{str(output)!r} is where the picture would go: give a name for the plan such as plan.json")
 
@@ -157,14 +153,14 @@ def tune_command(
         seed=seed,
         batch=batch,
         evaluations=evaluations,
-        branches=numbers,
+        branches=branch_numbers,
     )
     check_against_pipeline(
         GenerationSettings(prompts=settings.prompts, steps=steps, guidance=settings.guidance, seed=seed), pipe
     )
     folder = work if work is not None else output.with_name(f"{output.stem}-tuning")
     try:
-        with _TuningDisplay(stderr) as display:
+        with WorkDisplay(stderr) as display:
             plan = tune(pipe, settings, folder, display)
     except KeyboardInterrupt:
         stderr.print(f"Stopped. The same command goes on from what is in {folder}.", soft_wrap=True, highlight=False)
@@ -179,40 +175,6 @@ def tune_command(
     _print_plan(plan)
     for path in filter(None, (output, picture)):
         print(path)
-
-
-class _TuningDisplay:
-    """A bar with the time left on a terminal; elsewhere one line a stage."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            speed_estimate_period=600,
-        )
-        self._task = self._progress.add_task("", total=None)
-        self._stage = ""
-
-    def __enter__(self) -> _TuningDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def __call__(self, now: TuningProgress) -> None:
-        self._progress.update(self._task, description=now.stage, completed=now.done, total=now.total)
-        if not self._console.is_terminal and now.stage != self._stage:
-            self._console.print(f"{now.stage} …", soft_wrap=True, highlight=False)
-        self._stage = now.stage
 
 
 def _print_plan(plan: Plan) -> None:
@@ -268,10 +230,3 @@ def _figures(measured: Any, predicted: float | None = None) -> list[str]:
         f"{measured['ssim']:.4f}",
         f"{measured['seconds']:.2f}",
     ]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"branches are numbers with commas between them, such as 0,1,3, got {text!r}") from None

@@ -7,7 +7,6 @@ from DeepCache.generation.settings import (
     GenerationSettings,
     check_against_pipeline,
     parse_size,
-    read_prompts,
 )
 
 __all__ = [
@@ -20,6 +19,5 @@ __all__ = [
     "compare_side_by_side",
     "generate",
     "parse_size",
-    "read_prompts",
     "read_settings",
 ]

@@ -242,24 +242,16 @@ def _draw(pipe: Any, call: dict[str, Any]) -> tuple[Image, float]:
     """The image and the seconds of one whole pipeline call."""
     import torch
 
+    from DeepCache.models.device import wait_for_device
+
     try:
-        _wait_for_device(pipe)
+        wait_for_device(pipe.device)
         start = time.perf_counter()
         image = pipe(**call).images[0]
-        _wait_for_device(pipe)
+        wait_for_device(pipe.device)
         return image, time.perf_counter() - start
     except torch.OutOfMemoryError as error:
         raise MemoryError("the device has not enough memory for this; try a smaller size or dtype float16") from error
-
-
-def _wait_for_device(pipe: Any) -> None:
-    """Returns when the device has done all it was given, so that a clock shows the truth."""
-    import torch
-
-    if pipe.device.type == "cuda":
-        torch.cuda.synchronize(pipe.device)
-    elif pipe.device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more: dict[str, Any]) -> dict[str, Any]:

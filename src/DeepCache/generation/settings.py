@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from DeepCache.config import DeepCacheConfig
 
-__all__ = ["GenerationSettings", "check_against_pipeline", "parse_size", "read_prompts"]
+__all__ = ["GenerationSettings", "check_against_pipeline", "parse_size"]
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -102,32 +101,6 @@ def parse_size(text: str) -> tuple[int, int]:
         raise ValueError(f"a size is WIDTHxHEIGHT such as 512x768, or one number, got {text!r}")
     width, height = match.groups()
     return int(width), int(height or width)
-
-
-def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """The prompts in a text file, one a line; blank lines and lines that start with # are skipped.
-
-    Raises:
-        OSError: the file does not exist or cannot be read.
-        ValueError: the file is not UTF-8 text, or holds no prompt.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no prompt file {str(path)!r}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {str(path)!r} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise OSError(f"cannot read the prompt file {str(path)!r}: {error.strerror}") from error
-    lines = (line.strip() for line in text.splitlines())
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
-    if not prompts:
-        raise ValueError(
-            f"the prompt file {str(path)!r} holds no prompt: write one a line; blank lines and "
-            f"lines that start with # are skipped"
-        )
-    return prompts
 
 
 def check_against_pipeline(settings: GenerationSettings, pipe: Any) -> None:

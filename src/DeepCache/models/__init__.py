@@ -1,24 +1,29 @@
 """Pipelines by name, from a folder or from the hub, and what there is to know about them."""
 
+from DeepCache.models.architectures import ARCHITECTURES, Architecture, random_pipeline
 from DeepCache.models.description import (
     BranchDescription,
     ModelDescription,
     describe_pipeline,
     limit_speed_up,
 )
-from DeepCache.models.loading import load_pipeline, recommended_guidance, resolve_device
+from DeepCache.models.device import resolve_device
+from DeepCache.models.loading import load_pipeline, recommended_guidance
 from DeepCache.models.registry import MODELS, NamedModel
 from DeepCache.models.schedulers import SCHEDULER_ALIASES, set_scheduler
 
 __all__ = [
+    "ARCHITECTURES",
     "MODELS",
     "SCHEDULER_ALIASES",
+    "Architecture",
     "BranchDescription",
     "ModelDescription",
     "NamedModel",
     "describe_pipeline",
     "limit_speed_up",
     "load_pipeline",
+    "random_pipeline",
     "recommended_guidance",
     "resolve_device",
     "set_scheduler",

@@ -8,25 +8,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from DeepCache.models.architectures import ARCHITECTURES, architecture_names, random_pipeline
+from DeepCache.models.device import resolve_device, resolve_dtype
 from DeepCache.models.registry import MODELS, named_model
 
 if TYPE_CHECKING:
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-__all__ = ["load_pipeline", "recommended_guidance", "resolve_device"]
+__all__ = ["load_pipeline", "recommended_guidance"]
 
 _INDEX = "model_index.json"
-_DTYPES = {
-    "float32": "float32",
-    "fp32": "float32",
-    "float16": "float16",
-    "fp16": "float16",
-    "half": "float16",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-}
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _HUB_SECONDS = 10.0
 
 
@@ -39,13 +31,14 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Loads a pipeline that DeepCache can accelerate.
 
-    No network is touched for a model that comes with the package or for a folder.
+    No network is touched for a name or for a folder.
 
     Args:
         model (`str` or path, defaults to `"shapes"`):
-            A name in `DeepCache.models.MODELS`, a folder that a pipeline was saved to, or a
-            repository of the hub as `owner/name`. A name goes before a folder that is called the
-            same; write `./shapes` for the folder.
+            A name in `DeepCache.models.MODELS`, a folder that a pipeline was saved to, a name in
+            `DeepCache.models.ARCHITECTURES`, or a repository of the hub as `owner/name`. The first
+            of these that fits is taken; write `./shapes` for a folder of that name. The weights
+            of an architecture are random: it is there to be measured, and draws noise.
         dtype (`torch.dtype` or `str`, *optional*):
             `float32`, `float16` or `bfloat16`. By default, and with `"auto"`, `float16` on a GPU
             with CUDA and `float32` elsewhere.
@@ -53,7 +46,8 @@ def load_pipeline(
             `cuda`, `cuda:1`, `mps`, `cpu`, …. By default, and with `"auto"`, the first of `cuda`,
             `mps` and `cpu` that is there.
         options:
-            Handed to `DiffusionPipeline.from_pretrained`, `variant="fp16"` for one.
+            Handed to `DiffusionPipeline.from_pretrained`, `variant="fp16"` for one. An architecture
+            takes none.
 
     Returns:
         The pipeline, on the device.
@@ -61,7 +55,8 @@ def load_pipeline(
     Raises:
         FileNotFoundError: the folder does not exist or holds no pipeline.
         OSError: the hub has no such repository, or cannot be reached.
-        ValueError: the name, dtype or device is unknown, or the device is not in this machine.
+        ValueError: the name, dtype or device is unknown, the device is not in this machine, or
+            there are options for an architecture.
         TypeError: the pipeline has no U-Net, or one that DeepCache cannot work on.
 
     Example:
@@ -71,8 +66,13 @@ def load_pipeline(
         (64, 64)
     """
     found_device = resolve_device(device)
-    found_dtype = _resolve_dtype(dtype, found_device)
-    source, found_options = _locate(os.fspath(model))
+    found_dtype = resolve_dtype(dtype, found_device)
+    shown = os.fspath(model)
+    if shown in ARCHITECTURES and not Path(shown).is_dir():
+        if options:
+            raise ValueError(f"{shown!r} is built with random weights and takes no options, got {', '.join(options)}")
+        return random_pipeline(shown, dtype=found_dtype, device=found_device)
+    source, found_options = _locate(shown)
     _check_index(model, source, found_options)
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -83,55 +83,10 @@ def load_pipeline(
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **{"dtype": found_dtype, **found_options, **options})
     except (OSError, ValueError) as error:
-        raise OSError(f"cannot load the model {os.fspath(model)!r}: {error}") from error
+        raise OSError(f"cannot load the model {shown!r}: {error}") from error
     for unet in unets_of(pipe).values():
         skip_branches(unet)
     return pipe.to(found_device)
-
-
-def resolve_device(device: torch.device | str | None = None) -> torch.device:
-    """The device of that name, or the best there is.
-
-    Args:
-        device: a device or its name; None or `"auto"` for the first of CUDA, MPS and the CPU.
-
-    Raises:
-        ValueError: the name is that of no device, or the machine has none of that kind.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
-    import torch
-
-    if device is None or device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in _DEVICES:
-        raise ValueError(
-            f"device must be auto, {', '.join(_DEVICES)} or one with a number such as cuda:1, got {str(device)!r}"
-        )
-    present = {
-        "cpu": lambda: 1,
-        "cuda": torch.cuda.device_count,
-        "mps": lambda: int(torch.backends.mps.is_available()),
-        "xpu": torch.xpu.device_count,
-    }[found.type]()
-    if present == 0:
-        raise ValueError(
-            f"device {str(device)!r} was asked for, but PyTorch finds no such device in this machine; use auto or cpu"
-        )
-    if (found.index or 0) >= present:
-        raise ValueError(
-            f"device {str(device)!r} was asked for, but there is only {found.type}:0"
-            + (f" to {found.type}:{present - 1}" if present > 1 else "")
-        )
-    return found
 
 
 def recommended_guidance(model: str | os.PathLike[str], pipe: Any) -> float | None:
@@ -156,20 +111,6 @@ def recommended_guidance(model: str | os.PathLike[str], pipe: Any) -> float | No
     return float(parameter.default)
 
 
-def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    import torch
-
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is None or dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    name = _DTYPES.get(dtype.lower().removeprefix("torch."))
-    if name is None:
-        raise ValueError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
-    found: torch.dtype = getattr(torch, name)
-    return found
-
-
 def _locate(model: str) -> tuple[str, dict[str, Any]]:
     """Where to load the model from, and the options that this needs."""
     named = named_model(model)
@@ -191,11 +132,12 @@ def _locate(model: str) -> tuple[str, dict[str, Any]]:
     if looks_like_a_path:
         raise FileNotFoundError(f"there is no model folder {model!r}")
     if "/" not in model:
-        near = get_close_matches(model, MODELS, n=1)
+        near = get_close_matches(model, [*MODELS, *ARCHITECTURES], n=1)
         raise ValueError(
             f"there is no model {model!r}"
             + (f" (did you mean {near[0]}?)" if near else "")
-            + f"; give a name ({', '.join(MODELS)}), a folder, or owner/name on the hub"
+            + f"; give a name ({', '.join(MODELS)}; with random weights {architecture_names()}), a folder, or "
+            "owner/name on the hub"
         )
     return model, _ask_hub(model)
 

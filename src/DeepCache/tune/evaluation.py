@@ -14,9 +14,9 @@ import torch
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+from DeepCache.generation.painter import Painter
 from DeepCache.metrics import psnr, ssim
 from DeepCache.schedule import StepSchedule
-from DeepCache.tune.drawing import Painter
 
 __all__ = ["Evaluations", "Measured"]
 

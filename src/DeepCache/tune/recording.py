@@ -12,7 +12,7 @@ from DeepCache.engine.branches import SkipBranch
 from DeepCache.engine.feature import FeatureTap
 from DeepCache.engine.guidance import why_not_two_halves, with_tensor
 from DeepCache.engine.narrowing import deep_feature_modules
-from DeepCache.tune.drawing import Painter
+from DeepCache.generation.painter import Painter
 
 __all__ = ["Recording", "draw_from", "record"]
 

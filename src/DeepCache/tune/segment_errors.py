@@ -19,7 +19,7 @@ from torch import nn
 from DeepCache.engine.branches import SkipBranch
 from DeepCache.engine.guidance import output_tensor
 from DeepCache.engine.narrowing import Narrowing
-from DeepCache.tune.drawing import Painter
+from DeepCache.generation.painter import Painter
 from DeepCache.tune.recording import Recording, draw_from
 
 __all__ = ["SegmentErrors", "gaps_measured", "longest_segment", "steps_of_sensitivity"]

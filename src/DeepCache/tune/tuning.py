@@ -23,17 +23,18 @@ from DeepCache.engine.cost import Costs, count_costs
 from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
 from DeepCache.engine.unet_cache import branch_of
 from DeepCache.engine.unets import unets_of
+from DeepCache.generation.painter import Painter
 from DeepCache.plan import Plan
+from DeepCache.progress import Work, WorkProgress
 from DeepCache.schedule import FORECASTS, StepSchedule, check_integer, mean_cost
 from DeepCache.tune.best_schedules import best_schedules, predicted_error
-from DeepCache.tune.drawing import Painter
 from DeepCache.tune.evaluation import Evaluations, Measured
 from DeepCache.tune.neighbours import neighbours
 from DeepCache.tune.recording import record
 from DeepCache.tune.search import Goal, search
 from DeepCache.tune.segment_errors import SegmentErrors, gaps_measured, longest_segment, steps_of_sensitivity
 
-__all__ = ["TuningProgress", "TuningSettings", "tune"]
+__all__ = ["TuningSettings", "tune"]
 
 INTERVALS = (2, 3, 4, 5, 6, 8, 10)
 FEWER = (0.6, 0.45, 0.35, 0.25)
@@ -103,48 +104,11 @@ class TuningSettings:
             check_integer("each of the branches", branch, minimum=0)
 
 
-@dataclass(frozen=True)
-class TuningProgress:
-    """How far the tuning is.
-
-    Args:
-        stage: what is being done.
-        done: work done, in drawings of the tuning prompts without DeepCache.
-        total: all the work, as far as it can be told.
-    """
-
-    stage: str
-    done: float
-    total: float
-
-
-@dataclass
-class _Work:
-    """Keeps count of the work and tells of it."""
-
-    total: float
-    tell: Callable[[TuningProgress], None]
-    stage: str = ""
-    done: float = 0.0
-
-    def add(self, work: float) -> None:
-        self.done += work
-        self.tell(TuningProgress(self.stage, self.done, max(self.total, self.done)))
-
-    def end(self) -> None:
-        self.total = self.done
-        self.add(0.0)
-
-    def begin(self, stage: str) -> None:
-        self.stage = stage
-        self.add(0.0)
-
-
 def tune(
     pipe: Any,
     settings: TuningSettings,
     folder: str | Path,
-    on_progress: Callable[[TuningProgress], None] = lambda progress: None,
+    on_progress: Callable[[WorkProgress], None] = lambda progress: None,
 ) -> Plan:
     """Tunes a plan for a pipeline with the scheduler that it has.
 
@@ -187,7 +151,7 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     _check_folder(folder, _identity(pipe, settings))
     painter = _painter(pipe, settings, settings.prompts)
-    work = _Work(_expected_work(settings), on_progress)
+    work = Work(_expected_work(settings), on_progress)
     bench = Evaluations(painter, folder / "evaluations.jsonl", "tuning", work.add)
 
     segments, costs, calls, guided = _segments(painter, branches, bench, folder, work)
@@ -311,7 +275,7 @@ def _expected_work(settings: TuningSettings) -> float:
 
 
 def _segments(
-    painter: Painter, branches: Sequence[SkipBranch], bench: Evaluations, folder: Path, work: _Work
+    painter: Painter, branches: Sequence[SkipBranch], bench: Evaluations, folder: Path, work: Work
 ) -> tuple[torch.Tensor, Costs, int, bool]:
     """The errors of all segments, the costs of steps, the number of U-Net calls and whether they are guided."""
     unet, branch = painter.pipe.unet, branches[0]

@@ -1,4 +1,4 @@
-"""Draws the prompts of a tuning run, always from the same latents."""
+"""Draws prompts in batches, always from the same latents."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Painter:
         guidance: the guidance scale; None for the pipeline's own.
         seed: seed of the first prompt; each further one has the next number.
         batch: prompts in one pipeline call.
+        size: width and height in pixels; None for the pipeline's own.
     """
 
     pipe: Any
@@ -30,6 +31,7 @@ class Painter:
     guidance: float | None
     seed: int
     batch: int
+    size: tuple[int, int] | None = None
 
     @property
     def batches(self) -> range:
@@ -53,5 +55,7 @@ class Painter:
         }
         if self.guidance is not None:
             call["guidance_scale"] = self.guidance
+        if self.size is not None:
+            call["width"], call["height"] = self.size
         images: torch.Tensor = self.pipe(**call).images
         return images.detach().float().cpu()

@@ -1,0 +1,104 @@
+"""The device that a pipeline runs on, and the type of its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["resolve_device", "resolve_dtype", "wait_for_device"]
+
+_DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+}
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def resolve_device(device: torch.device | str | None = None) -> torch.device:
+    """The device of that name, or the best there is.
+
+    Args:
+        device: a device or its name; None or `"auto"` for the first of CUDA, MPS and the CPU.
+
+    Raises:
+        ValueError: the name is that of no device, or the machine has none of that kind.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    import torch
+
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in _DEVICES:
+        raise ValueError(
+            f"device must be auto, {', '.join(_DEVICES)} or one with a number such as cuda:1, got {str(device)!r}"
+        )
+    present = {
+        "cpu": lambda: 1,
+        "cuda": torch.cuda.device_count,
+        "mps": lambda: int(torch.backends.mps.is_available()),
+        "xpu": torch.xpu.device_count,
+    }[found.type]()
+    if present == 0:
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but PyTorch finds no such device in this machine; use auto or cpu"
+        )
+    if (found.index or 0) >= present:
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but there is only {found.type}:0"
+            + (f" to {found.type}:{present - 1}" if present > 1 else "")
+        )
+    return found
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The dtype of that name, or what suits the device.
+
+    Args:
+        dtype: a dtype or its name; None or `"auto"` for `float16` on a GPU with CUDA and `float32` elsewhere.
+        device: the device that it is for.
+
+    Raises:
+        ValueError: the name is that of no dtype that a pipeline runs in.
+
+    Example:
+        >>> import torch
+        >>> resolve_dtype("bf16", torch.device("cpu"))
+        torch.bfloat16
+    """
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None or dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    name = _DTYPES.get(dtype.lower().removeprefix("torch."))
+    if name is None:
+        raise ValueError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def wait_for_device(device: torch.device) -> None:
+    """Returns when the device has done all it was given, so that a clock shows the truth."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,237 @@
+"""Whatever is in a file: what was written is read back, and what cannot be read is a `ValueError` that names it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from DeepCache.generation import GenerationSettings
+from DeepCache.prompts import Prompt, read_prompt_set, read_prompts
+
+ENDINGS = ("txt", "jsonl", "csv", "tsv", "json")
+examples = settings(deadline=None, derandomize=True, max_examples=100)
+
+# No line ends of any kind, no other control characters, no halves of characters.
+texts = (
+    st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1)
+    .map(str.strip)
+    .filter(lambda text: text and not text.startswith("\ufeff"))
+)
+prompt_lists = st.lists(texts, min_size=1, max_size=8)
+
+
+def read(ending, content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"prompts.{ending}")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return read_prompt_set(path)
+
+
+def read_or_refuse(ending, content):
+    """The prompts, or None where the file is refused as it should be."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"prompts.{ending}")
+        path.write_bytes(content)
+        prompts, message = None, ""
+        try:
+            prompts = read_prompt_set(path)
+        except ValueError as error:
+            message = str(error)
+        if prompts is None:
+            assert repr(str(path)) in message
+            assert len(message.encode("utf-8")) < 1000
+            return None
+        assert prompts
+        assert all(prompt.text == prompt.text.strip() and prompt.id for prompt in prompts)
+        assert GenerationSettings(prompts=read_prompts(path)).count == len(prompts)
+        return prompts
+
+
+def as_json_lines(prompts, ascii_only=False):
+    return "".join(json.dumps({"prompt": text}, ensure_ascii=ascii_only) + "\n" for text in prompts)
+
+
+def as_table(prompts, dialect, columns=("Prompt", "Category")):
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, dialect)
+    writer.writerow(columns)
+    writer.writerows([text, *[""] * (len(columns) - 1)] for text in prompts)
+    return table.getvalue()
+
+
+def as_coco(prompts):
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(len(prompts))]
+    annotations = [{"id": 100 + number, "image_id": number, "caption": text} for number, text in enumerate(prompts)]
+    random.Random(0).shuffle(annotations)
+    return json.dumps({"images": images, "annotations": annotations})
+
+
+WRITTEN = {
+    "txt": lambda prompts: "\n".join(prompts),
+    "jsonl": as_json_lines,
+    "csv": lambda prompts: as_table(prompts, "excel"),
+    "tsv": lambda prompts: as_table(prompts, "excel-tab"),
+    "json": as_coco,
+}
+
+
+# what was written is read back
+
+
+@examples
+@given(prompt_lists)
+def test_texts(prompts):
+    assume(not any(prompt.startswith("#") for prompt in prompts))
+    found = read("txt", "\n".join(prompts))
+    assert found == tuple(Prompt(text, str(number)) for number, text in enumerate(prompts, start=1))
+
+
+@examples
+@given(prompt_lists, st.booleans())
+def test_json_lines(prompts, ascii_only):
+    found = read("jsonl", as_json_lines(prompts, ascii_only))
+    assert found == tuple(Prompt(text, str(number)) for number, text in enumerate(prompts, start=1))
+
+
+@examples
+@given(st.lists(st.tuples(texts, texts, st.one_of(st.just(""), texts)), min_size=1, max_size=8))
+def test_json_lines_with_everything(rows):
+    lines = [json.dumps({"category": category, "id": name, "text": text}) for text, name, category in rows]
+    assert read("jsonl", "\n".join(lines)) == tuple(Prompt(*row) for row in rows)
+
+
+@examples
+@given(st.lists(st.tuples(texts, texts, st.one_of(st.just(""), texts)), min_size=1, max_size=8))
+def test_csv(rows):
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([("caption", "id", "category"), *rows])
+    assert read("csv", table.getvalue()) == tuple(Prompt(*row) for row in rows)
+
+
+@examples
+@given(st.lists(st.tuples(texts, texts, st.one_of(st.just(""), texts)), min_size=1, max_size=8))
+def test_tsv_as_a_spreadsheet_writes_it(rows):
+    table = io.StringIO(newline="")
+    csv.writer(table, "excel-tab").writerows([("caption", "id", "category"), *rows])
+    assert read("tsv", table.getvalue()) == tuple(Prompt(*row) for row in rows)
+
+
+@examples
+@given(prompt_lists)
+def test_tsv_with_quotes_as_they_are(prompts):
+    # Alone those that stand in quotes as a whole cannot be told from what a spreadsheet writes.
+    assume(not any(text[0] == text[-1] == '"' for text in prompts))
+    found = read("tsv", "\n".join(("Prompt\tNote", *(f"{text}\t" for text in prompts))))
+    assert tuple(prompt.text for prompt in found) == tuple(prompts)
+
+
+@examples
+@given(prompt_lists)
+def test_coco(prompts):
+    found = read("json", as_coco(prompts))
+    assert found == tuple(Prompt(" ".join(text.split()), str(number)) for number, text in enumerate(prompts))
+
+
+# what cannot be read
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@examples
+@given(st.binary(max_size=200))
+def test_any_bytes(ending, content):
+    read_or_refuse(ending, content)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@examples
+@given(st.text(st.sampled_from('"\\,\t\n\r {}[]:0u#\0promptidé😀'), max_size=60))
+def test_any_text_of_the_characters_that_mean_something(ending, content):
+    read_or_refuse(ending, content.encode("utf-8"))
+    read_or_refuse(ending, f"prompt{content}".encode())
+
+
+KEYS = ("prompt", "Prompt", "text", "id", "category", "images", "annotations", "image_id", "caption")
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(st.characters(), max_size=8),
+        st.sampled_from([*KEYS, "", "\ud800", 10**4000]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    ),
+    max_leaves=12,
+)
+
+
+@examples
+@given(st.lists(values, min_size=1, max_size=4))
+def test_any_json(found):
+    read_or_refuse("jsonl", "\n".join(json.dumps(value) for value in found).encode())
+    read_or_refuse("json", json.dumps(found[0]).encode())
+    read_or_refuse("json", json.dumps({"images": [{"id": 1}], "annotations": found}).encode())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@examples
+@given(prompt_lists, st.data())
+def test_a_file_that_was_cut_off_or_changed(ending, prompts, data):
+    content = WRITTEN[ending](prompts).encode("utf-8")
+    place = data.draw(st.integers(0, len(content) - 1))
+    read_or_refuse(ending, content[:place])
+    read_or_refuse(ending, content[place:])
+    other = data.draw(st.binary(max_size=3))
+    read_or_refuse(ending, content[:place] + other + content[place + 1 :])
+
+
+@examples
+@given(prompt_lists, st.data())
+def test_coco_without_one_of_its_keys(prompts, data):
+    whole = json.loads(as_coco(prompts))
+    needed = [(whole, "images"), (whole, "annotations")]
+    needed += [(image, "id") for image in whole["images"]]
+    needed += [(annotation, key) for annotation in whole["annotations"] for key in ("id", "image_id", "caption")]
+    holder, key = data.draw(st.sampled_from(needed))
+    if data.draw(st.booleans()):
+        del holder[key]
+    else:
+        holder[key] = data.draw(st.sampled_from([None, True, 1.5, {}, [1], "", "\udfff"]))
+    assert read_or_refuse("json", json.dumps(whole).encode()) is None
+
+
+@examples
+@given(prompt_lists, st.data())
+def test_a_json_line_without_its_prompt(prompts, data):
+    lines = as_json_lines(prompts, ascii_only=True).split("\n")[:-1]
+    place = data.draw(st.integers(0, len(lines) - 1))
+    lines[place] = data.draw(st.sampled_from(["{}", '{"id": 1}', "[]", "0", '{"prompt": 0}', '{"prompt": ""}', "x"]))
+    with pytest.raises(ValueError, match=rf"line {place + 1}\b"):
+        read("jsonl", "\n".join(lines))
+
+
+@pytest.mark.parametrize(("ending", "dialect"), [("csv", "excel"), ("tsv", "excel-tab")])
+@examples
+@given(prompt_lists, st.data())
+def test_a_table_with_a_header_or_a_row_that_is_wrong(ending, dialect, prompts, data):
+    for columns in (("Prompt", "Prompt"), ("prompt", "PROMPT"), ("Promt", "Category"), ("", "")):
+        with pytest.raises(ValueError, match="line 1 "):
+            read(ending, as_table(prompts, dialect, columns))
+    lines = as_table(prompts, dialect).split("\r\n")[:-1]
+    place = data.draw(st.integers(1, len(lines) - 1))
+    lines[place] += {"csv": ",,", "tsv": "\t\t"}[ending]
+    with pytest.raises(
+        ValueError, match=f"line {place + 1} must have as many values as the header has columns, 2, got 4"
+    ):
+        read(ending, "\n".join(lines))
