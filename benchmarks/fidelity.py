@@ -13,9 +13,7 @@ import argparse
 import json
 from dataclasses import dataclass, field
 from itertools import product
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
 from time import perf_counter
 from typing import Any
 
@@ -23,8 +21,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from benchmarks.result_file import provenance, write
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
+from DeepCache.bench.provenance import provenance
+from DeepCache.bench.result_file import write_result
+from DeepCache.bench.summary import summary
 from DeepCache.metrics import psnr, ssim
 from DeepCache.models import load_pipeline, recommended_guidance, set_scheduler
 
@@ -70,7 +70,7 @@ def main() -> None:
                 "plain_steps_of_like_cost": max(1, round(options.steps * stats.mac_share)),
             }
             result["cached"].append(cell | fidelity(images, reference) | {"seconds": studio.seconds})
-            write(options.output, result)
+            write_result(options.output, result)
 
         fewer = {cell["plain_steps_of_like_cost"] for cell in result["cached"]} - {options.steps}
         lengths = sorted(fewer - {cell["steps"] for cell in result["plain"]})
@@ -79,7 +79,7 @@ def main() -> None:
             images = studio.draw(f"{steps} steps", steps)
             cell = {"steps": steps, "mac_share": steps / options.steps}
             result["plain"].append(cell | fidelity(images, reference) | {"seconds": studio.seconds})
-            write(options.output, result)
+            write_result(options.output, result)
     _report(result)
     print(options.output)
 
@@ -135,14 +135,8 @@ class _Studio:
 
 
 def fidelity(images: Tensor, reference: Tensor) -> dict[str, Any]:
-    """Mean, 95 % confidence interval (normal) and every single value of PSNR and SSIM."""
-    result: dict[str, Any] = {}
-    for name, metric in (("psnr", psnr), ("ssim", ssim)):
-        values = [round(value, 5) for value in metric(images, reference).tolist()]
-        margin = 1.96 * stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
-        mean = fmean(values)
-        result[name] = {"mean": mean, "confidence": [mean - margin, mean + margin], "values": values}
-    return result
+    """Mean, 95 % confidence interval and every single value of PSNR and SSIM."""
+    return {name: summary(metric(images, reference).tolist()) for name, metric in (("psnr", psnr), ("ssim", ssim))}
 
 
 def resumed(path: Path, settings: dict[str, Any], seed: int, empty: dict[str, Any]) -> dict[str, Any]:

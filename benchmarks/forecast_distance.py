@@ -15,11 +15,12 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.fidelity import fidelity
-from benchmarks.result_file import provenance, write
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
+from DeepCache.bench.provenance import provenance
+from DeepCache.bench.result_file import write_result
 from DeepCache.engine.forecast import Forecast
+from DeepCache.generation.painter import Painter
 from DeepCache.models import load_pipeline, recommended_guidance, set_scheduler
-from DeepCache.tune.drawing import Painter
 
 OUTPUT = Path("benchmarks/forecast_distance.json")
 PROMPTS = Path("training/held_out.txt")
@@ -48,7 +49,7 @@ def main() -> None:
                 cell = {"scheduler": scheduler, "steps": steps, "interval": interval, "distance": name}
                 result["cells"].append(cell | {"psnr": fidelity(images, reference)["psnr"]})
                 print(scheduler, interval, name, round(result["cells"][-1]["psnr"]["mean"], 2), flush=True)
-    write(OUTPUT, result)
+    write_result(OUTPUT, result)
     print(OUTPUT)
 
 

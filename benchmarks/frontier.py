@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.fidelity import fidelity, resumed
-from benchmarks.result_file import write
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
+from DeepCache.bench.result_file import write_result
+from DeepCache.generation.painter import Painter
 from DeepCache.models import load_pipeline, recommended_guidance, set_scheduler
 from DeepCache.plan import Plan
-from DeepCache.tune.drawing import Painter
 
 SCHEDULERS = {"ddim": 50, "dpm++": 25, "euler": 30}
 INTERVALS = (3, 5, 8)
@@ -104,7 +104,7 @@ def main() -> None:
             for cell in missing:
                 progress.update(task, description=f"{scheduler}, {cell.method}, {cell.label[:12]}")
                 result["cells"].append(_measured(pipe, painters, cell, steps, reference))
-                write(output, result)
+                write_result(output, result)
                 progress.advance(task, _work(cell, steps))
             _report(result)
 
@@ -118,7 +118,7 @@ def _reference(painters: list[Painter], output: Path, settings: dict[str, Any], 
     reference, result["reference_seconds"] = _draw(painters, None)
     path.parent.mkdir(exist_ok=True)
     save_file({"images": reference}, path)
-    write(output, result)
+    write_result(output, result)
     return reference
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from benchmarks.result_file import provenance, write
 from DeepCache import DeepCacheSDHelper
+from DeepCache.bench.provenance import provenance
+from DeepCache.bench.result_file import write_result
 from tests.parity.reference import reference_helper_class
 from tests.parity.tiny_unets import TINY_UNETS
 from tests.parity.trajectory import ddim, identical, run_trajectory
@@ -45,7 +46,7 @@ def main() -> None:
     result["identical"] = sum(row["identical"] for row in comparisons)
     result["of"] = len(comparisons)
     result["comparisons"] = comparisons
-    write(options.output, result)
+    write_result(options.output, result)
     print(f"{result['identical']} of {result['of']} trajectories are bit-identical: {options.output}")
 
 

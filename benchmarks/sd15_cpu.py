@@ -24,33 +24,18 @@ from diffusers import UNet2DConditionModel
 from rich.progress import Progress
 from torch import Tensor
 
-from benchmarks.result_file import provenance, write
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
+from DeepCache.bench.contestants import bytes_of
+from DeepCache.bench.provenance import provenance
+from DeepCache.bench.result_file import write_result
 from DeepCache.engine.cost import count_costs
+from DeepCache.models import ARCHITECTURES
 from tests.parity.reference import reference_helper_class
 from tests.parity.tiny_unets import UnetInputs
 from tests.parity.trajectory import BarePipe, ddim
 
 CONTESTANTS = ("plain", "ours", "reference")
-SD15 = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+SD15, SDXL = (ARCHITECTURES[name].networks["unet"].config for name in ("sd15", "sdxl"))
 
 
 def main() -> None:
@@ -83,7 +68,7 @@ def main() -> None:
         ],
         "seconds": rounds,
     }
-    write(options.output, result)
+    write_result(options.output, result)
     for name in CONTESTANTS:
         print(name, result["summary"][name])
     print(f"multiply-accumulates, shallow/full: {costs.share(options.branch):.4f}")
@@ -135,29 +120,12 @@ def _enabled(name: str, pipe: BarePipe, interval: int, branch: int) -> Iterator[
         helper = reference_helper_class()(pipe=pipe)
         helper.set_params(cache_interval=interval, cache_branch_id=branch)
         helper.enable()
-        yield lambda: _bytes_of(helper.cached_output.values())
+        yield lambda: bytes_of(helper.cached_output.values())
         helper.disable()
         # It leaves the U-Net's own `forward` behind as an attribute of the instance.
         del pipe.unet.forward
     else:
         yield lambda: 0
-
-
-def _bytes_of(outputs: Any) -> int:
-    """Bytes of all distinct tensors in the outputs of layers."""
-    storages = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            storages[id(value)] = value.nbytes
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                visit(item)
-        elif hasattr(value, "to_tuple"):
-            visit(value.to_tuple())
-
-    visit(list(outputs))
-    return sum(storages.values())
 
 
 def _bytes_from_shapes(

@@ -1,5 +1,5 @@
 """Writes the results in README.md and docs/schedules.md from the result files, so that no figure there is typed by
-hand, and draws the frontier.
+hand, and the keys of result files in docs/benchmarks.md from their schemas; draws the frontier.
 
     python -m benchmarks.tables
 """
@@ -7,12 +7,16 @@ hand, and draws the frontier.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, schema
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 SCHEDULES = HERE.parent / "docs" / "schedules.md"
+MEASURING = HERE.parent / "docs" / "benchmarks.md"
 FIGURE = HERE.parent / "docs" / "images" / "frontier.png"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
 
@@ -52,7 +56,8 @@ def main() -> None:
 def pages() -> dict[Path, str]:
     """The results as Markdown, by the page that has them."""
     fidelity = _fidelity(_read("fidelity")).replace("](benchmarks/", "](../benchmarks/")
-    return {README: results(), SCHEDULES: f"\n\n{fidelity}\n\n"}
+    keys = "\n\n".join(_keys(schema(kind)) for kind in (BENCHMARK_FORMAT, ABLATION_FORMAT))
+    return {README: results(), SCHEDULES: f"\n\n{fidelity}\n\n", MEASURING: f"\n\n{keys}\n\n"}
 
 
 def split(text: str) -> tuple[str, str, str]:
@@ -64,8 +69,8 @@ def split(text: str) -> tuple[str, str, str]:
 
 def results() -> str:
     """The results in the README."""
-    parity, cost = (_read(name) for name in ("parity", "sd15_cpu"))
-    return "\n\n".join(["", _frontier(_solvers()), _parity(parity), _cost(cost), ""])
+    parity, cost, speed = (_read(name) for name in ("parity", "sd15_cpu", "sd15_512_cpu"))
+    return "\n\n".join(["", _frontier(_solvers()), _speed(speed), _parity(parity), _cost(cost), ""])
 
 
 def _solvers() -> dict[str, dict[str, Any]]:
@@ -84,6 +89,57 @@ def _parity(result: dict[str, Any]) -> str:
         "the U-Net's factor and, where diffusers takes them, sizes that are not "
         "([parity.json](benchmarks/parity.json))."
     )
+
+
+def _speed(result: dict[str, Any]) -> str:
+    settings, grid = result["settings"], result["settings"]["grid"]
+    (size,), (batch,), (dtype,) = grid["sizes"], grid["batches"], grid["dtypes"]
+    lead = (
+        f"**Sooner.** Stable Diffusion 1.5 at full size with random weights, {size[0]} px, batch {batch}, {dtype}, on "
+        f"{_threads(settings['threads'])} of an {result['machine']['cpu']}. {settings['steps']} steps, which have the "
+        "share of full steps that 50 have ([how and why](docs/benchmarks.md)). Seconds and speed-ups are medians of "
+        "rounds in which all ran in turn; the limit is the U-Net's, by its multiply-accumulates "
+        "([sd15_512_cpu.json](benchmarks/sd15_512_cpu.json))."
+    )
+    cells = {cell["scope"]: cell for cell in result["cells"]}
+    rows = [
+        "| | whole pipeline | | U-Net alone | | limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for whole, alone in zip(cells["pipeline"]["rows"], cells["unet"]["rows"], strict=True):
+        name = {"no caching": "no caching", "fewer steps": f"*{whole['variant']}, no caching*"}.get(
+            whole["method"], f"{whole['method']}, {whole['variant']}"
+        )
+        figures = [f"{row['median']:.1f} s | {row['speed_up']:.2f}×" for row in (whole, alone)]
+        rows.append(f"| {name} | {' | '.join(figures)} | {alone['limit']:.2f}× |")
+    closing = (
+        "No figure of a GPU is here yet; [benchmarks/gpu.py](benchmarks/gpu.py) measures the published table on any "
+        "CUDA card. [The report](benchmarks/report.html) has these and an ablation of the model in the box, with "
+        "pictures."
+    )
+    return "\n\n".join([lead, "\n".join(rows), closing])
+
+
+def _threads(count: int) -> str:
+    return "one core" if count == 1 else f"{count} cores"
+
+
+def _keys(described: Mapping[str, Any]) -> str:
+    """The keys of a result file as a list, from its schema."""
+    lines = [f"### {described['title'].replace('A result', 'The result')}", "", described["description"], ""]
+
+    def add(node: Mapping[str, Any], depth: int) -> None:
+        for key, value in node.get("properties", {}).items():
+            inner = value.get("items", {}) if value.get("type") == "array" else value
+            lines.append(f"{'  ' * depth}- `{key}`: {value['description']}")
+            if "const" in value:
+                lines[-1] += f" `{value['const']}`."
+            elif "enum" in value:
+                lines[-1] += f" One of {', '.join(f'`{option}`' for option in value['enum'])}."
+            add(inner, depth + 1)
+
+    add(described, 0)
+    return "\n".join(lines)
 
 
 def _cost(result: dict[str, Any]) -> str:

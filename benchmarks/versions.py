@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.result_file import machine, provenance, write
+from DeepCache.bench.provenance import describe_machine, provenance
+from DeepCache.bench.result_file import write_result
 
 ROOT = Path(__file__).parents[1]
 # No torchao works with both the oldest torch and peft; the tests of quantisation are skipped there.
@@ -44,14 +45,14 @@ def main() -> None:
 def _provenance() -> dict[str, Any]:
     known = provenance(0)
     tests = " ".join(["python", *TESTS]).replace("not slow", '"not slow"')
-    return {"command": known["command"], "date": known["date"], "machine": machine(), "tests": tests}
+    return {"command": known["command"], "date": known["date"], "machine": describe_machine(), "tests": tests}
 
 
 def _add(output: Path, name: str, environment: dict[str, Any]) -> None:
     """Writes the result of one environment and leaves that of the other as it is."""
     result = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"environments": {}}
     result["environments"][name] = environment
-    write(output, result)
+    write_result(output, result)
 
 
 def oldest_versions() -> list[str]:

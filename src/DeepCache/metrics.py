@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["clip_score", "image_tensor", "lpips", "psnr", "ssim"]
+__all__ = ["clip_score", "image_tensor", "lpips", "psnr", "ssim", "why_not_clip", "why_not_lpips"]
 
 # The window of SSIM spans 11 pixels and mirrors 5 at the border, which a shorter side has not.
 SSIM_SHORTEST_SIDE = 6
@@ -194,6 +194,35 @@ def clip_score(
             )
         values.append(torch.cosine_similarity(embeddings.image_embeds, embeddings.text_embeds))
     return 100 * torch.cat(values).clamp(min=0)
+
+
+def why_not_lpips(net: str = "alex") -> str:
+    """Why `lpips` cannot be taken with what is on this machine, downloading nothing; an empty string where it can."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if importlib.util.find_spec("torchvision") is None:
+        return "torchvision is not installed"
+    if not any(folder.glob(f"{net}*.pth")):
+        return f"the weights of the network {net!r} are not on this machine"
+    try:
+        _lpips_metric(net)
+    except (ImportError, OSError) as error:
+        return _first_line(error)
+    return ""
+
+
+def why_not_clip(model: str | os.PathLike[str]) -> str:
+    """Why `clip_score` cannot be taken with what is on this machine, downloading nothing; an empty string where it
+    can."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = os.fspath(model)
+    if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return f"the model {name!r} is not on this machine"
+    try:
+        _clip(name)
+    except (OSError, ValueError) as error:
+        return _first_line(error)
+    return ""
 
 
 def image_tensor(images: Tensor | Sequence[Image.Image]) -> Tensor:

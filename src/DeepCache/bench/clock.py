@@ -1,0 +1,64 @@
+"""Time and memory of one run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from DeepCache.models.device import wait_for_device
+
+__all__ = ["Timing", "is_out_of_memory", "release_memory", "timed"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a run took.
+
+    Args:
+        seconds: from its start until the device had done all of it.
+        peak_memory: the most memory that PyTorch held on a CUDA device at any one time, in bytes; None elsewhere.
+    """
+
+    seconds: float
+    peak_memory: int | None
+
+
+def timed(run: Callable[[], None], device: torch.device) -> Timing:
+    """Runs and measures; by CUDA events on a CUDA device.
+
+    Example:
+        >>> timed(lambda: None, torch.device("cpu")).peak_memory is None
+        True
+    """
+    wait_for_device(device)
+    if device.type != "cuda":
+        begin = perf_counter()
+        run()
+        wait_for_device(device)
+        return Timing(perf_counter() - begin, None)
+    torch.cuda.reset_peak_memory_stats(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device):
+        start.record()
+        run()
+        end.record()
+    wait_for_device(device)
+    return Timing(start.elapsed_time(end) / 1000, torch.cuda.max_memory_allocated(device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the device or on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def release_memory() -> None:
+    """Gives back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

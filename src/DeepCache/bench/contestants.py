@@ -1,0 +1,129 @@
+"""Who runs in a benchmark: the pipeline alone, with DeepCache, with the reference package, and with fewer steps.
+
+Each has a U-Net of its own that shares the weights with all others, so that they can run in turn without being put on
+and taken off, and so that what is compiled for one is not compiled for another.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from inspect import signature
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from DeepCache.bench.reference import reference_helper_class
+from DeepCache.bench.variants import Variant
+from DeepCache.bench.workload import PipelineCall, UnetLoop
+from DeepCache.engine.attach import apply_deepcache
+from DeepCache.engine.stats import TrajectoryStats
+from DeepCache.engine.unets import unets_of
+
+__all__ = ["BASELINE", "DEEPCACHE", "FEWER_STEPS", "REFERENCE", "Contestant", "bytes_of"]
+
+BASELINE, DEEPCACHE, REFERENCE, FEWER_STEPS = "no caching", "DeepCache", "reference package", "fewer steps"
+
+
+class Contestant:
+    """One way to run a pipeline, ready to run again and again.
+
+    Args:
+        pipe: the pipeline; it is not changed.
+        method: `BASELINE`, `DEEPCACHE`, `REFERENCE` or `FEWER_STEPS`.
+        call: what the pipeline is called with.
+        variant: the settings of DeepCache or of the reference package.
+        reference: where the reference package is.
+        unet_only: whether only the U-Net's calls are run.
+        compiled: whether `torch.compile` is on the U-Net.
+        unets_like: a contestant whose U-Nets are used, compiled or not, in the place of own ones.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        method: str,
+        call: PipelineCall,
+        variant: Variant | None = None,
+        *,
+        reference: Path | None = None,
+        unet_only: bool = False,
+        compiled: bool = False,
+        unets_like: Contestant | None = None,
+    ) -> None:
+        self.method = method
+        self.variant = variant
+        self.call = call
+        self.device: torch.device = pipe.device
+        self._pipe = copy.copy(pipe)
+        self.loop = UnetLoop.of(self._pipe, call)
+        self._run: Callable[[Any], None] = self.loop if unet_only else call
+        for name, unet in unets_of(self._pipe).items():
+            setattr(self._pipe, name, getattr(unets_like._pipe, name) if unets_like else _sharing_weights(unet))
+        self._engine = self._helper = None
+        if method == DEEPCACHE:
+            assert variant is not None
+            self._engine = apply_deepcache(self._pipe, variant.config)
+        elif method == REFERENCE:
+            assert variant is not None
+            assert reference is not None
+            self._helper = reference_helper_class(reference)(pipe=self._pipe)
+            self._helper.set_params(
+                cache_interval=variant.config.cache_interval, cache_branch_id=variant.config.cache_branch_id
+            )
+            self._helper.enable()
+        if compiled and unets_like is None:
+            for unet in unets_of(self._pipe).values():
+                unet.compile(**_COMPILE_OPTIONS)
+
+    def run(self) -> None:
+        """Runs once."""
+        self._run(self._pipe)
+
+    def release(self) -> int:
+        """Forgets what is kept between steps, and tells how many bytes that were."""
+        if self._engine is not None:
+            self._engine.end_run()
+            return self._engine.stats.bytes_kept
+        if self._helper is not None:
+            kept = bytes_of(self._helper.cached_output.values())
+            # It would keep them until it is disabled, and they would count as memory of those that run next.
+            self._helper.cached_output.clear()
+            return kept
+        return 0
+
+    @property
+    def stats(self) -> TrajectoryStats | None:
+        """What the last run did; of DeepCache alone."""
+        return self._engine.stats if self._engine is not None else None
+
+
+# Compiled code belongs to a function, not to the module that it was compiled for: without this, one contestant's
+# recompilations would use up another's. Older releases of torch do not have it.
+_COMPILE_OPTIONS = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+
+
+def bytes_of(outputs: Any) -> int:
+    """Bytes of all distinct tensors in the outputs of layers."""
+    found: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[id(value)] = value.nbytes
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                visit(item)
+        elif hasattr(value, "to_tuple"):
+            visit(value.to_tuple())
+
+    visit(list(outputs))
+    return sum(found.values())
+
+
+def _sharing_weights(module: nn.Module) -> nn.Module:
+    """A copy of a module that has the same parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, shared)

@@ -1,0 +1,122 @@
+"""Result files: JSON with the numbers and with all that is needed to read and repeat them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ABLATION_FORMAT", "BENCHMARK_FORMAT", "read_result", "resumed_result", "schema", "write_result"]
+
+BENCHMARK_FORMAT = "DeepCache benchmark 1"
+ABLATION_FORMAT = "DeepCache ablation 1"
+_SCHEMAS = {BENCHMARK_FORMAT: "benchmark-1", ABLATION_FORMAT: "ablation-1"}
+
+# In these a run that goes on may differ from the one that was stopped.
+_NOT_COMPARED = ("command", "date")
+
+
+@cache
+def schema(kind: str) -> Mapping[str, Any]:
+    """The JSON Schema of result files of a format, `BENCHMARK_FORMAT` or `ABLATION_FORMAT`; every key in it has a
+    description.
+
+    Example:
+        >>> schema(BENCHMARK_FORMAT)["properties"]["cells"]["type"]
+        'array'
+    """
+    path = files("DeepCache.bench") / "schemas" / f"{_SCHEMAS[kind]}.schema.json"
+    loaded: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes a result file so that a reader never sees half of one.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: a value is none that JSON has, such as infinity.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a result file of `deepcache benchmark` or `deepcache ablate`, and checks it against its schema.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or a value in it is missing or wrong.
+        ImportError: jsonschema is not installed.
+    """
+    result = _read(path)
+    if result.get("format") not in _SCHEMAS:
+        raise ValueError(
+            f"{str(path)!r} is no result of `deepcache benchmark` or `deepcache ablate`: its 'format' is "
+            f"{result.get('format')!r}, and {' and '.join(map(repr, _SCHEMAS))} are known"
+        )
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError as error:
+        raise ImportError("checking result files takes jsonschema: pip install 'DeepCache[report]'") from error
+
+    validator = Draft202012Validator(schema(result["format"]))
+    for wrong in sorted(validator.iter_errors(result), key=lambda error: list(map(str, error.absolute_path)))[:1]:
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in wrong.absolute_path)
+        raise ValueError(f"{str(path)!r} is damaged at {place.lstrip('.') or 'its top'}: {wrong.message[:200]}")
+    return result
+
+
+def resumed_result(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The result file as it is where it is of the run that `fresh` begins, or `fresh` where there is none.
+
+    Args:
+        path: the result file.
+        fresh: a result as it is before anything is measured.
+
+    Raises:
+        ValueError: the file is of another run: of other settings, versions, or another machine.
+    """
+    if not path.exists():
+        return fresh
+    found = _read(path)
+    keys = [key for key in fresh if key not in _NOT_COMPARED and not isinstance(fresh[key], list)]
+    # As JSON has them, so that tuples and lists are alike.
+    wanted = json.loads(json.dumps(fresh))
+    different = [key for key in keys if found.get(key) != wanted[key]]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"{str(path)!r} is of another run: {_difference(key, found.get(key), wanted[key])}; delete it, or give "
+            "another --output"
+        )
+    return found
+
+
+def _difference(key: str, found: Any, wanted: Any) -> str:
+    """The first place where two values differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in {**wanted, **found}:
+            if found.get(name) != wanted.get(name):
+                return _difference(f"{key}.{name}", found.get(name), wanted.get(name))
+    return f"{key} is {_short(found)} there and {_short(wanted)} now"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+    if not isinstance(result, dict):
+        raise ValueError(f"{str(path)!r} is no result file: it holds no JSON object")
+    return result

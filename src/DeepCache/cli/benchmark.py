@@ -1,0 +1,224 @@
+"""`deepcache benchmark`: how much sooner a pipeline is done with DeepCache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from DeepCache.cli.options import MODEL_PANEL, Device, Model, Scheduler, Threads, check_output, numbers, sizes, words
+from DeepCache.cli.progress import WorkDisplay
+from DeepCache.cli.results import show_bytes
+
+__all__ = ["benchmark_command"]
+
+_GRID, _TIMING, _OUTPUT = "Grid (lists have commas between their parts)", "Timing", "Output"
+
+
+def benchmark_command(
+    model: Model = "shapes",
+    scheduler: Scheduler = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=MODEL_PANEL)] = 50,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=MODEL_PANEL),
+    ] = None,
+    device: Device = "auto",
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            "-v",
+            metavar="SETTINGS",
+            help="Settings to measure, such as 'I=5 B=1', 'I=3 linear guidance-reuse', 'I=3 non-uniform' or "
+            "'plan=FILE'; repeat it for more. What is not said is as published: branch 0, uniform, re-use.",
+            show_default="I=3 B=0, I=5 B=0, I=5 B=1",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    sizes_wanted: Annotated[
+        str | None,
+        typer.Option(
+            "--sizes",
+            metavar="SIZES",
+            help="In pixels, such as 512,768x512.",
+            show_default="the model's own",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    batches: Annotated[
+        str,
+        typer.Option(metavar="NUMBERS", help="Pictures in one pipeline call, such as 1,4,8.", rich_help_panel=_GRID),
+    ] = "1",
+    dtypes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="float32, float16, bfloat16; auto is float16 with CUDA, else float32.",
+            rich_help_panel=_GRID,
+        ),
+    ] = "auto",
+    modes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES", help="eager, and compiled with torch.compile on the U-Net.", rich_help_panel=_GRID
+        ),
+    ] = "eager",
+    scopes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="pipeline, the whole call; unet, the calls of the U-Net with nothing in between.",
+            rich_help_panel=_GRID,
+        ),
+    ] = "pipeline,unet",
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The wheel of the reference package, DeepCache 0.1.1, or the folder that it is unpacked to: measures "
+            "it in turn with the others.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    fewer_steps: Annotated[
+        bool,
+        typer.Option(
+            "--fewer-steps/--no-fewer-steps",
+            help="Measure fewer steps without caching, at the cost of each variant, too.",
+            rich_help_panel=_GRID,
+        ),
+    ] = True,
+    rounds: Annotated[int, typer.Option(help="How often everything is timed, in turn.", rich_help_panel=_TIMING)] = 5,
+    warm_up: Annotated[int, typer.Option(help="Rounds before those, discarded.", rich_help_panel=_TIMING)] = 1,
+    threads: Threads = None,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="Begin no round that would end later; the same command goes on. One round is always measured.",
+            rich_help_panel=_TIMING,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the latents.", rich_help_panel=_TIMING)] = 0,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write the result, after every round; what is there already is not measured again.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = Path("benchmark.json"),
+) -> None:
+    """Measure the speed of a pipeline with DeepCache, without, and with fewer steps.
+
+    All of them run in turn, so that whatever else the machine does hits all alike. The model may be an architecture by
+    name, which is built with random weights and needs no download: sd15, sd21, sdxl, … Ctrl-C loses nothing: the same
+    command goes on. `deepcache report` makes a page of the result.
+
+    Example: deepcache benchmark --model sd21 --sizes 512,768 --batches 1,4 --output sd21.json
+    """
+    from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
+
+    chosen = tuple(parse_variant(text) for text in variants) if variants else PUBLISHED_VARIANTS
+    check_output(output, "the result", "benchmark.json")
+    if stop_after is not None and stop_after <= 0:
+        raise ValueError(f"--stop-after must be above 0 minutes, got {stop_after:g}")
+
+    from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
+    from DeepCache.cli.loading import quiet_libraries, set_threads
+
+    settings = BenchmarkSettings(
+        model=model,
+        variants=chosen,
+        sizes=sizes(sizes_wanted) if sizes_wanted is not None else (),
+        batches=numbers("batches", batches),
+        dtypes=words(dtypes),
+        modes=words(modes),
+        scopes=words(scopes),
+        steps=steps,
+        rounds=rounds,
+        warm_up=warm_up,
+        fewer_steps=fewer_steps,
+        scheduler=scheduler,
+        guidance=guidance,
+        reference=reference,
+        seed=seed,
+    )
+    stderr = Console(stderr=True)
+    seconds = None if stop_after is None else 60 * stop_after
+    set_threads(threads)
+    with quiet_libraries():
+        try:
+            with WorkDisplay(stderr) as display:
+                result = run_benchmark(settings, output, device, display, seconds)
+        except KeyboardInterrupt:
+            stderr.print(f"Stopped. The same command goes on from {output}.", soft_wrap=True, highlight=False)
+            raise typer.Exit(130) from None
+    _print(result)
+    if not is_complete(result):
+        stderr.print(f"Stopped after {stop_after:g} minutes. The same command goes on.", highlight=False)
+    print(output)
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console()
+    for cell in result["cells"]:
+        if cell["status"] == "waiting":
+            continue
+        scope = "U-Net alone" if cell["scope"] == "unet" else "whole pipeline"
+        console.print(
+            f"{cell['width']}×{cell['height']}, batch {cell['batch']}, {cell['dtype']}, {cell['mode']}, {scope}: "
+            f"{cell['status']}" + (f" ({cell['reason']})" if cell["reason"] else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
+        if not any(row["seconds"] for row in cell["rows"]):
+            continue
+        console.print(_table(cell["rows"]))
+        for row in cell["rows"]:
+            if row["error"]:
+                failed = f"{row['method']}, {row['variant']} failed: {row['error']}"
+                console.print(failed, highlight=False, soft_wrap=True)
+    console.print(
+        "\nseconds: median. speed-up: median over the rounds of the seconds without caching over these.\n"
+        "limit: the U-Net's speed-up if its multiply-accumulates were all, and the share of it that is reached.\n"
+        "kept: memory that holds features between steps.\n",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    columns = ["seconds", "speed-up", "limit", "of it", "kept"]
+    if any(row["peak_memory"] is not None for row in rows):
+        columns.append("peak")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    # Names may wrap, figures never.
+    table.add_column("", min_width=10)
+    table.add_column("settings", min_width=10)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["method"], row["variant"], *_figures(row)[: len(columns)])
+    return table
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    if row["error"] or row["median"] is None:
+        return ["failed" if row["error"] else "–", *["–"] * 5]
+    return [
+        f"{row['median']:.3g}",
+        f"{row['speed_up']:.2f}×",
+        "–" if row["limit"] is None else f"{row['limit']:.2f}×",
+        "–" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}",
+        show_bytes(row["bytes_kept"] or 0),
+        "–" if row["peak_memory"] is None else show_bytes(row["peak_memory"]),
+    ]
