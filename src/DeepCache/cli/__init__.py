@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
+from DeepCache.cli.ablate import ablate_command
+from DeepCache.cli.benchmark import benchmark_command
 from DeepCache.cli.errors import CommandGroup
 from DeepCache.cli.generate import generate_command
 from DeepCache.cli.info import info_command
+from DeepCache.cli.report import report_command
 from DeepCache.cli.tune import tune_command
 
 __all__ = ["app", "main"]
@@ -20,7 +23,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate_command)
+app.command("ablate")(ablate_command)
+app.command("benchmark")(benchmark_command)
 app.command("info")(info_command)
+app.command("report")(report_command)
 app.command("tune")(tune_command)
 
 

@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Threads, check_output, numbers, words
 from DeepCache.cli.progress import WorkDisplay
@@ -173,10 +174,11 @@ def ablate_command(
         with quiet_libraries(), WorkDisplay(stderr) as display:
             result = run_ablation(settings, output, device, display)
     except KeyboardInterrupt:
-        stderr.print(f"Stopped. The same command goes on from {output}.", soft_wrap=True, highlight=False)
+        going_on = f"Stopped. The same command goes on from {output}."
+        stderr.print(going_on, soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(130) from None
     for metric, reason in result["settings"]["left_out"].items():
-        stderr.print(f"{metric.upper()} is left out: {reason}.", soft_wrap=True, highlight=False)
+        stderr.print(f"{metric.upper()} is left out: {reason}.", soft_wrap=True, highlight=False, markup=False)
     _print(result)
     print(output)
 
@@ -192,11 +194,11 @@ def _print(result: dict[str, Any]) -> None:
         for cell in sorted(group["cells"], key=lambda cell: -float(cell["mac_share"])):
             beaten = cell["dominated_by"]
             table.add_row(
-                cell["label"],
+                Text(cell["label"]),
                 f"{cell['mac_share']:.1%}",
                 f"{cell['psnr']['mean']:.1f} dB",
                 f"{cell['ssim']['mean']:.4f}",
-                "" if beaten is None else f"{beaten['label']}, +{beaten['psnr_gain']:.1f} dB",
+                Text("" if beaten is None else f"{beaten['label']}, +{beaten['psnr_gain']:.1f} dB"),
                 style=None if cell["front"] else "dim",
             )
         console.print(f"{group['scheduler_class']}, {group['steps']} steps", highlight=False)

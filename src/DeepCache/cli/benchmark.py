@@ -9,6 +9,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from DeepCache.cli.options import MODEL_PANEL, Device, Model, Scheduler, Threads, check_output, numbers, sizes, words
 from DeepCache.cli.progress import WorkDisplay
@@ -128,7 +129,7 @@ def benchmark_command(
 
     chosen = tuple(parse_variant(text) for text in variants) if variants else PUBLISHED_VARIANTS
     check_output(output, "the result", "benchmark.json")
-    if stop_after is not None and stop_after <= 0:
+    if stop_after is not None and not stop_after > 0:
         raise ValueError(f"--stop-after must be above 0 minutes, got {stop_after:g}")
 
     from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
@@ -159,7 +160,8 @@ def benchmark_command(
             with WorkDisplay(stderr) as display:
                 result = run_benchmark(settings, output, device, display, seconds)
         except KeyboardInterrupt:
-            stderr.print(f"Stopped. The same command goes on from {output}.", soft_wrap=True, highlight=False)
+            going_on = f"Stopped. The same command goes on from {output}."
+            stderr.print(going_on, soft_wrap=True, highlight=False, markup=False)
             raise typer.Exit(130) from None
     _print(result)
     if not is_complete(result):
@@ -176,6 +178,8 @@ def _print(result: dict[str, Any]) -> None:
         console.print(
             f"{cell['width']}×{cell['height']}, batch {cell['batch']}, {cell['dtype']}, {cell['mode']}, {scope}: "
             f"{cell['status']}" + (f" ({cell['reason']})" if cell["reason"] else ""),
+            # What an error says may have brackets.
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )
@@ -185,7 +189,7 @@ def _print(result: dict[str, Any]) -> None:
         for row in cell["rows"]:
             if row["error"]:
                 failed = f"{row['method']}, {row['variant']} failed: {row['error']}"
-                console.print(failed, highlight=False, soft_wrap=True)
+                console.print(failed, markup=False, highlight=False, soft_wrap=True)
     console.print(
         "\nseconds: median. speed-up: median over the rounds of the seconds without caching over these.\n"
         "limit: the U-Net's speed-up if its multiply-accumulates were all, and the share of it that is reached.\n"
@@ -207,7 +211,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["method"], row["variant"], *_figures(row)[: len(columns)])
+        table.add_row(row["method"], Text(row["variant"]), *_figures(row)[: len(columns)])
     return table
 
 

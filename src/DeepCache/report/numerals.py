@@ -1,0 +1,95 @@
+"""How numbers are written in a report."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["amount_of_memory", "confidence", "decibels", "of_range", "per_cent", "seconds", "size", "times"]
+
+
+def seconds(value: float) -> str:
+    """Seconds with two decimals, of less than one three significant digits.
+
+    Example:
+        >>> seconds(101.95), seconds(6.881), seconds(0.24666), seconds(0.0123)
+        ('101.95', '6.88', '0.247', '0.0123')
+    """
+    if value >= 1 or value <= 0:
+        return f"{value:.2f}"
+    return f"{value:.{2 - math.floor(math.log10(value))}f}"
+
+
+def times(value: float) -> str:
+    """A ratio.
+
+    Example:
+        >>> times(2.3196)
+        '2.32×'
+    """
+    return f"{value:.2f}×"
+
+
+def per_cent(value: float) -> str:
+    """A share, with a blank that no line breaks at.
+
+    Example:
+        >>> per_cent(0.4163).split(), per_cent(1.0).split()
+        (['41.6', '%'], ['100', '%'])
+    """
+    return "100\xa0%" if value == 1 else f"{100 * value:.1f}\xa0%"
+
+
+def decibels(value: float) -> str:
+    """PSNR, in dB without the unit.
+
+    Example:
+        >>> decibels(31.256)
+        '31.26'
+    """
+    return f"{value:.2f}"
+
+
+def confidence(metric: dict[str, object], digits: int) -> str:
+    """The mean of a metric and half the width of its 95 % confidence interval.
+
+    Example:
+        >>> confidence({"mean": 31.256, "confidence": [30.0, 32.5]}, 2)
+        '31.26 ± 1.25'
+    """
+    low, high = metric["confidence"]  # type: ignore[misc]
+    return f"{metric['mean']:.{digits}f} ± {(high - low) / 2:.{digits}f}"  # type: ignore[has-type]
+
+
+def of_range(low_and_high: list[float], unit: str = "") -> str:
+    """The two ends of a range.
+
+    Example:
+        >>> of_range([2.27, 2.339], "×"), of_range([0.2423, 0.251])
+        ('2.27× to 2.34×', '0.242 to 0.251')
+    """
+    low, high = (times(end) if unit == "×" else seconds(end) + unit for end in low_and_high)
+    return f"{low} to {high}"
+
+
+def amount_of_memory(count: float) -> str:
+    """A number of bytes.
+
+    Example:
+        >>> amount_of_memory(98304), amount_of_memory(0), amount_of_memory(5 * 2**30)
+        ('96 KiB', '0 B', '5 GiB')
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1000:  # so that three digits do
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
+def size(width: int, height: int) -> str:
+    """The size of a picture: one number for a square.
+
+    Example:
+        >>> size(512, 512), size(512, 768)
+        ('512', '512×768')
+    """
+    return str(width) if width == height else f"{width}×{height}"
