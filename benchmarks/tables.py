@@ -96,9 +96,9 @@ def _speed(result: dict[str, Any]) -> str:
     (size,), (batch,), (dtype,) = grid["sizes"], grid["batches"], grid["dtypes"]
     lead = (
         f"**Sooner.** Stable Diffusion 1.5 at full size with random weights, {size[0]} px, batch {batch}, {dtype}, on "
-        f"{_threads(settings['threads'])} of an {result['machine']['cpu']}. {settings['steps']} steps, which have the "
-        "share of full steps that 50 have ([how and why](docs/benchmarks.md)). Seconds and speed-ups are medians of "
-        "rounds in which all ran in turn; the limit is the U-Net's, by its multiply-accumulates "
+        f"{_threads(settings['threads'])} of an {result['machine']['cpu']}. Of {settings['steps']} steps about the "
+        "same share are full as of 50 ([how and why](docs/benchmarks.md)). Seconds and speed-ups are medians of rounds "
+        "in which all ran in turn; the limit is the U-Net's, by its multiply-accumulates "
         "([sd15_512_cpu.json](benchmarks/sd15_512_cpu.json))."
     )
     cells = {cell["scope"]: cell for cell in result["cells"]}

@@ -29,6 +29,9 @@ def test_version_and_help_without_torch():
         (["--help"], "generate"),
         (["generate", "--help"], "--compare"),
         (["info", "--help"], "MODEL"),
+        (["benchmark", "--help"], "--reference"),
+        (["ablate", "--help"], "--intervals"),
+        (["report", "--help"], "RESULT.json"),
         ([], "generate"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)

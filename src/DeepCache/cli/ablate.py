@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Threads, check_output, numbers, words
+from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Guidance, Model, Threads, check_output, numbers, words
 from DeepCache.cli.progress import WorkDisplay
 
 __all__ = ["ablate_command"]
@@ -23,10 +23,7 @@ _GUIDANCE_REUSE = {"off": (False,), "on": (True,), "both": (False, True)}
 
 def ablate_command(
     model: Model = "shapes",
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=MODEL_PANEL),
-    ] = None,
+    guidance: Guidance = None,
     size: Annotated[
         str | None,
         typer.Option(

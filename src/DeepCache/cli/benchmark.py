@@ -11,7 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from DeepCache.cli.options import MODEL_PANEL, Device, Model, Scheduler, Threads, check_output, numbers, sizes, words
+from DeepCache.cli.options import (
+    MODEL_PANEL,
+    Device,
+    Guidance,
+    Model,
+    Scheduler,
+    Threads,
+    check_output,
+    numbers,
+    sizes,
+    words,
+)
 from DeepCache.cli.progress import WorkDisplay
 from DeepCache.cli.results import show_bytes
 
@@ -24,10 +35,7 @@ def benchmark_command(
     model: Model = "shapes",
     scheduler: Scheduler = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=MODEL_PANEL)] = 50,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=MODEL_PANEL),
-    ] = None,
+    guidance: Guidance = None,
     device: Device = "auto",
     variants: Annotated[
         list[str] | None,

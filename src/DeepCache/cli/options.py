@@ -11,6 +11,7 @@ __all__ = [
     "MODEL_PANEL",
     "Device",
     "Dtype",
+    "Guidance",
     "Model",
     "Scheduler",
     "Threads",
@@ -49,6 +50,10 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(help="cuda, cuda:1, mps, cpu, …; auto is the best there is.", rich_help_panel=MODEL_PANEL)
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=MODEL_PANEL),
 ]
 Threads = Annotated[
     int | None,

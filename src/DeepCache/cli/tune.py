@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Scheduler, check_output, numbers
+from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Guidance, Model, Scheduler, check_output, numbers
 from DeepCache.cli.progress import WorkDisplay
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def tune_command(
     model: Model = "shapes",
     scheduler: Scheduler = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=MODEL_PANEL)] = 50,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=MODEL_PANEL),
-    ] = None,
+    guidance: Guidance = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     prompt_file: Annotated[
