@@ -79,7 +79,8 @@ class Plan:
 
     def to_file(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def from_file(cls, path: str | Path) -> Plan:

@@ -7,7 +7,7 @@ import json
 import peft
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 from DeepCache.engine.fingerprint import fingerprint, other_model, other_scheduler, refuse, scheduler_settings
 from DeepCache.plan import Plan
@@ -181,3 +181,16 @@ def test_without_a_reason_nothing_is_refused():
     refuse("")
     with pytest.raises(ValueError, match=r"the plan was tuned for something else: rain; .*force_plan=True"):
         refuse("rain")
+
+
+def test_a_scheduler_with_infinity_in_its_settings_is_written_as_json_that_any_program_reads(tmp_path):
+    scheduler = DPMSolverMultistepScheduler()
+    assert scheduler.config.lambda_min_clipped == float("-inf")
+    path = tmp_path / "plan.json"
+    plan_for(scheduler=scheduler).to_file(path)
+
+    def refuse_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+    assert other_scheduler(Plan.from_file(path), DPMSolverMultistepScheduler()) == ""

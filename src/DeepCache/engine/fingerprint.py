@@ -84,9 +84,10 @@ def other_scheduler(plan: Plan, scheduler: Any) -> str:
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, Any]:
-    """The class of a scheduler and its configuration, as far as JSON can hold it."""
+    """The class of a scheduler and its configuration, as far as JSON can hold it; of infinity, which it cannot, the
+    name."""
     config = {
-        name: value
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in getattr(scheduler, "config", {}).items()
         if not name.startswith("_") and isinstance(value, (bool, int, float, str, type(None)))
     }
