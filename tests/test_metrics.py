@@ -3,20 +3,21 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
 from torch import nn
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
 from DeepCache import metrics
-from DeepCache.metrics import clip_score, image_tensor, lpips, psnr, ssim
-from DeepCache.models import MODELS
+from DeepCache.metrics import clip_score, image_tensor, lpips, psnr, ssim, why_not_clip, why_not_lpips
+from tests.bench.tiny_clip import CLIP_SIDE, save_tiny_clip
 
-CLIP_SIDE = 16
 PROMPTS = ["a red circle", "two blue squares on a green ground", "a small yellow triangle"]
 
 
@@ -94,33 +95,7 @@ def _no_network(monkeypatch):
 @pytest.fixture
 def clip_folder(tmp_path, _no_network):
     """A tiny CLIP of random weights, saved as published ones are."""
-    tokenizer = CLIPTokenizer.from_pretrained(MODELS["shapes"].folder / "tokenizer")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config=small
-        | {
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 16,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config=small | {"image_size": CLIP_SIDE, "patch_size": 4},
-        projection_dim=8,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        clip = CLIPModel(config).eval()
-        for parameter in clip.parameters():
-            # As they are drawn, the weights are so small that all embeddings are alike.
-            if parameter.ndim > 1:
-                parameter.data.normal_(std=0.5)
-    folder = tmp_path / "clip"
-    clip.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"height": CLIP_SIDE, "width": CLIP_SIDE}
-    CLIPImageProcessorPil(size={"shortest_edge": CLIP_SIDE}, crop_size=size).save_pretrained(folder)
-    return folder
+    return save_tiny_clip(tmp_path / "clip")
 
 
 @pytest.fixture
@@ -262,6 +237,7 @@ def torchvision(monkeypatch):
         return SimpleNamespace(features=features)
 
     module = ModuleType("torchvision")
+    module.__spec__ = ModuleSpec("torchvision", None)
     module.loaded = 0
     module.models = SimpleNamespace(alexnet=alexnet, AlexNet_Weights=SimpleNamespace(DEFAULT="ImageNet"))
     for name in ("torchmetrics.image.lpip", "torchmetrics.functional.image.lpips"):
@@ -350,3 +326,94 @@ def test_lpips_of_what_cannot_be_compared():
         small = torch.zeros(1, 3, 64, side - 1)
         with pytest.raises(ValueError, match=f"{side} pixels a side or more, got {side - 1}x64"):
             lpips(small, small, net=net)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub of which nothing is on this machine, and which is not to be asked."""
+
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(HfApi, "model_info", asked)
+    monkeypatch.setattr(huggingface_hub.file_download, "hf_hub_download", asked)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_clip_can_be_had_from_a_whole_folder(clip_folder, pictures):
+    assert why_not_clip(clip_folder) == ""
+    assert why_not_clip(str(clip_folder)) == ""
+    clip_score(pictures, PROMPTS, clip_folder)
+
+
+@pytest.mark.parametrize("name", ["openai/clip-vit-large-patch14", "nobody/no-such-clip"])
+def test_clip_that_is_not_on_this_machine_is_told_and_not_asked_for(hub, name):
+    assert why_not_clip(name) == f"the model {name!r} is not on this machine"
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "no such name", "a/b/c"])
+def test_what_is_no_name_of_a_clip_is_not_on_this_machine_either(hub, name):
+    assert why_not_clip(name) == f"the model {name!r} is not on this machine"
+
+
+def test_clip_of_which_but_a_part_is_on_this_machine_is_not_downloaded(hub):
+    snapshot = hub / "models--nobody--half-a-clip" / "snapshots" / "0123456789abcdef"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(snapshot.name)
+    reason = why_not_clip("nobody/half-a-clip")
+    assert "nobody/half-a-clip" in reason
+    assert "the hub was asked" not in reason
+
+
+def test_why_a_broken_clip_cannot_be_had_is_one_line(clip_folder):
+    (clip_folder / "model.safetensors").unlink()
+    reason = why_not_clip(clip_folder)
+    assert reason.startswith(f"the folder {str(clip_folder)!r} holds no complete CLIP model")
+    assert "\n" not in reason
+
+
+def test_lpips_takes_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert why_not_lpips() == "torchvision is not installed"
+
+
+def test_lpips_takes_weights_that_are_not_downloaded_for_it(torchvision, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert why_not_lpips() == "the weights of the network 'alex' are not on this machine"
+    assert torchvision.loaded == 0
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg16-397923af.pth").touch()
+    assert why_not_lpips() == "the weights of the network 'alex' are not on this machine"
+    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
+    assert why_not_lpips() == ""
+    assert torchvision.loaded == 1
+    image = torch.rand(1, 3, 32, 32)
+    assert lpips(image, image).item() == 0
+    assert torchvision.loaded == 1
+
+
+def test_weights_of_another_network_of_the_family_are_not_enough(torchvision, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    torchvision.models.vgg16 = torchvision.models.alexnet
+    torchvision.models.VGG16_Weights = torchvision.models.AlexNet_Weights
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg11-8a719046.pth").touch()
+    assert why_not_lpips("vgg") == "the weights of the network 'vgg' are not on this machine"
+    assert torchvision.loaded == 0
+
+
+def test_why_lpips_cannot_be_had_is_one_line(torchvision, monkeypatch, tmp_path):
+    def failing(weights):
+        raise RuntimeError("invalid hash value\nand more")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torchvision.models, "alexnet", failing)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
+    reason = why_not_lpips()
+    assert "weights of the network 'alex'" in reason
+    assert "\n" not in reason

@@ -20,6 +20,8 @@ SSIM_SHORTEST_SIDE = 6
 
 # What the poolings of each network leave one pixel of.
 _LPIPS_SHORTEST_SIDE = {"alex": 31, "squeeze": 17, "vgg": 16}
+# How the names of their files begin.
+_LPIPS_WEIGHTS = {"alex": "alexnet-owt", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 _CLIP_BATCH = 16
 _HUB_SECONDS = 10.0
 
@@ -198,10 +200,9 @@ def clip_score(
 
 def why_not_lpips(net: str = "alex") -> str:
     """Why `lpips` cannot be taken with what is on this machine, downloading nothing; an empty string where it can."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
     if importlib.util.find_spec("torchvision") is None:
         return "torchvision is not installed"
-    if not any(folder.glob(f"{net}*.pth")):
+    if not any((Path(torch.hub.get_dir()) / "checkpoints").glob(f"{_LPIPS_WEIGHTS[net]}-*.pth")):
         return f"the weights of the network {net!r} are not on this machine"
     try:
         _lpips_metric(net)
@@ -213,15 +214,14 @@ def why_not_lpips(net: str = "alex") -> str:
 def why_not_clip(model: str | os.PathLike[str]) -> str:
     """Why `clip_score` cannot be taken with what is on this machine, downloading nothing; an empty string where it
     can."""
-    from huggingface_hub import try_to_load_from_cache
-
     name = os.fspath(model)
-    if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if not Path(name).is_dir() and not _in_hub_cache(name):
         return f"the model {name!r} is not on this machine"
     try:
-        _clip(name)
-    except (OSError, ValueError) as error:
-        return _first_line(error)
+        _whole_clip(name, _local_clip(name))
+    # Broken files raise errors of the libraries that read them.
+    except Exception as error:
+        return _incomplete_clip(name, error)
     return ""
 
 
@@ -301,21 +301,45 @@ def _lpips_metric(net: str) -> Any:
 def _clip(model: str) -> tuple[Any, Any, Any]:
     """The CLIP model with its tokenizer and its image processor."""
     try:
-        found = _load_clip(model, local_files_only=True)
+        found = _local_clip(model)
     # Broken files raise errors of the libraries that read them.
     except Exception as error:
         if Path(model).is_dir():
             raise OSError(
-                f"the folder {model!r} holds no complete CLIP model ({_first_line(error)}); give one that a CLIPModel "
-                "and its CLIPProcessor were saved to"
+                f"{_incomplete_clip(model, error)}; give one that a CLIPModel and its CLIPProcessor were saved to"
             ) from error
         found = _download_clip(model)
+    return _whole_clip(model, found)
+
+
+@cache
+def _local_clip(model: str) -> tuple[Any, dict[str, Any], Any, Any]:
+    return _load_clip(model, local_files_only=True)
+
+
+def _whole_clip(model: str, found: tuple[Any, dict[str, Any], Any, Any]) -> tuple[Any, Any, Any]:
     clip, loading, tokenizer, processor = found
     missing = sorted(loading["missing_keys"])
     if missing:
         # They would be left at random values.
         raise ValueError(f"the model {model!r} is no CLIP: it lacks {len(missing)} of its weights, {missing[0]} first")
     return clip.eval().requires_grad_(False), tokenizer, processor
+
+
+def _incomplete_clip(model: str, error: Exception) -> str:
+    if Path(model).is_dir():
+        return f"the folder {model!r} holds no complete CLIP model ({_first_line(error)})"
+    return f"what is on this machine of the model {model!r} is no complete CLIP model ({_first_line(error)})"
+
+
+def _in_hub_cache(model: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return False
 
 
 def _download_clip(model: str) -> tuple[Any, dict[str, Any], Any, Any]:

@@ -160,7 +160,7 @@ def test_a_uniform_schedule_that_is_nearer_on_unseen_prompts_is_told(run, asked)
 
 
 def test_ctrl_c_loses_nothing_and_says_how_to_go_on(run, small, monkeypatch):
-    from DeepCache.cli.tune import _TuningDisplay
+    from DeepCache.cli.progress import WorkDisplay
     from DeepCache.tune.segment_errors import SegmentErrors
 
     def interrupt_in_the_search(self, now):
@@ -168,7 +168,7 @@ def test_ctrl_c_loses_nothing_and_says_how_to_go_on(run, small, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(_TuningDisplay, "__call__", interrupt_in_the_search)
+        patched.setattr(WorkDisplay, "__call__", interrupt_in_the_search)
         result = run(*TINY, "--cost", 0.7)
     assert result.exit_code == 130
     assert "Traceback" not in result.output

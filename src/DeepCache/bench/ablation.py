@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from DeepCache.bench.clock import is_out_of_memory
 from DeepCache.bench.contestants import DEEPCACHE, FEWER_STEPS
 from DeepCache.bench.front import mark_front
 from DeepCache.bench.provenance import describe_device, provenance
 from DeepCache.bench.result_file import ABLATION_FORMAT, resumed_result, write_result
 from DeepCache.bench.summary import summary
-from DeepCache.bench.variants import Variant, variant_name
+from DeepCache.bench.variants import Variant, check_names, variant_name
 from DeepCache.bench.workload import default_size
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import apply_deepcache, remove_deepcache
@@ -118,6 +121,9 @@ class AblationSettings:
         for name in ("variants", "schedulers", "steps", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must differ from each other, got one of them twice")
+        check_names(self.variants)
+        for seed in self.seeds:
+            GenerationSettings(self.prompts, seed=seed, guidance=self.guidance)
         for name, value, least in (
             *(("steps", steps, 2) for steps in self.steps),
             ("batch", self.batch, 1),
@@ -151,6 +157,7 @@ def run_ablation(
     Raises:
         ValueError: the settings do not fit the model, or the file is of another run.
         TypeError: the pipeline has no U-Net that DeepCache can cut.
+        MemoryError: the device has not enough memory.
         OSError: the model cannot be loaded or a file not be written.
 
     Example:
@@ -174,8 +181,9 @@ def run_ablation(
         pipe.scheduler = own
         if values["scheduler"] != OWN_SCHEDULER:
             set_scheduler(pipe, values["scheduler"])
-        values["scheduler_class"] = type(pipe.scheduler).__name__
-        groups.append(_Group(settings, pipe, pipe.scheduler, output, result, values, work))
+        group = _Group(settings, pipe, pipe.scheduler, output, result, values, work)
+        values |= {"scheduler_class": type(pipe.scheduler).__name__, "labels": group.labels()}
+        groups.append(group)
     # What is wrong with any of them is told before the first image.
     for group in groups:
         group.check()
@@ -188,9 +196,9 @@ def run_ablation(
     work.total = sum(group.expected_work() for group in groups)
     for group in groups:
         group.measure()
-    folder = _unfinished(output)
-    if folder.is_dir():
-        folder.rmdir()
+    with suppress(OSError):
+        # It is not there where nothing was left to draw, and not empty where somebody put something into it.
+        _unfinished(output).rmdir()
     work.end()
     return result
 
@@ -222,7 +230,7 @@ def _fresh(settings: AblationSettings, pipe: Any, left_out: dict[str, str]) -> d
             "left_out": left_out,
         },
         "groups": [
-            {"scheduler": scheduler, "steps": steps, "reference": None, "cells": []}
+            {"scheduler": scheduler, "steps": steps, "labels": [], "reference": None, "cells": []}
             for scheduler, steps in product(schedulers, settings.steps)
         ],
     }
@@ -269,6 +277,37 @@ class _Group:
         for unet in unets_of(self.pipe).values():
             for variant in self._variants():
                 check_settings(variant.config, unet, self.pipe)
+        for variant in self._variants():
+            drawn = self._done().get(variant.name)
+            # As JSON has it, so that tuples and lists are alike.
+            if drawn is not None and drawn["config"] != json.loads(variant.config.to_json()):
+                raise ValueError(
+                    f"{str(self.output)!r} is of another run: {variant.name!r} stood for other settings there; delete "
+                    "it, or give another --output"
+                )
+        halved = [variant for variant in self._variants() if variant.config.any_guidance_reuse]
+        if halved:
+            self._begin(halved[0].config)
+
+    def _begin(self, config: DeepCacheConfig) -> None:
+        """Begins to draw and goes no further than to the U-Net: only there it shows whether guidance can be reused."""
+
+        class Reached(Exception):
+            pass
+
+        def stop(*_: Any) -> None:
+            raise Reached
+
+        apply_deepcache(self.pipe, config)
+        handles = [unet.register_forward_pre_hook(stop) for unet in unets_of(self.pipe).values()]
+        try:
+            self._painter(self.settings.seeds[0]).draw_batch(0)
+        except Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+            remove_deepcache(self.pipe)
 
     def expected_work(self) -> float:
         """In drawings without caching of one step."""
@@ -282,6 +321,8 @@ class _Group:
         steps = self.values["steps"]
         variants = [variant for variant in self._variants() if variant.name not in self._done()]
         if not variants and self._fewer_steps().keys() <= self._done().keys():
+            # The run may have been stopped right before that.
+            self._reference_file.unlink(missing_ok=True)
             return
         reference = self._reference()
         for variant in variants:
@@ -300,20 +341,28 @@ class _Group:
             if label not in self._done():
                 images, seconds = self._draw(label, fewer)
                 head = {"method": FEWER_STEPS, "label": label, "config": None, "steps": fewer}
-                how = {"pattern": "F" * fewer, "mac_share": fewer / steps, "seconds": round(seconds, 3)}
-                self._add(head | how, images, reference, fewer / steps)
+                # Which are more than the steps asked for with some schedulers.
+                calls, all_calls = len(self.pipe.scheduler.timesteps), len(self.values["cells"][0]["pattern"])
+                how = {"pattern": "F" * calls, "mac_share": calls / all_calls, "seconds": round(seconds, 3)}
+                self._add(head | how, images, reference, calls / all_calls)
         self._reference_file.unlink(missing_ok=True)
 
     def _variants(self) -> list[Variant]:
         """Those that are for this scheduler and number of steps."""
         return [variant for variant in self.settings.variants if self.fits(variant.config)]
 
+    def labels(self) -> list[str]:
+        """The short names of those."""
+        return [variant.name for variant in self._variants()]
+
     def fits(self, config: DeepCacheConfig) -> bool:
         """Whether the settings are for this scheduler and number of steps: a plan is for one."""
         plan = config.plan
         if plan is None or config.force_plan:
             return True
-        return not other_scheduler(plan, self.scheduler) and len(plan.schedule.each) == self.values["steps"]
+        # Some schedulers take more steps than they are asked for, and the schedule has one for each.
+        steps = plan.tuned.get("steps", len(plan.schedule.each))
+        return not other_scheduler(plan, self.scheduler) and steps == self.values["steps"]
 
     def _done(self) -> dict[str, Any]:
         return {cell["label"]: cell for cell in self.values["cells"]}
@@ -335,17 +384,18 @@ class _Group:
         begin = perf_counter()
         images = []
         for seed in settings.seeds:
-            painter = Painter(
-                self.pipe,
-                settings.prompts,
-                self.values["steps"],
-                _guidance(settings, self.pipe),
-                seed,
-                settings.batch,
-                settings.size,
-            )
-            images.append(painter.draw(steps))
+            try:
+                images.append(self._painter(seed).draw(steps))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise MemoryError("the device has not enough memory for this; try a smaller batch or size") from error
         return torch.cat(images), perf_counter() - begin
+
+    def _painter(self, seed: int) -> Painter:
+        settings = self.settings
+        guidance = _guidance(settings, self.pipe)
+        return Painter(self.pipe, settings.prompts, self.values["steps"], guidance, seed, settings.batch, settings.size)
 
     def _reference(self) -> Tensor:
         """The images without caching, kept in a file until the group is done."""
@@ -398,7 +448,7 @@ class _Group:
             return None
         strip = torch.cat(list(images[: self.settings.samples]), dim=-1)
         pixels = (strip.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        folder = Path(f"{self.output.stem}-samples") / _file_name(self.name)
+        folder = Path(f"{_stem(self.output)}-samples") / _file_name(self.name)
         path = self.output.parent / folder / f"{_file_name(label)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -407,8 +457,13 @@ class _Group:
 
 def _unfinished(output: Path) -> Path:
     """Where the images to compare with are while a run goes on."""
-    return output.with_name(f"{output.stem}-unfinished")
+    return output.with_name(f"{_stem(output)}-unfinished")
+
+
+def _stem(output: Path) -> str:
+    """The name without `.json`: what else has a dot in it (`sdxl-1.0`) is no ending."""
+    return output.name.removesuffix(".json")
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    return re.sub(r"[^\w.]+", "-", text.lower()).strip("-")

@@ -20,7 +20,7 @@ from DeepCache.bench.contestants import BASELINE, DEEPCACHE, FEWER_STEPS, REFERE
 from DeepCache.bench.provenance import describe_device, provenance
 from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.result_file import BENCHMARK_FORMAT, resumed_result, write_result
-from DeepCache.bench.variants import PUBLISHED_VARIANTS, Variant
+from DeepCache.bench.variants import PUBLISHED_VARIANTS, Variant, check_names
 from DeepCache.bench.workload import PipelineCall, UnetLoop, default_size
 from DeepCache.engine.cost import Costs, count_costs
 from DeepCache.engine.unet_cache import branch_of, check_settings
@@ -30,13 +30,14 @@ from DeepCache.models.device import resolve_device, resolve_dtype
 from DeepCache.models.loading import load_pipeline, recommended_guidance
 from DeepCache.models.schedulers import set_scheduler
 from DeepCache.progress import Work, WorkProgress
-from DeepCache.schedule import mean_cost
+from DeepCache.schedule import Step, mean_cost
 
 __all__ = ["MODES", "SCOPES", "BenchmarkSettings", "is_complete", "run_benchmark"]
 
 MODES = ("eager", "compiled")
 SCOPES = ("pipeline", "unet")
 OUT_OF_MEMORY = "out of memory"
+LARGEST_SEED = 2**63 - 1
 _UNFINISHED = ("waiting", "partial")
 
 
@@ -74,7 +75,7 @@ class BenchmarkSettings:
         reference (`Path`, *optional*):
             The wheel of the reference package, or the folder that it is unpacked to, to measure it too.
         seed (`int`, defaults to `0`):
-            Seed of the latents, and of random weights.
+            Seed of the latents.
 
     Raises:
         ValueError: a value is out of its range.
@@ -104,6 +105,7 @@ class BenchmarkSettings:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must differ from each other, got one of them twice")
+        check_names(self.variants)
         for name, value, least in (
             *(("a batch", batch, 1) for batch in self.batches),
             ("steps", self.steps, 2),
@@ -116,6 +118,8 @@ class BenchmarkSettings:
             for value in getattr(self, name):
                 if value not in allowed:
                     raise ValueError(f"{name} are {' and '.join(allowed)}, got {value!r}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ValueError(f"guidance must be a number from 0, got {self.guidance}")
         for width, height in self.sizes:
@@ -206,6 +210,9 @@ def _load(settings: BenchmarkSettings, dtype: str, device: torch.device) -> Any:
     pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     if settings.scheduler is not None:
         set_scheduler(pipe, settings.scheduler)
+    most = getattr(pipe.scheduler.config, "num_train_timesteps", None)
+    if most is not None and settings.steps > most:
+        raise ValueError(f"steps must be {most} or fewer for this model, got {settings.steps}")
     for unet in unets_of(pipe).values():
         for variant in settings.variants:
             check_settings(variant.config, unet, pipe)
@@ -214,8 +221,10 @@ def _load(settings: BenchmarkSettings, dtype: str, device: torch.device) -> Any:
 
 def _fresh(settings: BenchmarkSettings, pipe: Any, device: torch.device) -> dict[str, Any]:
     """The result before anything is measured."""
+    # A folder goes before an architecture of its name.
+    random_weights = settings.model in ARCHITECTURES and not Path(settings.model).is_dir()
     # The class of a video pipeline says another size than a tiny one of its kind can do.
-    own = ARCHITECTURES[settings.model].size if settings.model in ARCHITECTURES else default_size(pipe)
+    own = ARCHITECTURES[settings.model].size if random_weights else default_size(pipe)
     sizes = settings.sizes or (own,)
     grid = product(settings.dtypes, settings.modes, sizes, settings.batches, settings.scopes)
     return {
@@ -227,7 +236,7 @@ def _fresh(settings: BenchmarkSettings, pipe: Any, device: torch.device) -> dict
             "pipeline": type(pipe).__name__,
             "unet": type(next(iter(unets_of(pipe).values()))).__name__,
             "scheduler": type(pipe.scheduler).__name__,
-            "random_weights": settings.model in ARCHITECTURES,
+            "random_weights": random_weights,
             "steps": settings.steps,
             "guidance": _guidance(settings, pipe),
             "rounds": settings.rounds,
@@ -304,8 +313,8 @@ class _Cell:
     save: Callable[[], None]
     work: Work
     stop: _Stop
-    shares: dict[str, float] = field(default_factory=dict)
-    """Multiply-accumulates of each variant, by its name, as a share of those without caching."""
+    shares: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Multiply-accumulates, by method and name of the variant, as a share of those without caching."""
 
     def measure(self) -> None:
         torch.compiler.reset()
@@ -342,10 +351,14 @@ class _Cell:
         costs = self._costs(baseline.loop)
         cell |= {"unet_calls": baseline.loop.calls, "full_gmacs": round(costs.full / 1e9, 3)}
         calls = baseline.loop.calls
-        self.shares = {variant.name: mean_cost(variant.config.steps(calls), costs) for variant in settings.variants}
+        for variant in settings.variants:
+            self.shares[DEEPCACHE, variant.name] = mean_cost(variant.config.steps(calls), costs)
+            if variant.in_reference:
+                self.shares[REFERENCE, variant.name] = mean_cost(_reference_steps(variant, baseline.loop), costs)
         if settings.fewer_steps:
-            fewer = {max(1, round(settings.steps * share)) for share in self.shares.values()}
-            for steps in sorted(fewer, reverse=True):
+            shares = [self.shares[DEEPCACHE, variant.name] for variant in settings.variants]
+            fewer = {max(1, round(settings.steps * share)) for share in shares}
+            for steps in sorted(fewer - {settings.steps}, reverse=True):
                 yield make(FEWER_STEPS, replace(call, steps=steps), unets_like=baseline)
 
     def _costs(self, loop: UnetLoop) -> Costs:
@@ -362,6 +375,7 @@ class _Cell:
         entries = list(zip(contestants, cell["rows"], strict=True))
         done = len(cell["rows"][0]["seconds"])
         longest = 0.0
+        round_of_work = _expected_work(settings, cell) / max(1, settings.warm_up + settings.rounds - done)
         for number in range(done - settings.warm_up, settings.rounds):
             if self.stop.due(longest):
                 return
@@ -369,7 +383,7 @@ class _Cell:
             turn = number % len(entries)
             measured = [(row, self._run(one, row)) for one, row in [*entries[turn:], *entries[:turn]]]
             longest = max(longest, monotonic() - begin)
-            self.work.add(_expected_work(settings, cell) / (settings.warm_up + settings.rounds - done))
+            self.work.add(round_of_work)
             if number < done:
                 continue
             for row, timing in measured:
@@ -405,7 +419,16 @@ class _Cell:
         return timing
 
 
-def _row(contestant: Contestant, calls: int, shares: dict[str, float]) -> dict[str, Any]:
+def _reference_steps(variant: Variant, loop: UnetLoop) -> Iterator[Step]:
+    """What the reference package does at each step: it looks the timestep up by its value, and finds the first one
+    where a scheduler has it several times."""
+    values = loop.timesteps.tolist()
+    places = [values.index(value) for value in values[loop.first :]]
+    for place in places:
+        yield Step((place - places[0]) % variant.config.cache_interval == 0, variant.config.cache_branch_id)
+
+
+def _row(contestant: Contestant, calls: int, shares: dict[tuple[str, str], float]) -> dict[str, Any]:
     """A row of a cell before it is measured."""
     variant, steps = contestant.variant, contestant.call.steps
     whole = contestant.method in (BASELINE, FEWER_STEPS)
@@ -414,7 +437,7 @@ def _row(contestant: Contestant, calls: int, shares: dict[str, float]) -> dict[s
         "variant": variant.name if variant is not None else f"{steps} steps",
         "steps": steps,
         "pattern": "F" * contestant.loop.calls if whole else None,
-        "mac_share": contestant.loop.calls / calls if variant is None else shares[variant.name],
+        "mac_share": contestant.loop.calls / calls if variant is None else shares[contestant.method, variant.name],
         "seconds": [],
         "first_seconds": None,
         "median": None,

@@ -64,6 +64,8 @@ class Contestant:
         for name, unet in unets_of(self._pipe).items():
             setattr(self._pipe, name, getattr(unets_like._pipe, name) if unets_like else _sharing_weights(unet))
         self._engine = self._helper = None
+        self._stats: TrajectoryStats | None = None
+        self._broken: Exception | None = None
         if method == DEEPCACHE:
             assert variant is not None
             self._engine = apply_deepcache(self._pipe, variant.config)
@@ -74,20 +76,26 @@ class Contestant:
             self._helper.set_params(
                 cache_interval=variant.config.cache_interval, cache_branch_id=variant.config.cache_branch_id
             )
-            self._helper.enable()
+            try:
+                self._helper.enable()
+            # It wraps layers that not every U-Net has. A run then tells what it told.
+            except Exception as error:
+                self._broken = error
         if compiled and unets_like is None:
             for unet in unets_of(self._pipe).values():
                 unet.compile(**_COMPILE_OPTIONS)
 
     def run(self) -> None:
         """Runs once."""
+        if self._broken is not None:
+            raise self._broken
         self._run(self._pipe)
 
     def release(self) -> int:
         """Forgets what is kept between steps, and tells how many bytes that were."""
         if self._engine is not None:
             self._engine.end_run()
-            return self._engine.stats.bytes_kept
+            return self.stats.bytes_kept if self.stats is not None else 0
         if self._helper is not None:
             kept = bytes_of(self._helper.cached_output.values())
             # It would keep them until it is disabled, and they would count as memory of those that run next.
@@ -97,8 +105,12 @@ class Contestant:
 
     @property
     def stats(self) -> TrajectoryStats | None:
-        """What the last run did; of DeepCache alone."""
-        return self._engine.stats if self._engine is not None else None
+        """What a run did; of DeepCache alone. Every run does the same, and counting its multiply-accumulates would keep
+        the device waiting, so only the first one is counted."""
+        if self._engine is not None and self._stats is None:
+            stats = self._engine.stats
+            self._stats = stats if stats.pattern else None
+        return self._stats
 
 
 # Compiled code belongs to a function, not to the module that it was compiled for: without this, one contestant's

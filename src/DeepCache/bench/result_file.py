@@ -80,7 +80,7 @@ def resumed_result(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
         fresh: a result as it is before anything is measured.
 
     Raises:
-        ValueError: the file is of another run: of other settings, versions, or another machine.
+        ValueError: the file is of another run: of other settings, versions, or another machine. Or it is damaged.
     """
     if not path.exists():
         return fresh
@@ -95,6 +95,9 @@ def resumed_result(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
             f"{str(path)!r} is of another run: {_difference(key, found.get(key), wanted[key])}; delete it, or give "
             "another --output"
         )
+    for key in (key for key, value in fresh.items() if isinstance(value, list)):
+        if not isinstance(found.get(key), list) or len(found[key]) != len(fresh[key]):
+            raise ValueError(f"{str(path)!r} is damaged: {key!r} must be a list of {len(fresh[key])}; delete the file")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any
 
@@ -62,13 +63,18 @@ class PipelineCall:
         """The keyword arguments for this pipeline: a prompt and a picture of noise, as far as it takes them.
 
         Raises:
-            ValueError: it wants something else.
+            ValueError: it wants something else, or takes no guidance scale or no size where one is given.
         """
         parameters = signature(pipe.__call__).parameters
         width, height = self.size
+        if self.guidance is not None and "guidance_scale" not in parameters:
+            raise ValueError(f"a {type(pipe).__name__} takes no guidance scale, got {self.guidance:g}")
+        if not parameters.keys() & {"width", "height", "image"} and self.size != default_size(pipe):
+            own = "{}x{}".format(*default_size(pipe))
+            raise ValueError(f"a {type(pipe).__name__} takes no size and draws {own}, got {width}x{height}")
         values = {
             "prompt": [PROMPT] * self.batch,
-            "image": [Image.effect_noise(self.size, 64).convert("RGB")] * self.batch,
+            "image": [_noise(self.size)] * self.batch if "image" in parameters else None,
             "batch_size": self.batch,
             "width": width,
             "height": height,
@@ -88,6 +94,14 @@ class PipelineCall:
             if name not in values:
                 raise ValueError(f"a {type(pipe).__name__} wants {name!r}, which a benchmark has nothing for")
         return {name: value for name, value in values.items() if name in parameters and value is not None}
+
+
+@cache
+def _noise(size: tuple[int, int]) -> Image.Image:
+    """A picture of noise, the same one every time. It is made before anything is timed."""
+    width, height = size
+    pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Image.fromarray(pixels.numpy())
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class StepDisplay:
         self._console = console
         width = max(10, console.width - _ROOM_FOR_OTHER_COLUMNS)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             _PatternColumn(width),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -94,7 +94,7 @@ class WorkDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -118,7 +118,7 @@ class WorkDisplay:
     def __call__(self, now: WorkProgress) -> None:
         self._progress.update(self._task, description=now.stage, completed=now.done, total=now.total)
         if not self._console.is_terminal and now.stage != self._stage:
-            self._console.print(f"{now.stage} …", soft_wrap=True, highlight=False)
+            self._console.print(f"{now.stage} …", soft_wrap=True, highlight=False, markup=False)
         self._stage = now.stage
 
 

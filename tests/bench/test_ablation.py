@@ -1,0 +1,544 @@
+"""What `run_ablation` draws, and what it says of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from DeepCache import DeepCacheConfig
+from DeepCache.bench import ablation
+from DeepCache.bench.ablation import AblationSettings, _Group, grid, run_ablation
+from DeepCache.bench.contestants import DEEPCACHE, FEWER_STEPS
+from DeepCache.bench.result_file import read_result
+from DeepCache.bench.variants import Variant, parse_variant
+from DeepCache.engine import stats
+from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+from DeepCache.metrics import clip_score
+from DeepCache.models import set_scheduler
+from DeepCache.schedule import Step
+from tests.bench.small_models import plan_for, unconditional_pipeline
+from tests.bench.tiny_clip import save_tiny_clip
+from tests.tune.small_pipeline import PROMPTS, small_pipeline
+
+# Some schedulers of diffusers hand a tensor to NumPy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+TWO = parse_variant("I=2")
+GUIDANCE = 3.0
+
+
+@pytest.fixture(autouse=True)
+def _small(model, monkeypatch):
+    model(small_pipeline)
+    for name in ("why_not_lpips", "why_not_clip"):
+        monkeypatch.setattr(ablation, name, lambda *_: "it is not here")
+
+
+def settings(*variants, **changed):
+    """Little to do."""
+    values = {"model": "some model", "steps": (4,), "guidance": GUIDANCE, "batch": 2, "samples": 0}
+    return AblationSettings(PROMPTS[:2], variants or (TWO,), **values | changed)
+
+
+def run(tmp_path, chosen, **more):
+    output = tmp_path / "ablation.json"
+    result = run_ablation(chosen, output, device="cpu", **more)
+    assert read_result(output) == result
+    assert not (tmp_path / "ablation-unfinished").exists()
+    return result
+
+
+def drawn(steps=4, config=None, prompts=PROMPTS[:2], seed=0, scheduler=None, batch=2, size=None):
+    """The images of a pipeline that knows nothing of ablations, and what DeepCache says of the last batch."""
+    pipe = small_pipeline()
+    if scheduler is not None:
+        set_scheduler(pipe, scheduler)
+    engine = apply_deepcache(pipe, config) if config is not None else None
+    images = []
+    for first in range(0, len(prompts), batch):
+        some = list(prompts[first : first + batch])
+        images.append(
+            pipe(
+                some,
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE,
+                generator=[torch.Generator().manual_seed(seed + first + place) for place in range(len(some))],
+                output_type="pt",
+                **{} if size is None else dict(zip(("width", "height"), size, strict=True)),
+            ).images
+        )
+    return torch.cat(images), engine and engine.stats
+
+
+def expected(images, reference):
+    """PSNR, which counts as 120 at most, and SSIM of each image by itself."""
+    pairs = [(one[None], other[None]) for one, other in zip(images, reference, strict=True)]
+    nearness = [peak_signal_noise_ratio(*pair, data_range=1.0).item() for pair in pairs]
+    likeness = [structural_similarity_index_measure(*pair, data_range=1.0).item() for pair in pairs]
+    return [min(120, value) for value in nearness], likeness
+
+
+def check(cell, images, reference):
+    nearness, likeness = expected(images, reference)
+    assert cell["psnr"]["values"] == pytest.approx(nearness, abs=1e-4)
+    assert cell["ssim"]["values"] == pytest.approx(likeness, abs=1e-4)
+    for metric in ("psnr", "ssim"):
+        values = cell[metric]["values"]
+        assert cell[metric]["mean"] == fmean(values)
+        low, high = cell[metric]["confidence"]
+        assert low + high == pytest.approx(2 * cell[metric]["mean"])
+        spread = math.sqrt(sum((value - fmean(values)) ** 2 for value in values) / (len(values) - 1))
+        assert high - low == pytest.approx(2 * 1.96 * spread / math.sqrt(len(values)))
+
+
+def cells_of(result):
+    return {cell["label"]: cell for group in result["groups"] for cell in group["cells"]}
+
+
+def test_every_setting_is_compared_with_the_same_images_without_caching(tmp_path):
+    variants = [parse_variant(name) for name in ("I=2", "I=3 B=1 linear", "I=2 guidance-reuse", "I=3 non-uniform")]
+    result = run(tmp_path, settings(*variants))
+    reference, _ = drawn()
+    (group,) = result["groups"]
+    assert [cell["label"] for cell in group["cells"][:4]] == [variant.name for variant in variants]
+    for cell, variant in zip(group["cells"], variants, strict=False):
+        images, stats = drawn(config=variant.config)
+        check(cell, images, reference)
+        assert (cell["pattern"], cell["mac_share"]) == (stats.pattern, stats.mac_share)
+        assert (cell["method"], cell["steps"]) == (DEEPCACHE, 4)
+        assert DeepCacheConfig(**cell["config"]) == variant.config
+    fewer = group["cells"][4:]
+    counts = sorted({round(4 * cell["mac_share"]) for cell in group["cells"][:4]} - {4}, reverse=True)
+    assert [cell["steps"] for cell in fewer] == counts
+    for cell in fewer:
+        images, _ = drawn(steps=cell["steps"])
+        check(cell, images, reference)
+        assert (cell["method"], cell["config"], cell["label"]) == (FEWER_STEPS, None, f"{cell['steps']} steps")
+        assert (cell["pattern"], cell["mac_share"]) == ("F" * cell["steps"], cell["steps"] / 4)
+
+
+def test_batches_seeds_and_prompts_are_as_they_are_drawn_one_by_one(tmp_path):
+    chosen = replace(settings(), prompts=PROMPTS, seeds=(5, 40))
+    cell = cells_of(run(tmp_path, chosen))["I=2 B=0"]
+    images, reference = (
+        torch.cat([drawn(config=config, prompts=PROMPTS, seed=seed)[0] for seed in (5, 40)])
+        for config in (TWO.config, None)
+    )
+    check(cell, images, reference)
+    single = []
+    for seed in (5, 40):
+        (tmp_path / "ablation.json").unlink()
+        single += cells_of(run(tmp_path, replace(chosen, seeds=(seed,))))["I=2 B=0"]["psnr"]["values"]
+    assert cell["psnr"]["values"] == single
+    assert len(set(single)) == 6
+
+
+def test_images_that_are_the_same_count_as_120_db(tmp_path):
+    cell = cells_of(run(tmp_path, settings(parse_variant("I=1"))))["I=1 B=0"]
+    assert cell["psnr"] == {"mean": 120, "confidence": [120, 120], "values": [120, 120]}
+    assert cell["ssim"]["values"] == [1, 1]
+    assert (cell["mac_share"], cell["pattern"]) == (1, "FFFF")
+    # Fewer steps at the same cost would be all of them.
+    assert len(cells_of(read_result(tmp_path / "ablation.json"))) == 1
+
+
+def test_one_image_has_an_interval_of_no_width(tmp_path):
+    cell = cells_of(run(tmp_path, replace(settings(), prompts=PROMPTS[:1])))["I=2 B=0"]
+    assert cell["psnr"]["confidence"] == [cell["psnr"]["mean"]] * 2
+
+
+def test_a_size_that_is_no_square(tmp_path):
+    result = run(tmp_path, settings(size=(24, 16), samples=2))
+    assert (result["settings"]["width"], result["settings"]["height"]) == (24, 16)
+    (images, _), (reference, _) = (drawn(config=config, size=(24, 16)) for config in (TWO.config, None))
+    assert images.shape == (2, 3, 16, 24)
+    check(cells_of(result)["I=2 B=0"], images, reference)
+    with Image.open(tmp_path / cells_of(result)["I=2 B=0"]["samples"]) as strip:
+        assert strip.size == (48, 16)
+
+
+@pytest.mark.parametrize("kept", [2, 9])
+def test_the_first_images_are_kept_side_by_side(tmp_path, kept):
+    chosen = replace(settings(parse_variant("I=2 linear")), prompts=PROMPTS, samples=kept)
+    result = run(tmp_path, chosen)
+    (group,) = result["groups"]
+    strips = {"original": (group["reference"]["samples"], drawn(prompts=PROMPTS)[0])}
+    for label, cell in cells_of(result).items():
+        config = chosen.variants[0].config if cell["method"] == DEEPCACHE else None
+        strips[label] = (cell["samples"], drawn(cell["steps"], config, PROMPTS)[0])
+    assert len(strips) >= 3
+    folder = tmp_path / "ablation-samples" / "model-4-steps"
+    names = {label: f"{label.lower().replace(' ', '-').replace('=', '-')}.png" for label in strips}
+    assert {path.name for path in folder.iterdir()} == set(names.values())
+    for label, (path, images) in strips.items():
+        assert path == f"ablation-samples/model-4-steps/{names[label]}"
+        with Image.open(tmp_path / path) as strip:
+            assert strip.size == (16 * min(kept, 3), 16)
+            assert strip.mode == "RGB"
+            found = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).reshape(16, -1, 3)
+        for place, image in enumerate(images[:kept]):
+            pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+            assert torch.equal(found[:, 16 * place : 16 * (place + 1)], pixels)
+
+
+def test_without_samples_there_are_no_pictures(tmp_path):
+    result = run(tmp_path, settings(samples=0))
+    assert result["groups"][0]["reference"]["samples"] is None
+    assert {cell["samples"] for cell in cells_of(result).values()} == {None}
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation.json"]
+
+
+def test_files_that_differ_but_in_what_follows_a_dot_have_folders_of_their_own(tmp_path):
+    for name in ("sd.15", "sd.21.json"):
+        run_ablation(settings(samples=1), tmp_path / name, device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "sd.15",
+        "sd.15-samples",
+        "sd.21-samples",
+        "sd.21.json",
+    ]
+
+
+def test_pictures_of_different_settings_have_different_files(tmp_path):
+    plan = plan_for(small_pipeline(), (Step(True), Step(False), Step(True), Step(False)))
+    names = ("plan 圆", "plan 星", "plan a_b", "plan a-b")
+    result = run(tmp_path, settings(*(Variant(name, DeepCacheConfig(plan=plan)) for name in names), samples=1))
+    paths = [cells_of(result)[name]["samples"] for name in names]
+    assert len(set(paths)) == 4
+
+
+def test_metrics_that_cannot_be_taken_are_left_out_with_the_reason(tmp_path):
+    result = run(tmp_path, settings())
+    assert result["settings"]["left_out"] == {"lpips": "it is not here", "clip": "it is not here"}
+    assert result["groups"][0]["reference"]["clip"] is None
+    assert {(cell["lpips"], cell["clip"]) for cell in cells_of(result).values()} == {(None, None)}
+
+
+def test_metrics_that_can_be_taken_are_there(tmp_path, monkeypatch):
+    clip = str(save_tiny_clip(tmp_path / "clip"))
+    asked = []
+    monkeypatch.setattr(ablation, "why_not_clip", lambda name: asked.append(name) or "")
+    monkeypatch.setattr(ablation, "why_not_lpips", lambda: "")
+    # The images and those to compare with, in this order: a distance is another the other way round.
+    monkeypatch.setattr(ablation, "lpips", lambda one, other: (one - 0.5 * other).mean(dim=(1, 2, 3)))
+    chosen = settings(clip=clip, seeds=(0, 7))
+    result = run(tmp_path, chosen)
+    assert asked == [clip]
+    assert result["settings"]["left_out"] == {}
+    reference, images = (
+        torch.cat([drawn(config=config, seed=seed)[0] for seed in (0, 7)]) for config in (None, TWO.config)
+    )
+    prompts = [*PROMPTS[:2], *PROMPTS[:2]]
+    cell, (group,) = cells_of(result)["I=2 B=0"], result["groups"]
+    assert cell["clip"]["values"] == pytest.approx(clip_score(images, prompts, clip).tolist(), abs=1e-3)
+    assert group["reference"]["clip"]["values"] == pytest.approx(
+        clip_score(reference, prompts, clip).tolist(), abs=1e-3
+    )
+    assert len(set(cell["clip"]["values"])) > 1
+    assert cell["lpips"]["values"] == pytest.approx((images - 0.5 * reference).mean(dim=(1, 2, 3)).tolist(), abs=1e-4)
+
+
+def test_the_front_is_marked_over_all_ways_to_draw(tmp_path):
+    variants = grid((2, 3), (0, 1), forecasts=("none", "linear"))
+    cells = list(cells_of(run(tmp_path, settings(*variants, steps=(6,)))).values())
+    assert {cell["method"] for cell in cells} == {DEEPCACHE, FEWER_STEPS}
+    for cell in cells:
+        better = [
+            other
+            for other in cells
+            if other["mac_share"] < cell["mac_share"] + 1e-9 and other["psnr"]["mean"] > cell["psnr"]["mean"]
+        ]
+        assert cell["front"] is not bool(better)
+        if better:
+            nearest = max(better, key=lambda other: other["psnr"]["mean"])
+            assert cell["dominated_by"]["label"] == nearest["label"]
+            gain = nearest["psnr"]["mean"] - cell["psnr"]["mean"]
+            assert cell["dominated_by"]["psnr_gain"] == pytest.approx(gain)
+    assert {cell["front"] for cell in cells} == {True, False}
+
+
+def test_schedulers_and_steps_make_groups_of_their_own(tmp_path):
+    result = run(tmp_path, settings(schedulers=("ddim", "euler", "model"), steps=(3, 2)))
+    found = [(group["scheduler"], group["scheduler_class"], group["steps"]) for group in result["groups"]]
+    assert found == [
+        (name, cls, steps)
+        for name, cls in (
+            ("ddim", "DDIMScheduler"),
+            ("euler", "EulerDiscreteScheduler"),
+            ("model", "DDIMScheduler"),
+        )
+        for steps in (3, 2)
+    ]
+    for group in result["groups"]:
+        scheduler = None if group["scheduler"] == "model" else group["scheduler"]
+        (images, _), (reference, _) = (
+            drawn(group["steps"], config, scheduler=scheduler) for config in (TWO.config, None)
+        )
+        check(group["cells"][0], images, reference)
+
+
+@pytest.mark.parametrize("scheduler", ["heun", "pndm"])
+def test_fewer_steps_are_counted_in_unet_calls_where_a_step_takes_more(tmp_path, scheduler):
+    result = run(tmp_path, settings(schedulers=(scheduler,), steps=(6,)))
+    (group,) = result["groups"]
+    cached, *fewer = group["cells"]
+    calls = {"heun": lambda steps: 2 * steps - 1, "pndm": lambda steps: steps + 1}[scheduler]
+    assert len(cached["pattern"]) == calls(6)
+    assert fewer
+    for cell in fewer:
+        assert cell["pattern"] == "F" * calls(cell["steps"])
+        assert cell["mac_share"] == calls(cell["steps"]) / calls(6)
+
+
+def fewer_steps(shares, steps):
+    cells = [{"method": DEEPCACHE, "mac_share": share} for share in shares]
+    cells.append({"method": FEWER_STEPS, "mac_share": 0.5})
+    return _Group(None, None, None, None, None, {"cells": cells, "steps": steps}, None)._fewer_steps()
+
+
+def test_fewer_steps_are_at_every_cost_where_those_are_few():
+    assert fewer_steps([0.3, 0.52, 0.29, 1.0], 10) == {"5 steps": 5, "3 steps": 3}
+    assert fewer_steps([0.001], 10) == {"1 steps": 1}
+    assert fewer_steps([1.0, 0.999], 10) == {}
+    assert list(fewer_steps([eighth / 8 for eighth in range(8)], 80)) == [
+        f"{n} steps" for n in (70, 60, 50, 40, 30, 20, 10, 1)
+    ]
+
+
+@pytest.mark.parametrize("many", range(9, 40))
+def test_fewer_steps_are_spread_over_the_costs_where_those_are_many(many):
+    shares = [place / 50 for place in range(1, many + 1)]
+    counts = list(fewer_steps(shares, 50).values())
+    assert len(counts) == len(set(counts)) == 8
+    assert counts == sorted(counts, reverse=True)
+    assert set(counts) <= set(range(1, many + 1))
+    assert (counts[0], counts[-1]) == (many, 1)
+    gaps = [before - after for before, after in zip(counts, counts[1:], strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.fixture
+def plan():
+    """For four steps of DDIM."""
+    pipe = small_pipeline()
+    set_scheduler(pipe, "ddim")
+    return plan_for(pipe, (Step(True), Step(False), Step(True), Step(False, 1)), steps=4)
+
+
+def test_a_plan_is_drawn_with_the_scheduler_and_the_steps_that_it_is_for(tmp_path, plan):
+    tuned = Variant("plan a", DeepCacheConfig(plan=plan))
+    result = run(tmp_path, settings(TWO, tuned, schedulers=("ddim", "euler"), steps=(4, 6)))
+    labels = {
+        (group["scheduler"], group["steps"]): [cell["label"] for cell in group["cells"] if cell["config"]]
+        for group in result["groups"]
+    }
+    assert labels == {
+        ("ddim", 4): ["I=2 B=0", "plan a"],
+        ("ddim", 6): ["I=2 B=0"],
+        ("euler", 4): ["I=2 B=0"],
+        ("euler", 6): ["I=2 B=0"],
+    }
+    assert {(group["scheduler"], group["steps"]): group["labels"] for group in result["groups"]} == labels
+    assert result["settings"]["labels"] == ["I=2 B=0", "plan a"]
+    assert cells_of(result)["plan a"]["pattern"] == "F0F1"
+
+
+def test_a_group_that_nothing_is_for_is_not_drawn(tmp_path, plan):
+    stages = []
+    tuned = Variant("plan a", DeepCacheConfig(plan=plan))
+    chosen = settings(tuned, schedulers=("ddim", "euler"))
+    result = run(tmp_path, chosen, on_progress=lambda now: stages.append(now.stage))
+    drawn, empty = result["groups"]
+    assert drawn["cells"]
+    assert (empty["reference"], empty["cells"]) == (None, [])
+    assert not any("euler" in stage for stage in stages)
+
+
+def test_a_plan_that_is_forced_is_drawn_with_all(tmp_path, plan):
+    forced = Variant("plan a", DeepCacheConfig(plan=plan, force_plan=True))
+    result = run(tmp_path, settings(forced, schedulers=("ddim", "euler"), steps=(4, 6)))
+    assert [group["cells"][0]["pattern"] for group in result["groups"]] == [
+        plan.schedule.stretched(steps).pattern(steps) for steps in (4, 6, 4, 6)
+    ]
+
+
+@pytest.mark.parametrize("scheduler", ["pndm", "heun"])
+def test_a_plan_for_a_scheduler_whose_steps_take_more_calls_fits_the_steps_it_was_tuned_for(tmp_path, scheduler):
+    pipe = small_pipeline()
+    set_scheduler(pipe, scheduler)
+    pipe.scheduler.set_timesteps(4)
+    calls = len(pipe.scheduler.timesteps)
+    assert calls > 4
+    plan = plan_for(pipe, (Step(True), *[Step(False)] * (calls - 1)), steps=4)
+    result = run(tmp_path, settings(Variant("plan a", DeepCacheConfig(plan=plan)), schedulers=(scheduler,)))
+    assert cells_of(result)["plan a"]["pattern"] == "F" + "." * (calls - 1)
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """The pipeline calls that are made."""
+    made = []
+    call = ablation.Painter.draw
+
+    def draw(self, *args):
+        made.append(self)
+        return call(self, *args)
+
+    monkeypatch.setattr(ablation.Painter, "draw", draw)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"steps": (5,)}, "'plan a' was tuned for another scheduler or number of steps.*plan=FILE force"),
+        ({"schedulers": ("euler",)}, "'plan a' was tuned for another scheduler or number of steps.*plan=FILE force"),
+    ],
+)
+def test_a_plan_that_fits_nothing_is_refused_before_anything_is_drawn(tmp_path, plan, draws, changed, words):
+    tuned = Variant("plan a", DeepCacheConfig(plan=plan))
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path, settings(TWO, tuned, **{"schedulers": ("ddim",)} | changed))
+    assert draws == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (settings(TWO, parse_variant("I=2 B=9")), "from 0 to 3 for this UNet2DConditionModel, got 9"),
+        (settings(steps=(4, 1001)), "steps must be 1000 or fewer for this model, got 1001"),
+        (settings(schedulers=("ddim", "eulr")), "there is no scheduler 'eulr'"),
+        (settings(size=(16, 20)), "height must be a multiple of 8 for this model, got 20"),
+        (settings(TWO, parse_variant("I=2 guidance-reuse"), guidance=1.0), "guidance_reuse .* turn it off"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_drawn(tmp_path, draws, chosen, words):
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path, chosen)
+    assert draws == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_for_another_model_is_refused_before_anything_is_drawn(tmp_path, draws):
+    other = plan_for(small_pipeline(), (Step(True), Step(False)) * 2, steps=4)
+    other = replace(other, model=other.model | {"structure": "of another"})
+    with pytest.raises(ValueError, match=r"tuned for something else.*other layers"):
+        run(tmp_path, settings(Variant("plan a", DeepCacheConfig(plan=other))))
+    assert draws == []
+
+
+def test_a_pipeline_that_draws_no_prompts_is_refused(tmp_path, model):
+    model(unconditional_pipeline)
+    with pytest.raises(ValueError, match="a DDPMPipeline does not draw images from prompts alone"):
+        run(tmp_path, settings(guidance=None))
+
+
+def test_what_guidance_reuse_is_tried_on_leaves_nothing_behind(tmp_path, model):
+    pipe = small_pipeline()
+    model(lambda: pipe)
+    kind = type(pipe)
+    run(tmp_path, settings(parse_variant("I=2 guidance-reuse"), parse_variant("I=3 guidance-reuse")))
+    assert type(pipe) is kind
+    for module in pipe.unet.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_a_deepcache_that_is_on_the_pipeline_does_not_get_into_the_images_to_compare_with(tmp_path, model):
+    result = run(tmp_path, settings(parse_variant("I=2"), parse_variant("I=3")))
+    second = cells_of(result)["I=3 B=0"]
+    images, _ = drawn(config=parse_variant("I=3").config)
+    check(second, images, drawn()[0])
+
+
+def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
+    def uncountable(*_):
+        raise NotImplementedError("no meta kernel")
+
+    monkeypatch.setattr(stats, "count_costs", uncountable)
+    with pytest.raises(ValueError, match=r"the cost of this model's steps cannot be counted: .*no meta kernel"):
+        run(tmp_path, settings())
+
+
+def test_too_little_memory_is_told_with_what_may_help(tmp_path, model):
+    pipe = small_pipeline()
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pipe.unet.register_forward_pre_hook(fail)
+    model(lambda: pipe)
+    with pytest.raises(MemoryError, match="smaller batch"):
+        run(tmp_path, settings())
+
+
+def test_the_settings_are_written_down(tmp_path):
+    result = run(tmp_path, settings(TWO, seeds=(3, 9), schedulers=("euler",), samples=1, batch=1))
+    found = result["settings"]
+    assert (found["model"], found["pipeline"], found["unet"]) == ("some model", "SmallPipeline", "UNet2DConditionModel")
+    assert (found["guidance"], found["width"], found["height"], found["dtype"]) == (3.0, 16, 16, "float32")
+    assert (found["batch"], found["seeds"], found["samples"], found["threads"]) == (1, [3, 9], 1, 1)
+    assert (found["schedulers"], found["steps"], found["labels"]) == (["euler"], [4], ["I=2 B=0"])
+    assert found["prompts"] == list(PROMPTS[:2])
+    assert result["seed"] == 3
+
+
+def test_progress_rises_to_the_end(tmp_path):
+    told = []
+    run(tmp_path, settings(steps=(4, 3)), on_progress=told.append)
+    done = [round(now.done, 6) for now in told]
+    assert done == sorted(done)
+    assert told[-1].done == told[-1].total
+    stages = list(dict.fromkeys(now.stage for now in told))
+    assert stages[:3] == ["loading some model", "model, 4 steps: without caching", "model, 4 steps: I=2 B=0"]
+    assert stages[-1] == "model, 3 steps: 2 steps"
+
+
+def test_a_grid_is_every_combination():
+    variants = grid((2, 3), (0, 1), ("uniform", "non-uniform"), ("none", "quadratic"), (False, True))
+    assert len(variants) == len({variant.name for variant in variants}) == 32
+    assert all(parse_variant(variant.name) == variant for variant in variants)
+    assert [variant.name for variant in grid((2,))] == ["I=2 B=0", "I=2 B=0 linear", "I=2 B=0 quadratic"]
+    with pytest.raises(ValueError, match="forecast must be one of"):
+        grid((2,), forecasts=("cubic",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"prompts": ()}, "prompts must name one or more"),
+        ({"prompts": ("a", " ")}, "a prompt must not be empty"),
+        ({"variants": ()}, "variants must name one or more"),
+        ({"variants": (TWO, TWO)}, "variants must differ"),
+        ({"variants": (TWO, Variant("I=2 B=0", DeepCacheConfig(4)))}, "two variants are called 'I=2 B=0'"),
+        ({"steps": ()}, "steps must name one or more"),
+        ({"steps": (4, 4)}, "steps must differ"),
+        ({"steps": (4, 1)}, "steps must be 2 or more, got 1"),
+        ({"schedulers": ("ddim", "ddim")}, "schedulers must differ"),
+        ({"seeds": ()}, "seeds must name one or more"),
+        ({"seeds": (0, 0)}, "seeds must differ"),
+        ({"seeds": (0, -1)}, "seed must be from 0"),
+        ({"seeds": (2**63 - 1,)}, "seed must be from 0"),
+        ({"batch": 0}, "batch must be 1 or more, got 0"),
+        ({"samples": -1}, "samples must be 0 or more, got -1"),
+        ({"guidance": float("nan")}, "guidance must be a number from 0, got nan"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(changed, words):
+    with pytest.raises(ValueError, match=words):
+        replace(settings(), **changed)
+
+
+def test_the_pipeline_is_drawn_with_as_it_was_after_another_deepcache(tmp_path, model):
+    pipe = small_pipeline()
+    apply_deepcache(pipe, DeepCacheConfig(4))
+    remove_deepcache(pipe)
+    model(lambda: pipe)
+    check(cells_of(run(tmp_path, settings()))["I=2 B=0"], drawn(config=TWO.config)[0], drawn()[0])

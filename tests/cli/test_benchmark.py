@@ -1,0 +1,289 @@
+"""`deepcache benchmark`, from what is typed to the result file."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from DeepCache.bench import benchmark
+from DeepCache.bench.benchmark import BenchmarkSettings
+from DeepCache.bench.result_file import read_result
+from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
+from tests.bench.command_line import complain, killed, options_of, options_shown
+from tests.bench.fake_clock import FakeClock
+from tests.bench.small_models import remember_costs, use_model
+from tests.parity.reference import FOLDER
+from tests.tune.small_pipeline import small_pipeline
+
+LITTLE = ("benchmark", "--steps", 3, "--rounds", 2, "-v", "I=2", "--scopes", "unet")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A small pipeline in the place of the model."""
+    use_model(monkeypatch, small_pipeline)
+    monkeypatch.setattr(benchmark, "release_memory", lambda: None)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What would be measured; nothing is."""
+    found = {}
+
+    def run(settings, output, device, on_progress, stop_after):
+        found.update(settings=settings, output=output, device=device, stop_after=stop_after)
+        return {"cells": []}
+
+    monkeypatch.setattr(benchmark, "run_benchmark", run)
+    return found
+
+
+def test_an_architecture_is_measured_and_shown(run, monkeypatch):
+    remember_costs(monkeypatch)
+    result = run("benchmark", "-m", "sd15-tiny", "--steps", 3, "--rounds", 2, "-v", "I=2", "--reference", FOLDER)
+    assert result.exit_code == 0, result.stderr
+    found = read_result(Path("benchmark.json"))
+    assert found["settings"]["model"] == "sd15-tiny"
+    assert [cell["scope"] for cell in found["cells"]] == ["pipeline", "unet"]
+    lines = result.stdout.splitlines()
+    assert lines[0] == "64×64, batch 1, float32, eager, whole pipeline: done"
+    assert "64×64, batch 1, float32, eager, U-Net alone: done" in lines
+    assert lines[-1] == "benchmark.json"
+    for words in ("settings", "seconds", "speed-up", "limit", "of it", "kept", "speed-up: median over the rounds"):
+        assert words in result.stdout
+    rows = [line for line in lines if line.startswith(("no caching", "DeepCache", "reference package", "fewer steps"))]
+    expected = list(chain(*(cell["rows"] for cell in found["cells"])))
+    assert len(rows) == len(expected) == 8
+    for line, row in zip(rows, expected, strict=True):
+        name = f"{row['method']}"
+        assert line.startswith(name)
+        figures = line.removeprefix(name).strip().removeprefix(row["variant"]).split()
+        assert figures[:4] == [
+            f"{row['median']:.3g}",
+            f"{row['speed_up']:.2f}×",
+            f"{row['limit']:.2f}×",
+            f"{row['share_of_limit']:.0%}",
+        ]
+    stages = [line for line in result.stderr.splitlines() if line.endswith("…")]
+    assert stages == [
+        "loading sd15-tiny …",
+        "64×64, batch 1, float32, eager, whole pipeline …",
+        "64×64, batch 1, float32, eager, U-Net alone …",
+    ]
+
+
+def test_every_option_reaches_the_settings(run, asked):
+    Path("here").mkdir()
+    result = run(
+        *("benchmark", "--model", "sd21", "--scheduler", "euler", "--steps", 20, "--guidance", 4.5, "--device", "cpu"),
+        *("-v", "I=3 linear", "--variant", "I=5 B=1", "--sizes", "512,768x512", "--batches", "1,4"),
+        *("--dtypes", "float16,bfloat16", "--modes", "eager,compiled", "--scopes", "unet", "--reference", "a.whl"),
+        *("--no-fewer-steps", "--rounds", 7, "--warm-up", 2, "--threads", 1, "--stop-after", 2.5, "--seed", 9),
+        *("--output", "here/x.json"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert asked["settings"] == BenchmarkSettings(
+        model="sd21",
+        variants=(parse_variant("I=3 linear"), parse_variant("I=5 B=1")),
+        sizes=((512, 512), (768, 512)),
+        batches=(1, 4),
+        dtypes=("float16", "bfloat16"),
+        modes=("eager", "compiled"),
+        scopes=("unet",),
+        steps=20,
+        rounds=7,
+        warm_up=2,
+        fewer_steps=False,
+        scheduler="euler",
+        guidance=4.5,
+        reference=Path("a.whl"),
+        seed=9,
+    )
+    assert (asked["output"], asked["device"], asked["stop_after"]) == (Path("here/x.json"), "cpu", 150.0)
+    assert torch.get_num_threads() == 1
+
+
+def test_what_is_not_typed_is_as_in_the_settings(run, asked):
+    assert run("benchmark").exit_code == 0
+    assert asked["settings"] == BenchmarkSettings(variants=PUBLISHED_VARIANTS)
+    assert (asked["output"], asked["device"], asked["stop_after"]) == (Path("benchmark.json"), "auto", None)
+
+
+def test_help_shows_every_option_once(run):
+    result = run("benchmark", "--help")
+    assert result.exit_code == 0
+    assert sorted(options_shown(result.stdout)) == sorted([*options_of("benchmark"), "--help"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--steps", 1), ["steps must be 2 or more, got 1"]),
+        (("--steps", "many"), ["--steps"]),
+        (("--rounds", 0), ["rounds must be 1 or more, got 0"]),
+        (("--warm-up", -1), ["warm_up must be 0 or more, got -1"]),
+        (("--seed", -1), ["seed must be from 0", "got -1"]),
+        (("--guidance", "nan"), ["guidance must be a number from 0, got nan"]),
+        (("--guidance", -2), ["guidance must be a number from 0, got -2"]),
+        (("--sizes", "big"), ["'big'", "512x768"]),
+        (("--sizes", "65"), ["multiples of 8, got 65x65"]),
+        (("--sizes", ""), ["WIDTHxHEIGHT", "''"]),
+        (("--sizes", "64,64x64"), ["sizes must differ"]),
+        (("--batches", "0"), ["a batch must be 1 or more, got 0"]),
+        (("--batches", "1;2"), ["batches", "'1;2'"]),
+        (("--batches", "1,"), ["batches", "'1,'"]),
+        (("--batches", "2,2"), ["batches must differ"]),
+        (("--modes", "fast"), ["modes are eager and compiled, got 'fast'"]),
+        (("--modes", ""), ["modes must name one or more"]),
+        (("--scopes", "vae"), ["scopes are pipeline and unet, got 'vae'"]),
+        (("--dtypes", "int8"), ["int8", "float16"]),
+        (("--dtypes", "auto,float32", "--device", "cpu"), ["dtypes must differ"]),
+        (("--variant", "I=3 cubic"), ["'cubic'", "linear or quadratic"]),
+        (("--variant", "I=0"), ["cache_interval must be 1 or more, got 0"]),
+        (("--variant", "plan=nowhere.json"), ["nowhere.json"]),
+        (("-v", "I=3", "-v", "B=0 I=3"), ["variants must differ"]),
+        (("--threads", 0), ["--threads must be 1 or more, got 0"]),
+        (("--stop-after", 0), ["--stop-after must be above 0 minutes, got 0"]),
+        (("--stop-after", -1), ["--stop-after must be above 0 minutes, got -1"]),
+        (("--stop-after", "nan"), ["--stop-after must be above 0 minutes, got nan"]),
+        (("--reference", "nowhere.whl"), ["'nowhere.whl'", "pip download DeepCache==0.1.1"]),
+        (("--device", "gpu"), ["'gpu'", "cuda"]),
+        (("--output", "nowhere/x.json"), ["no folder 'nowhere'"]),
+        (("--output", "."), ["is a folder", "benchmark.json"]),
+        (("--nonsense",), ["--nonsense"]),
+    ],
+)
+def test_what_is_typed_wrong_is_told_before_a_model_is_loaded(run, monkeypatch, arguments, words):
+    def not_loaded(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(benchmark, "load_pipeline", not_loaded)
+    complain(run("benchmark", *arguments), *words)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_model_that_there_is_not_is_told(run):
+    complain(run("benchmark", "--model", "sd15-tinny"), "'sd15-tinny'", "did you mean sd15-tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--scheduler", "eulr"), ["'eulr'", "Did you mean euler or euler-a"]),
+        (("--steps", 1001), ["steps must be 1000 or fewer for this model, got 1001"]),
+        (("-v", "I=2 B=9"), ["cache_branch_id must be from 0 to 3", "got 9"]),
+    ],
+)
+def test_what_does_not_fit_the_model_is_told_before_anything_runs(run, small, arguments, words):
+    complain(run(*LITTLE, *arguments), *words)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_file_of_another_run_is_told_and_left_alone(run, small):
+    assert run(*LITTLE).exit_code == 0
+    before = Path("benchmark.json").read_bytes()
+    complain(
+        run(*LITTLE, "--rounds", 3),
+        *("'benchmark.json' is of another run", "settings.rounds is 2 there and 3 now", "another --output"),
+    )
+    assert Path("benchmark.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_file_is_told_and_left_alone(run, small, content):
+    Path("benchmark.json").write_text(content)
+    complain(run(*LITTLE), "'benchmark.json'")
+    assert Path("benchmark.json").read_text() == content
+
+
+def test_ctrl_c_keeps_the_file_and_says_how_to_go_on(run, small, monkeypatch):
+    monkeypatch.setattr(benchmark, "timed", FakeClock(stop_at=8))
+    result = run(*LITTLE, "--output", "[b]mine.json", "--no-fewer-steps", "--rounds", 9)
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "Stopped. The same command goes on from [b]mine.json."
+    # A round to warm up, and two that were measured.
+    before = read_result(Path("[b]mine.json"))
+    assert [len(row["seconds"]) for row in before["cells"][0]["rows"]] == [2, 2]
+    monkeypatch.setattr(benchmark, "timed", FakeClock())
+    result = run(*LITTLE, "--output", "[b]mine.json", "--no-fewer-steps", "--rounds", 9)
+    assert result.exit_code == 0, result.stderr
+    after = read_result(Path("[b]mine.json"))
+    for old, new in zip(before["cells"][0]["rows"], after["cells"][0]["rows"], strict=True):
+        assert new["seconds"][:2] == old["seconds"]
+        assert len(new["seconds"]) == 9
+
+
+def test_a_time_limit_is_told_with_what_there_is_so_far(run, small, monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(benchmark, "timed", clock)
+    monkeypatch.setattr(benchmark, "monotonic", lambda: 1000.0 * len(clock.ran))
+    monkeypatch.setattr(benchmark._Stop, "__init__", _begin_at_zero(benchmark._Stop.__init__))
+    result = run(*LITTLE, "--stop-after", 1.5)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "Stopped after 1.5 minutes. The same command goes on."
+    assert result.stdout.splitlines()[0] == "16×16, batch 1, float32, eager, U-Net alone: partial"
+    assert result.stdout.splitlines()[-1] == "benchmark.json"
+    result = run(*LITTLE, "--stop-after", 1.5)
+    assert result.exit_code == 0, result.stderr
+    assert "Stopped" not in result.stderr
+    assert result.stdout.splitlines()[0] == "16×16, batch 1, float32, eager, U-Net alone: done"
+
+
+def _begin_at_zero(init):
+    return lambda self, after: init(self, after, begin=0.0)
+
+
+def test_what_failed_and_what_needs_too_much_memory_is_shown_word_for_word(run, monkeypatch):
+    message = "[enforce fail at alloc_cpu.cpp:124] can't allocate memory: [/b] 4 bytes"
+
+    def make():
+        pipe = small_pipeline()
+
+        def check(unet, args):
+            if len(args[0]) > 2:
+                raise RuntimeError(message)
+
+        pipe.unet.register_forward_pre_hook(check)
+        return pipe
+
+    use_model(monkeypatch, make)
+    monkeypatch.setattr(benchmark, "release_memory", lambda: None)
+    result = run(*LITTLE, "-v", "I=2 guidance-reuse", "--guidance", 1, "--batches", "1,4")
+    assert result.exit_code == 0, result.stderr
+    assert f"16×16, batch 4, float32, eager, U-Net alone: out of memory ({message})" in result.stdout.splitlines()
+    assert "DeepCache, I=2 B=0 guidance-reuse failed: guidance_reuse runs half" in result.stdout
+    (row,) = [line for line in result.stdout.splitlines() if "failed" in line.split()]
+    assert row.split()[-4:] == ["–"] * 4
+
+
+def test_kill_9_loses_nothing(run, tmp_path, monkeypatch):
+    remember_costs(monkeypatch)
+    arguments = ["benchmark", "--model", "sd15-tiny", "--steps", "2", "--rounds", "4", "--variant", "I=2"]
+    arguments += ["--no-fewer-steps", "--scopes", "unet", "--batches", "1,2"]
+    arguments += ["--threads", "1", "--device", "cpu", "--output", "killed.json"]
+    output = tmp_path / "killed.json"
+    # Where the first cell is done and the second one is not.
+    before = killed(arguments, output, lambda found: found["cells"][0]["status"] == "done")
+    assert before["command"].split()[:2] == ["deepcache", "benchmark"]
+    assert any(cell["status"] != "done" for cell in before["cells"])
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    after = read_result(output)
+    assert {key: after[key] for key in ("command", "date", "settings")} == {
+        key: before[key] for key in ("command", "date", "settings")
+    }
+    assert [cell["status"] for cell in after["cells"]] == ["done"] * 2
+    for old, new in zip(before["cells"], after["cells"], strict=True):
+        if old["status"] == "done":
+            assert new == old
+        for old_row, new_row in zip(old["rows"], new["rows"], strict=bool(old["rows"])):
+            assert new_row["seconds"][: len(old_row["seconds"])] == old_row["seconds"]
+        assert [len(row["seconds"]) for row in new["rows"]] == [4, 4]
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".partial")) == ["killed.json"]
+    assert json.loads(output.read_text(encoding="utf-8")) == after
