@@ -458,6 +458,15 @@ def test_a_deepcache_that_is_on_the_pipeline_does_not_get_into_the_images_to_com
     check(second, images, drawn()[0])
 
 
+def test_images_that_are_no_numbers_are_told_with_the_remedy(tmp_path, model):
+    pipe = small_pipeline()
+    for weight in pipe.vae.parameters():
+        weight.data.fill_(math.nan)
+    model(lambda: pipe)
+    with pytest.raises(ValueError, match=r"without caching: the pipeline drew what is no number.*float32"):
+        run(tmp_path, settings())
+
+
 def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
     def uncountable(*_):
         raise NotImplementedError("no meta kernel")

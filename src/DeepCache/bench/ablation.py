@@ -155,7 +155,7 @@ def run_ablation(
         The result, as in the file.
 
     Raises:
-        ValueError: the settings do not fit the model, or the file is of another run.
+        ValueError: the settings do not fit the model, the file is of another run, or the pipeline draws NaN.
         TypeError: the pipeline has no U-Net that DeepCache can cut.
         MemoryError: the device has not enough memory.
         OSError: the model cannot be loaded or a file not be written.
@@ -390,7 +390,13 @@ class _Group:
                 if not is_out_of_memory(error):
                     raise
                 raise MemoryError("the device has not enough memory for this; try a smaller batch or size") from error
-        return torch.cat(images), perf_counter() - begin
+        drawn, seconds = torch.cat(images), perf_counter() - begin
+        if drawn.isnan().any():
+            raise ValueError(
+                f"{self.name}, {label}: the pipeline drew what is no number (NaN), as autoencoders do that overflow in "
+                "float16; try --dtype bfloat16 or float32"
+            )
+        return drawn, seconds
 
     def _painter(self, seed: int) -> Painter:
         settings = self.settings

@@ -32,7 +32,7 @@ class Contestant:
     """One way to run a pipeline, ready to run again and again.
 
     Args:
-        pipe: the pipeline; it is not changed.
+        pipe: the pipeline. Nothing of it is changed but where its scheduler stands, which all share.
         method: `BASELINE`, `DEEPCACHE`, `REFERENCE` or `FEWER_STEPS`.
         call: what the pipeline is called with.
         variant: the settings of DeepCache or of the reference package.
