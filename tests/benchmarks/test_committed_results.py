@@ -1,0 +1,41 @@
+"""The results of the commands that are committed, and the report that is made of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from DeepCache.bench.result_file import read_result
+
+FOLDER = Path(gpu.HERE)
+RESULTS = sorted([FOLDER / "ablation.json", FOLDER / "sd15_512_cpu.json", *FOLDER.glob("gpu/*/*.json")])
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_is_as_its_schema_says_and_complete(path):
+    result = read_result(path)
+    if "cells" in result:
+        assert {cell["status"] for cell in result["cells"]} <= {"done", "out of memory"}
+    else:
+        names = {cell["label"] for group in result["groups"] for cell in group["cells"]}
+        assert names >= set(result["settings"]["labels"])
+
+
+def test_the_pictures_of_the_ablation_are_there():
+    result = read_result(FOLDER / "ablation.json")
+    named = [cell["samples"] for group in result["groups"] for cell in (group["reference"], *group["cells"])]
+    assert all((FOLDER / name).is_file() for name in named)
+    there = {path.relative_to(FOLDER).as_posix() for path in (FOLDER / "ablation-samples").rglob("*.png")}
+    assert there == set(named)
+
+
+def test_the_report_holds_the_results_as_they_are():
+    page = (FOLDER / "report.html").read_text(encoding="utf-8")
+    held = [json.loads(base64.b64decode(data)) for data in re.findall(r"data:application/json;base64,([\w+/=]+)", page)]
+    for path in (FOLDER / "sd15_512_cpu.json", FOLDER / "ablation.json"):
+        assert json.loads(path.read_text(encoding="utf-8")) in held
