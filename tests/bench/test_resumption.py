@@ -11,6 +11,7 @@ import pytest
 
 from DeepCache.bench import benchmark
 from DeepCache.bench.benchmark import BenchmarkSettings, _Stop, is_complete, run_benchmark
+from DeepCache.bench.clock import Timing
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.variants import parse_variant
 from DeepCache.engine.cost import Costs
@@ -275,6 +276,25 @@ def test_no_round_is_begun_that_would_end_too_late_and_one_is_always_measured(
     check_finished(after)
     check_nothing_lost(on_the_disk, after)
     assert without_figures(after) == whole(never_stopped, clock, tmp_path)
+
+
+# Importing the compiler.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_what_compiling_takes_is_not_expected_of_the_rounds_to_come(tmp_path, monkeypatch):
+    # The first run of each contestant compiles.
+    takes = chain([100.0] * CONTESTANTS, [1.0] * ROUNDS * CONTESTANTS)
+    now = 0.0
+
+    def timed(run, device):
+        nonlocal now
+        now += next(takes)
+        return Timing(now, None)
+
+    monkeypatch.setattr(benchmark, "timed", timed)
+    monkeypatch.setattr(benchmark, "monotonic", lambda: now)
+    monkeypatch.setattr(benchmark, "_Stop", partial(_Stop, begin=0.0))
+    settings = replace(SETTINGS, modes=("compiled",), batches=(1,))
+    assert is_complete(run_benchmark(settings, tmp_path / "benchmark.json", "cpu", stop_after=310))
 
 
 def test_a_limit_that_is_too_short_for_all_is_enough_when_it_is_given_again_and_again(hours, clock, tmp_path):

@@ -382,7 +382,9 @@ class _Cell:
             begin = monotonic()
             turn = number % len(entries)
             measured = [(row, self._run(one, row)) for one, row in [*entries[turn:], *entries[:turn]]]
-            longest = max(longest, monotonic() - begin)
+            if number >= done or cell["mode"] == "eager":
+                # What compiles while it warms up tells nothing of the rounds to come.
+                longest = max(longest, monotonic() - begin)
             self.work.add(round_of_work)
             if number < done:
                 continue
