@@ -64,6 +64,7 @@ class DeepCacheSDHelper:
         schedule: Schedule | None = None,
         plan: Plan | str | Path | None = None,
         force_plan: bool = False,
+        compile: str = "none",
     ) -> None:
         """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.
 
@@ -79,7 +80,7 @@ class DeepCacheSDHelper:
         if isinstance(plan, (str, Path)):
             plan = Plan.from_file(plan)
         config = DeepCacheConfig(
-            cache_interval, cache_branch_id, skip_mode, forecast, guidance_reuse, schedule, plan, force_plan
+            cache_interval, cache_branch_id, skip_mode, forecast, guidance_reuse, schedule, plan, force_plan, compile
         )
         if self.pipe is not None:
             for unet in unets_of(self.pipe).values():

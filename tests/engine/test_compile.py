@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch._dynamo.testing import CompileCounter
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from DeepCache.schedule import BranchSchedule, Step, StepSchedule, UniformSchedule
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
 
 
 def _pipeline():
-    """Small, since tracing takes longer than running."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    return tiny_pipeline(unet.eval())
+    return tiny_pipeline(small_unet())
 
 
 def _helper(pipe, branch=0):

@@ -17,6 +17,20 @@ def tiny_unet(seed=0):
     ).eval()
 
 
+def small_unet():
+    """As little as there can be, since tracing takes longer than running."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).eval()
+
+
 def tiny_pipeline(unet=None):
     pipe = StableDiffusionPipeline(
         vae=None,

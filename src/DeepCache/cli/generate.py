@@ -134,6 +134,16 @@ def generate_command(
             rich_help_panel=_DEEPCACHE,
         ),
     ] = False,
+    compile: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="Compile the U-Net, one graph for full steps and one for shallow ones: default, reduce-overhead or "
+            "max-autotune (both with CUDA graphs), max-autotune-no-cudagraphs; regional compiles the transformer "
+            "blocks alone, in less time and for less gain. Pays off from a few pictures on.",
+            rich_help_panel=_DEEPCACHE,
+        ),
+    ] = _DEFAULT.compile,
     compare: Annotated[
         bool,
         typer.Option(
@@ -181,6 +191,7 @@ def generate_command(
         guidance_reuse=guidance_reuse,
         plan=Plan.from_file(plan) if plan is not None else None,
         force_plan=force_plan,
+        compile=compile,
     )
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
@@ -208,6 +219,9 @@ def generate_command(
         pipe = load(model, dtype=dtype, device=device, console=stderr)
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
+        if compile != _DEFAULT.compile:
+            note = "The first steps of each kind compile the U-Net, which takes a minute or more."
+            stderr.print(note, soft_wrap=True, highlight=False)
         with StepDisplay(stderr) as display:
             for image in generate(pipe, settings, folder, compare=compare, on_step=display):
                 finished.append(image)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.compilation import ISOLATED, is_compiled_by_others
 from DeepCache.engine.follow import follow_unets, unfollow_unets
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unet_cache import UnetCache, check_settings
@@ -34,7 +35,8 @@ class DeepCacheEngine:
     def __init__(self, pipe: Any, config: DeepCacheConfig) -> None:
         self._pipe = pipe
         self._config = config
-        self._caches = {name: self._cache(unet) for name, unet in unets_of(pipe).items()}
+        self._caches: dict[str, UnetCache] = {}
+        self._caches = {name: self._cache(unet, name) for name, unet in unets_of(pipe).items()}
 
     @property
     def config(self) -> DeepCacheConfig:
@@ -61,10 +63,12 @@ class DeepCacheEngine:
         """Changes the settings; the next step is then the first of a new trajectory.
 
         Raises:
-            ValueError: a branch is too deep for a U-Net, or the plan is for another; the settings stay as they were.
+            ValueError: a branch is too deep for a U-Net, the plan is for another, or the U-Net is compiled already; the
+                settings stay as they were.
         """
         for cache in self._caches.values():
             check_settings(config, cache.unet, self._pipe)
+        self._refuse_to_compile_twice(config)
         self._config = config
         for cache in self._caches.values():
             cache.configure(config)
@@ -81,7 +85,8 @@ class DeepCacheEngine:
         unets = unets_of(self._pipe)
         if self.attached and unets == {name: cache.unet for name, cache in self._caches.items()}:
             return
-        caches = {name: self._cache(unet) for name, unet in unets.items()}
+        self._refuse_to_compile_twice(self._config)
+        caches = {name: self._cache(unet, name) for name, unet in unets.items()}
         self._let_go()
         self._caches = caches
         for cache in caches.values():
@@ -103,9 +108,11 @@ class DeepCacheEngine:
         for cache in self._caches.values():
             cache.end_run()
 
-    def _cache(self, unet: nn.Module) -> UnetCache:
+    def _cache(self, unet: nn.Module, name: str) -> UnetCache:
         check_settings(self._config, unet, self._pipe)
-        return UnetCache(unet, self._config, self._pipe)
+        last = self._caches.get(name)
+        # With all that has been compiled, where the U-Net is the same.
+        return last if last is not None and last.unet is unet else UnetCache(unet, self._config, self._pipe, name)
 
     def _let_go(self) -> None:
         for cache in self._caches.values():
@@ -113,10 +120,17 @@ class DeepCacheEngine:
             if cache.unet.__dict__.get(_ENGINE) is self:
                 del cache.unet.__dict__[_ENGINE]
 
+    def _refuse_to_compile_twice(self, config: DeepCacheConfig) -> None:
+        if config.compile != "none" and self._compiled_by_others():
+            raise ValueError(f"compile={config.compile!r} and the U-Net is compiled already: leave out one of the two")
+
     def _recompile(self) -> None:
-        if any(_is_compiled(getattr(self._pipe, name)) for name in self._caches):
+        if self._compiled_by_others() or (self._config.compile != "none" and not ISOLATED):
             # What is compiled already knows nothing of hooks that came later.
             torch.compiler.reset()
+
+    def _compiled_by_others(self) -> bool:
+        return any(is_compiled_by_others(getattr(self._pipe, name)) for name in self._caches)
 
 
 def apply_deepcache(pipe: Any, config: DeepCacheConfig | None = None) -> DeepCacheEngine:
@@ -161,9 +175,3 @@ def remove_deepcache(pipe: Any) -> None:
         engine = unet.__dict__.get(_ENGINE)
         if engine is not None:
             engine.detach()
-
-
-def _is_compiled(unet: nn.Module) -> bool:
-    return isinstance(unet, torch._dynamo.OptimizedModule) or any(
-        module._compiled_call_impl is not None for module in unet.modules()
-    )

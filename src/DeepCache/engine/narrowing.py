@@ -52,7 +52,7 @@ class Narrowing:
         self._outlet = FeatureOutlet()
         self._overlays = list(_overlays(unet, branch, self._outlet))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
-        self._cut_blocks = [owner for owner in dict.fromkeys(each[0] for each in self._overlays) if owner is not unet]
+        self._cut_blocks = list(dict.fromkeys(each[0] for each in self._overlays))
         self._classes: list[tuple[nn.Module, Any]] = []
         self._adapter_residuals = _adapter_residuals_kept(unet, branch)
         # Cut right after the mid block: the whole down path runs, and the U-Net adds the residuals for the mid block to

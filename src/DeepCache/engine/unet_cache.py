@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import AttentionCalls, Listener, may_write
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
+from DeepCache.engine.compilation import Compilation, is_compiled, static_timestep
 from DeepCache.engine.feature import FeatureTap, StoredSlot
 from DeepCache.engine.fingerprint import other_model, other_scheduler, refuse
 from DeepCache.engine.guidance import (
@@ -65,16 +66,18 @@ class UnetCache:
         unet: the U-Net.
         config: the settings.
         pipe: the pipeline that it belongs to, which has, as a rule, a `scheduler`.
+        name: what the pipeline calls it.
 
     Raises:
         TypeError: the U-Net cannot be cut.
-        ValueError: a branch is too deep for it, or the plan is for another.
+        ValueError: a branch is too deep for it, the plan is for another, or it cannot be compiled as asked for.
     """
 
-    def __init__(self, unet: nn.Module, config: DeepCacheConfig, pipe: Any) -> None:
+    def __init__(self, unet: nn.Module, config: DeepCacheConfig, pipe: Any, name: str) -> None:
         self.unet = unet
         self._config = config
         self._pipe = pipe
+        self._name = name
         self._trajectory = Trajectory()
         self._steps: tuple[Step, ...] = ()
         self._slots: dict[int, StoredSlot] = {}
@@ -85,6 +88,8 @@ class UnetCache:
         self._listening: list[nn.Module] = []
         self._listener: Listener | None = None
         self._groups: list[Any] = []
+        self._compilation = Compilation(unet, "none")
+        self._compiled = False
         self._names = _names_of_sample_and_timestep(unet)
         self._cut()
 
@@ -97,23 +102,23 @@ class UnetCache:
         return self._record.stats(self.unet)
 
     def configure(self, config: DeepCacheConfig) -> None:
-        """Changes the settings, which are fit for the U-Net."""
-        self._config = config
+        """Changes the settings, which are fit for the U-Net. What is compiled is kept as far as it fits the new ones."""
+        before, self._config = self._config, config
         self.end_run()
-        self._cut()
-        if self.attached:
-            self._tap()
+        if (config.branches, config.compile) != (before.branches, before.compile):
+            self._cut_anew()
 
     def attach(self) -> None:
         """Puts the hooks on; without effect where they are."""
         if self.attached:
             return
-        self._cut()
+        if self._structure != _structure(self.unet):
+            self._cut()
         self._handles = [
             self.unet.register_forward_pre_hook(self._before_call, with_kwargs=True),
             self.unet.register_forward_hook(self._after_call, always_call=True),
         ]
-        self._tap()
+        self._put_on()
         # Diffusers calls this on every component of a pipeline at the end of a run.
         self.unet.__dict__[_END_OF_RUN] = self.end_run
 
@@ -122,6 +127,7 @@ class UnetCache:
         self.end_run()
         for handle in (*self._handles, *self._tap_handles):
             handle.remove()
+        self._compilation.take_off()
         if self.attached:
             del self.unet.__dict__[_END_OF_RUN]
         self._handles, self._tap_handles = [], []
@@ -137,13 +143,21 @@ class UnetCache:
         self._trajectory.reset()
 
     def _cut(self) -> None:
-        """Prepares the cuts of the configured branches; nothing on the U-Net changes yet."""
+        """Prepares the cuts of the configured branches and their compilation; nothing on the U-Net changes yet."""
+        self._compilation = Compilation(self.unet, self._config.compile)
         self._cuts = {number: _Cut(self.unet, branch_of(self.unet, number)) for number in self._config.branches}
         self._narrowing: Narrowing | None = None
         self._structure = _structure(self.unet)
         self._record = TrajectoryRecord(tuple(self._cuts))
 
-    def _tap(self) -> None:
+    def _cut_anew(self) -> None:
+        self._compilation.take_off()
+        self._cut()
+        if self.attached:
+            self._put_on()
+
+    def _put_on(self) -> None:
+        self._compilation.put_on()
         for handle in self._tap_handles:
             handle.remove()
         self._tap_handles = [
@@ -173,6 +187,9 @@ class UnetCache:
         step = self._step_at(moment, stored, sample)
         self._record.note_call(moment.slot, step, sample, args, kwargs)
         self._call = _Call(sample, moment, step)
+        if self._compiled:
+            steady = static_timestep(timestep, unet, sample)
+            args, kwargs = _with_argument(args, kwargs, 1, self._names[1], steady)
         for number, cut in self._cuts.items():
             # A shallow step at a deeper branch computes the deep features above it anew.
             cut.tap.open = step.full or number < step.branch
@@ -180,7 +197,7 @@ class UnetCache:
             args, kwargs = conditional_half(args, kwargs, len(sample))
         if step.full or stored is None:
             self._listener = Listener(self._listening) if self._listening else None
-            return (args, kwargs) if step.guidance_reuse else None
+            return args, kwargs
         cut = self._cuts[step.branch]
         meanwhile, others = None, []
         if stored.attention:
@@ -206,13 +223,16 @@ class UnetCache:
         if not self._cuts and not self._config.any_guidance_reuse:
             return None
         stored = self._stored(call, call.moment)
-        joined = self._forecast_guidance(call, call.moment, stored, output)
+        if self._compiled:
+            # A CUDA graph writes over its output at the next step, and a second slot or a scheduler may still want it.
+            output = with_tensor(output, output_tensor(output).clone())
+        output = self._forecast_guidance(call, call.moment, stored, output)
         if call.step.full or stored.guidance is not None or len(self._cuts) > 1:
             # On other steps nothing is added to what is kept.
             self._record.note_bytes(sum(slot.bytes for slot in self._slots.values()))
         if call.moment.ends or call.moment.mixed:
             self._slots.pop(call.moment.slot, None)
-        return joined
+        return output
 
     def _restore(self) -> None:
         if self._narrowing is not None:
@@ -229,11 +249,13 @@ class UnetCache:
         self._slots.clear()
         # Somebody may have replaced a block or a layer since the last run.
         if self._structure != _structure(self.unet):
-            self._cut()
-            self._tap()
+            self._cut_anew()
         if self._config.plan is not None and not self._config.force_plan:
             # The scheduler may be another since DeepCache was put on; that of the U-Net would have been noticed.
             refuse(other_scheduler(self._config.plan, getattr(self._pipe, "scheduler", None)))
+        # A copied or unpickled U-Net has lost it.
+        self._compilation.put_on()
+        self._compiled = is_compiled(getattr(self._pipe, self._name))
         deep = {layer: None for cut in self._cuts.values() for layer in cut.deep_attention}
         self._listening = [layer for layer in deep if may_write(layer)]
         self._record = TrajectoryRecord(tuple(self._cuts))
@@ -291,6 +313,9 @@ class UnetCache:
                 )
             if tensor is not None:
                 feature = stored.features[number]
+                if self._compiled:
+                    # The deep feature outlives the step too.
+                    tensor = tensor.clone()
                 if step.guidance_reuse:
                     # What did not run is forecast.
                     tensor = torch.cat([feature.at(moment.step, step.order, _OTHER_HALF), tensor])
@@ -300,16 +325,14 @@ class UnetCache:
         return stored
 
     def _forecast_guidance(self, call: _Call, moment: Moment, stored: StoredSlot, output: Any) -> Any:
-        """The output for both halves where only one ran, else None."""
-        joined = None
+        """The output, for both halves where only one ran."""
         if stored.guidance is not None:
             if call.step.guidance_reuse:
                 difference = stored.guidance.at(moment.step, call.step.order)
-                joined = with_tensor(output, join_halves(output_tensor(output), difference))
-            else:
-                unconditional, conditional = output_tensor(output).detach().chunk(2)
-                stored.guidance.add(moment.step, unconditional - conditional)
-        return joined
+                return with_tensor(output, join_halves(output_tensor(output), difference))
+            unconditional, conditional = output_tensor(output).detach().chunk(2)
+            stored.guidance.add(moment.step, unconditional - conditional)
+        return output
 
     def _attention_calls(self) -> AttentionCalls:
         """What was heard during the call, and stops listening."""
@@ -336,9 +359,11 @@ def check_settings(config: DeepCacheConfig, unet: nn.Module, pipe: Any) -> None:
     """Refuses settings that are not for this U-Net.
 
     Raises:
-        ValueError: a branch is too deep, or the plan is for another model or scheduler.
+        ValueError: a branch is too deep, the plan is for another model or scheduler, or there is nothing in the U-Net
+            that could be compiled as asked for.
         TypeError: the U-Net cannot be cut.
     """
+    Compilation(unet, config.compile)
     if config.plan is not None and not config.force_plan:
         refuse(other_model(config.plan, unet) or other_scheduler(config.plan, getattr(pipe, "scheduler", None)))
     # A branch that is too deep is an error where nothing is cached too.
@@ -359,6 +384,14 @@ def _names_of_sample_and_timestep(unet: nn.Module) -> tuple[str, str]:
     # Off the class: offloading replaces `forward` on the instance.
     names = list(inspect.signature(type(unet).forward).parameters)
     return names[1], names[2]
+
+
+def _with_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if index < len(args):
+        return (*args[:index], value, *args[index + 1 :]), kwargs
+    return args, kwargs | {name: value}
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str) -> Any:

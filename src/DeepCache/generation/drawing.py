@@ -114,7 +114,7 @@ def generate(
         settings: what to draw and how.
         output: where to write the images.
         compare: whether to draw each image without DeepCache as well, after one discarded short
-            run to warm up, and to write the two side by side.
+            run to warm up (whole runs where the U-Net is compiled), and to write the two side by side.
         on_step: called after every step, where the pipeline tells of its steps.
 
     Raises:
@@ -132,25 +132,36 @@ def generate(
         ...     print(image.stats.pattern, image.drawing.path.name)
         F..F.. 0001-a-red-circle-seed0.png
     """
-    from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+    from DeepCache.engine.attach import DeepCacheEngine, apply_deepcache, remove_deepcache
 
     check_against_pipeline(settings, pipe)
     engine = apply_deepcache(pipe, settings.cache)
+    compiled = settings.cache.compile != "none"
+    # The original is compiled as well, so that caching is all that tells the two apart.
+    whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=settings.cache.compile))
     try:
         _check_plan(settings)
         if compare:
             prompt, seed = next(settings.jobs())
             call = _call(pipe, settings, prompt, seed)
-            apply_deepcache(pipe, _warm_up(settings.cache))
-            _draw(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, settings.steps)})
+            if compiled:
+                _draw(pipe, call)
+                whole.attach()
+                _draw(pipe, call)
+            else:
+                engine.configure(_warm_up(settings.cache))
+                _draw(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, settings.steps)})
+                engine.configure(settings.cache)
         for number, (prompt, seed) in enumerate(settings.jobs(), start=1):
             stem = output.new_stem(prompt, seed)
             drawings = {}
             for accelerated in (False, True) if compare else (True,):
                 if accelerated:
-                    engine = apply_deepcache(pipe, settings.cache)
+                    engine.attach()
+                elif compiled:
+                    whole.attach()
                 else:
-                    remove_deepcache(pipe)
+                    engine.detach()
                 call = _call(pipe, settings, prompt, seed)
                 if on_step is not None:
                     call |= _step_callback(pipe, settings, number, accelerated, on_step)

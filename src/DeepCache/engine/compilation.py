@@ -1,0 +1,142 @@
+"""`torch.compile` on a U-Net, put on and taken off with DeepCache.
+
+A U-Net that is compiled has one graph for full steps and one for shallow steps: what DeepCache lays over it changes its
+class, on which the compiler guards first. The hooks run outside of the graphs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["ISOLATED", "Compilation", "is_compiled", "is_compiled_by_others", "static_timestep"]
+
+# Compiled code belongs to a function, not to the module that it was compiled for: without this, one U-Net's
+# recompilations would use up another's. Older releases of torch do not have it.
+ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+
+# Every size and batch beyond the first may take a graph, of every kind of step.
+_LIMIT = {"recompile_limit": 64} if "recompile_limit" in signature(torch.compile).parameters else {}
+
+_WITHOUT_CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+_logger = logging.getLogger(__name__)
+
+
+class Compilation:
+    """What `DeepCacheConfig.compile` asks for, on one U-Net. What has been compiled is kept while it is off.
+
+    Args:
+        unet: the U-Net.
+        mode: one of `COMPILE_MODES`.
+
+    Raises:
+        ValueError: the mode is `regional`, and the U-Net has no transformer blocks.
+    """
+
+    def __init__(self, unet: nn.Module, mode: str) -> None:
+        self._calls: list[_CompiledCall] = []
+        if mode == "regional":
+            # The blocks share their code, and so what is compiled of it.
+            self._calls = [_CompiledCall(block, "default", {}) for block in _transformer_blocks(unet)]
+        elif mode != "none":
+            self._calls = [_CompiledCall(unet, mode, ISOLATED)]
+
+    def put_on(self) -> None:
+        """Without effect where it is on, and on what somebody else has compiled."""
+        for call in self._calls:
+            if call.module._compiled_call_impl is None:
+                # Where `nn.Module.compile` puts it.
+                call.module._compiled_call_impl = call
+
+    def take_off(self) -> None:
+        """Leaves the U-Net as it was found; without effect where it is off."""
+        for call in self._calls:
+            if call.module._compiled_call_impl is call:
+                del call.module._compiled_call_impl
+
+
+class _CompiledCall:
+    """The call of a module, compiled when it is first made: by then its device is known."""
+
+    def __init__(self, module: nn.Module, mode: str, options: dict[str, Any]) -> None:
+        self.module = module
+        self._mode = mode
+        self._options = options
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._told = False
+
+    # Whoever compiles the U-Net around it calls it as it is.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mode = self._mode
+        if mode in _WITHOUT_CUDA_GRAPHS and (reason := _why_no_cuda_graphs(self.module)):
+            mode = _WITHOUT_CUDA_GRAPHS[mode]
+            if not self._told:
+                self._told = True
+                _logger.warning("compile=%r goes on without CUDA graphs (as %r): %s", self._mode, mode, reason)
+        if mode not in self._compiled:
+            self._compiled[mode] = torch.compile(self.module._call_impl, mode=mode, **self._options, **_LIMIT)
+        return self._compiled[mode](*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code is neither copied nor pickled.
+        return self.__dict__ | {"_compiled": {}}
+
+
+def is_compiled(unet: nn.Module) -> bool:
+    """Whether `torch.compile` is on a U-Net as the pipeline has it, whole or in part, whoever put it there."""
+    return _is_wrapped(unet) or any(module._compiled_call_impl is not None for module in unet.modules())
+
+
+def is_compiled_by_others(unet: nn.Module) -> bool:
+    """Whether somebody else put it there."""
+    calls = (module._compiled_call_impl for module in unet.modules())
+    return _is_wrapped(unet) or any(call is not None and not isinstance(call, _CompiledCall) for call in calls)
+
+
+def _is_wrapped(unet: nn.Module) -> bool:
+    return isinstance(unet, torch._dynamo.OptimizedModule)
+
+
+def static_timestep(timestep: Any, unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:
+    """The timestep as a graph wants it, whatever the scheduler: a number would be compiled into it, a tensor on another
+    device would keep it out of a CUDA graph, and another dtype would take a graph of its own.
+
+    A U-Net that projects its timesteps, as those of diffusers do, counts in float32 anyhow.
+
+    Args:
+        timestep: as given to the U-Net.
+        unet: the U-Net.
+        sample: its sample.
+    """
+    dtype = torch.float32 if hasattr(unet, "time_proj") else None
+    if not isinstance(timestep, torch.Tensor):
+        # Written on the device: to copy it there would wait.
+        return torch.full((), timestep, dtype=dtype, device=sample.device)
+    # A tensor of its own: a view of the list of timesteps begins elsewhere in memory at every step.
+    return timestep.to(sample.device, dtype or timestep.dtype, copy=True)
+
+
+def _transformer_blocks(unet: nn.Module) -> list[nn.Module]:
+    lists = [module for name, module in unet.named_modules() if name.endswith("transformer_blocks")]
+    blocks = [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
+    if not blocks:
+        raise ValueError(
+            f"compile='regional' compiles transformer blocks, and this {type(unet).__name__} has none; "
+            "compile='default' compiles all of it"
+        )
+    return blocks
+
+
+def _why_no_cuda_graphs(unet: nn.Module) -> str:
+    """Why the kernels of a U-Net cannot be captured; an empty string where they can. Reads no tensor."""
+    if hasattr(unet, "_hf_hook") or hasattr(unet, "_diffusers_hook"):
+        return "hooks of accelerate or diffusers move the weights of the U-Net, and these must stay where they are"
+    device = next(unet.parameters()).device
+    return "" if device.type == "cuda" else f"the U-Net is on the {device.type}, and they take a CUDA device"
