@@ -64,7 +64,7 @@ class DeepCacheSDHelper:
         schedule: Schedule | None = None,
         plan: Plan | str | Path | None = None,
         force_plan: bool = False,
-        compile: str = "none",
+        compile: str = "none",  # noqa: A002
     ) -> None:
         """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.
 

@@ -1,5 +1,5 @@
-"""`compile=`: DeepCache puts torch.compile on the U-Net. Graphs are run as traced but in one test, so that the output is
-bit-identical to that without."""
+"""`compile=`: DeepCache puts torch.compile on the U-Net. Graphs are run as they were traced but in one test, so that the
+output is bit-identical to that without."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_inductor_compiles_and_runs_both_graphs():
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="compile must be one of 'none', 'regional', 'default'.*got 'fast'"):
+    with pytest.raises(ValueError, match=r"compile must be one of 'none', 'regional', 'default'.*got 'fast'"):
         DeepCacheConfig(compile="fast")
 
 

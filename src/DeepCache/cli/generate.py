@@ -134,9 +134,10 @@ def generate_command(
             rich_help_panel=_DEEPCACHE,
         ),
     ] = False,
-    compile: Annotated[
+    compile_mode: Annotated[
         str,
         typer.Option(
+            "--compile",
             metavar="MODE",
             help="Compile the U-Net, one graph for full steps and one for shallow ones: default, reduce-overhead or "
             "max-autotune (both with CUDA graphs), max-autotune-no-cudagraphs; regional compiles the transformer "
@@ -191,7 +192,7 @@ def generate_command(
         guidance_reuse=guidance_reuse,
         plan=Plan.from_file(plan) if plan is not None else None,
         force_plan=force_plan,
-        compile=compile,
+        compile=compile_mode,
     )
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
@@ -219,7 +220,7 @@ def generate_command(
         pipe = load(model, dtype=dtype, device=device, console=stderr)
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
-        if compile != _DEFAULT.compile:
+        if compile_mode != _DEFAULT.compile:
             note = "The first steps of each kind compile the U-Net, which takes a minute or more."
             stderr.print(note, soft_wrap=True, highlight=False)
         with StepDisplay(stderr) as display:

@@ -20,7 +20,7 @@ __all__ = ["ISOLATED", "Compilation", "is_compiled", "is_compiled_by_others", "s
 # recompilations would use up another's. Older releases of torch do not have it.
 ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 
-# Every size and batch beyond the first may take a graph, of every kind of step.
+# Every kind of step takes a graph, and the first other size one more.
 _LIMIT = {"recompile_limit": 64} if "recompile_limit" in signature(torch.compile).parameters else {}
 
 _WITHOUT_CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -52,13 +52,13 @@ class Compilation:
         for call in self._calls:
             if call.module._compiled_call_impl is None:
                 # Where `nn.Module.compile` puts it.
-                call.module._compiled_call_impl = call
+                call.module.__dict__["_compiled_call_impl"] = call
 
     def take_off(self) -> None:
         """Leaves the U-Net as it was found; without effect where it is off."""
         for call in self._calls:
             if call.module._compiled_call_impl is call:
-                del call.module._compiled_call_impl
+                del call.module.__dict__["_compiled_call_impl"]
 
 
 class _CompiledCall:
@@ -81,7 +81,8 @@ class _CompiledCall:
                 self._told = True
                 _logger.warning("compile=%r goes on without CUDA graphs (as %r): %s", self._mode, mode, reason)
         if mode not in self._compiled:
-            self._compiled[mode] = torch.compile(self.module._call_impl, mode=mode, **self._options, **_LIMIT)
+            options: dict[str, Any] = {**self._options, **_LIMIT}
+            self._compiled[mode] = torch.compile(self.module._call_impl, mode=mode, **options)
         return self._compiled[mode](*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class UnetCache:
         return self._record.stats(self.unet)
 
     def configure(self, config: DeepCacheConfig) -> None:
-        """Changes the settings, which are fit for the U-Net. What is compiled is kept as far as it fits the new ones."""
+        """Changes the settings, which are fit for the U-Net. What is compiled is kept where it fits the new ones."""
         before, self._config = self._config, config
         self.end_run()
         if (config.branches, config.compile) != (before.branches, before.compile):
