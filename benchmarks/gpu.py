@@ -1,8 +1,9 @@
-"""The table of the documentation of diffusers on a CUDA card: Stable Diffusion 2.1, 1.5 and SDXL at full size.
+"""The table of the documentation of diffusers on a CUDA card: Stable Diffusion 2.1, 1.5, SDXL and SVD at full size.
 
-DeepCache, the reference package, no caching and fewer steps, eager and compiled, in float16 with 50 steps. The weights
-are random, built on the card: nothing is downloaded but the reference package, and time does not depend on them. A card
-and an installed DeepCache are all it takes:
+DeepCache, the reference package, no caching and fewer steps in float16 with 50 steps (SVD: 25): eager, compiled,
+captured as CUDA graphs, and with the blocks alone compiled. The weights are random, built on the card: nothing is
+downloaded but the reference package, and time does not depend on them. A card and an installed DeepCache are all it
+takes:
 
     python -m benchmarks.gpu
 
@@ -26,6 +27,7 @@ import torch
 from rich.console import Console
 
 from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
+from DeepCache.bench.contestants import CAPTURED
 from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
 from DeepCache.cli.loading import quiet_libraries
 from DeepCache.cli.progress import WorkDisplay
@@ -36,12 +38,26 @@ PINNED_REFERENCE = HERE.parent / "tests" / "parity" / "reference.txt"
 
 # What the table has, and what goes beyond it at the same cost and at less.
 VARIANTS = (*PUBLISHED_VARIANTS, *map(parse_variant, ("I=3 linear", "I=3 linear guidance-reuse")))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What of a model is measured."""
+
+    model: str
+    sizes: tuple[tuple[int, int], ...]
+    batches: tuple[int, ...]
+    steps: int = 50
+
+
 # The table's own model first: what comes first is there even where time runs out.
 GRIDS = (
-    ("sd21", (512, 768, 1024), (1, 4, 8)),
-    ("sd15", (512,), (1, 4, 8)),
-    ("sdxl", (1024,), (1, 4)),
+    Grid("sd21", ((512, 512), (768, 768), (1024, 1024)), (1, 4, 8)),
+    Grid("sd15", ((512, 512),), (1, 4, 8)),
+    Grid("sdxl", ((1024, 1024),), (1, 4)),
+    Grid("svd", ((1024, 576),), (1,), steps=25),
 )
+MODES = ("eager", "captured", "compiled", "regional")
 
 
 @dataclass(frozen=True)
@@ -54,42 +70,46 @@ class Job:
 
 def jobs(reference: Path | None) -> Iterator[Job]:
     """All that is to be measured: everything eager first, whole pipelines before U-Nets alone."""
-    for mode in ("eager", "compiled"):
+    for mode in MODES:
         for scope in ("pipeline", "unet"):
-            for model, sizes, batches in GRIDS:
+            for grid in GRIDS:
                 settings = BenchmarkSettings(
-                    model=model,
+                    model=grid.model,
                     variants=VARIANTS,
-                    sizes=tuple((side, side) for side in sizes),
-                    batches=batches,
+                    sizes=grid.sizes,
+                    batches=grid.batches,
                     dtypes=("float16",),
                     modes=(mode,),
                     scopes=(scope,),
+                    steps=grid.steps,
                     rounds=3,
-                    reference=reference if mode == "eager" else None,
+                    reference=reference if mode in ("eager", "regional") else None,
                 )
-                yield Job(f"{model}-{mode}-{scope}", settings)
+                yield Job(f"{grid.model}-{mode}-{scope}", settings)
     if reference is not None:
         # Last and by itself: the compiler translates the reference package anew for one step after another, which takes
         # minutes before the first round.
-        for model, sizes, _ in GRIDS:
+        for grid in GRIDS:
             alone = BenchmarkSettings(
-                model=model,
+                model=grid.model,
                 variants=PUBLISHED_VARIANTS[:1],
-                sizes=((sizes[0], sizes[0]),),
+                sizes=grid.sizes[:1],
                 dtypes=("float16",),
                 modes=("compiled",),
                 scopes=("pipeline",),
+                steps=grid.steps,
                 rounds=3,
                 fewer_steps=False,
                 reference=reference,
             )
-            yield Job(f"{model}-compiled-pipeline-reference", alone)
+            yield Job(f"{grid.model}-compiled-pipeline-reference", alone)
 
 
-def tiny(job: Job) -> Job:
-    """The same with a model that a CPU runs in a moment."""
+def tiny(job: Job) -> Job | None:
+    """The same with a model that a CPU runs in a moment; None where it takes a CUDA device."""
     settings = job.settings
+    if set(settings.modes) & set(CAPTURED):
+        return None
     small = replace(
         settings,
         model=f"{settings.model}-tiny",
@@ -108,9 +128,8 @@ def main() -> None:
     if not options.dry_run and not torch.cuda.is_available():
         sys.exit("there is no CUDA device; --dry-run goes through all of it on the CPU with tiny models")
     device = "cpu" if options.dry_run else options.device
-    chosen = [tiny(job) if options.dry_run else job for job in jobs(_reference(console))]
-    if options.jobs:
-        chosen = [job for job in chosen if any(part in job.name for part in options.jobs)]
+    wanted = [tiny(job) if options.dry_run else job for job in jobs(_reference(console))]
+    chosen = [job for job in wanted if job and (not options.jobs or any(part in job.name for part in options.jobs))]
     folder = options.output
     if folder is None:
         folder = HERE.parent / "build" / "gpu-dry-run" if options.dry_run else HERE / "gpu" / _card(device)

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from DeepCache import DeepCacheConfig
-from DeepCache.bench import benchmark, contestants
+from DeepCache.bench import benchmark
 from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
 from DeepCache.bench.clock import Timing, is_out_of_memory, release_memory, timed
 from DeepCache.bench.contestants import BASELINE, DEEPCACHE, FEWER_STEPS, REFERENCE
@@ -24,6 +24,7 @@ from DeepCache.engine.guidance import why_not_two_halves
 from DeepCache.models import set_scheduler
 from DeepCache.schedule import Step
 from tests.bench.small_models import plan_for, unconditional_pipeline
+from tests.engine.backend import use_backend
 from tests.parity.reference import FOLDER
 from tests.tune.small_pipeline import small_pipeline
 
@@ -522,8 +523,7 @@ def test_progress_rises_evenly_to_the_end(tmp_path, model, clock):
 
 def test_what_is_compiled_is_compiled_for_its_cells_alone_and_once_for_each(tmp_path, model, clock, monkeypatch):
     model(unconditional_pipeline)
-    counter = CompileCounter()
-    monkeypatch.setitem(contestants._COMPILE_OPTIONS, "backend", counter)
+    counter = use_backend(monkeypatch, CompileCounter())
     ran = clock()
     frames = []
     chosen = settings(modes=("eager", "compiled"), steps=2, rounds=2, warm_up=1, fewer_steps=True)
@@ -559,7 +559,7 @@ def test_a_second_run_of_a_finished_file_measures_nothing(tmp_path, model, clock
         ({"steps": 1}, "steps must be 2 or more, got 1"),
         ({"rounds": 0}, "rounds must be 1 or more, got 0"),
         ({"warm_up": -1}, "warm_up must be 0 or more, got -1"),
-        ({"modes": ("fast",)}, "modes are eager and compiled, got 'fast'"),
+        ({"modes": ("fast",)}, "modes are eager, regional, compiled, captured and autotuned, got 'fast'"),
         ({"scopes": ("vae",)}, "scopes are pipeline and unet, got 'vae'"),
         ({"scopes": ()}, "scopes must name one or more"),
         ({"guidance": float("nan")}, "guidance must be a number from 0, got nan"),
@@ -573,3 +573,10 @@ def test_a_second_run_of_a_finished_file_measures_nothing(tmp_path, model, clock
 def test_what_is_out_of_range_is_refused(changed, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         BenchmarkSettings(**changed)
+
+
+def test_graphs_are_captured_on_a_cuda_device_alone(tmp_path, model, clock):
+    model(unconditional_pipeline)
+    clock()
+    with pytest.raises(ValueError, match="the mode captured captures CUDA graphs, and the device is cpu"):
+        run(tmp_path, settings(modes=("eager", "captured")))

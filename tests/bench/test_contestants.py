@@ -244,8 +244,8 @@ def test_a_compiled_contestant_draws_what_it_draws_uncompiled():
     torch.compiler.reset()
     for method, variant in ((BASELINE, None), (DEEPCACHE, REUSE)):
         pictures = []
-        for compiled in (False, True):
-            one = Contestant(pipe, method, call, variant, compiled=compiled)
+        for mode in ("eager", "compiled"):
+            one = Contestant(pipe, method, call, variant, mode=mode)
             outputs = []
             one._pipe.numpy_to_pil = staticmethod(lambda array, kept=outputs: kept.append(torch.from_numpy(array)))
             for _ in range(2):

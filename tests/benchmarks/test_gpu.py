@@ -15,9 +15,9 @@ from DeepCache.bench.result_file import read_result
 REFERENCE = Path(__file__).resolve().parents[2] / "build" / "reference"
 
 
-def test_every_cell_of_the_published_table_is_measured_eager_and_compiled():
+def test_every_cell_of_the_published_table_is_measured_eager_compiled_and_captured():
     wanted = {(side, batch) for side in (512, 768, 1024) for batch in (1, 4, 8)}
-    for mode in ("eager", "compiled"):
+    for mode in ("eager", "regional", "compiled", "captured"):
         cells = {
             (width, batch)
             for job in gpu.jobs(REFERENCE)
@@ -33,14 +33,15 @@ def test_every_cell_of_the_published_table_is_measured_eager_and_compiled():
         assert cells == wanted
 
 
-def test_every_model_meets_the_reference_package_eager_and_compiled():
+def test_every_model_meets_the_reference_package_eager_and_compiled_as_far_as_that_can_be():
     met = {
         (job.settings.model, mode)
         for job in gpu.jobs(REFERENCE)
         for mode in job.settings.modes
         if job.settings.reference
     }
-    assert met == {(model, mode) for model in ("sd21", "sd15", "sdxl") for mode in ("eager", "compiled")}
+    models, modes = ("sd21", "sd15", "sdxl", "svd"), ("eager", "regional", "compiled")
+    assert met == {(model, mode) for model in models for mode in modes}
 
 
 def test_each_job_has_a_file_of_its_own():
@@ -53,6 +54,12 @@ def test_without_a_card_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device; --dry-run"):
         gpu.main()
+
+
+def test_a_dry_run_leaves_out_what_takes_a_card():
+    dry = [gpu.tiny(job) for job in gpu.jobs(REFERENCE)]
+    assert {mode for job in dry if job for mode in job.settings.modes} == {"eager", "regional", "compiled"}
+    assert dry.count(None) == 8
 
 
 def test_a_dry_run_goes_through_a_job_on_the_cpu_and_goes_on_where_it_was(monkeypatch, tmp_path):

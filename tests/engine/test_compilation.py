@@ -1,4 +1,4 @@
-"""`compile=`: DeepCache puts torch.compile on the U-Net. Graphs are run as they were traced but in one test, so that the
+"""`compile=`: DeepCache puts torch.compile on the U-Net. But in one test, graphs are run as they were traced, so that the
 output is bit-identical to that without."""
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch._dynamo.utils import counters
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
 from DeepCache.engine.compilation import is_compiled, static_timestep
 from DeepCache.schedule import BranchSchedule, UniformSchedule
+from tests.engine.backend import use_backend
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.overwriting_graphs import OverwritingGraphs
 from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
@@ -32,8 +33,6 @@ pytestmark = [
     # Diffusers' schedulers, with numpy 2.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
 ]
-
-_compile = torch.compile
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +45,7 @@ def _nothing_is_compiled():
 @pytest.fixture
 def graphs(monkeypatch):
     """Counts the graphs that are built."""
-    return _backend(monkeypatch, CompileCounter())
-
-
-def _backend(monkeypatch, backend, fullgraph=True):
-    """`fullgraph=True` refuses a graph break."""
-
-    def compile_with(function, mode=None, **options):
-        return _compile(function, backend=backend, fullgraph=fullgraph, **options)
-
-    monkeypatch.setattr(torch, "compile", compile_with)
-    return backend
+    return use_backend(monkeypatch, CompileCounter())
 
 
 def _pipeline():
@@ -222,7 +211,7 @@ class TestCudaGraphs:
     )
     def test_nothing_that_is_kept_lies_where_a_graph_writes(self, config, monkeypatch):
         expected = [_uncompiled(config, seed=seed) for seed in (0, 1)]
-        backend = _backend(monkeypatch, OverwritingGraphs())
+        backend = use_backend(monkeypatch, OverwritingGraphs())
         pipe = _pipeline()
         apply_deepcache(pipe, config)
         for seed in (0, 1):
@@ -244,13 +233,13 @@ class TestCudaGraphs:
 
         apply_deepcache(pipe, _config(compile="none"))
         expected = run()
-        _backend(monkeypatch, OverwritingGraphs())
+        use_backend(monkeypatch, OverwritingGraphs())
         apply_deepcache(pipe, _config(compile="reduce-overhead"))
         assert torch.equal(run(), expected)
 
     @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "in place"])
     def test_compiled_by_the_user(self, wrapped, monkeypatch):
-        _backend(monkeypatch, OverwritingGraphs())
+        use_backend(monkeypatch, OverwritingGraphs())
         pipe = _pipeline()
         apply_deepcache(pipe, _config(compile="none", forecast="linear"))
         if wrapped:
@@ -271,7 +260,7 @@ class TestCudaGraphs:
 
     def test_offloaded_weights_cannot_be_captured(self, monkeypatch, caplog):
         # The compiler does not look into accelerate's hooks.
-        _backend(monkeypatch, "eager", fullgraph=False)
+        use_backend(monkeypatch, "eager", fullgraph=False)
         pipe = _pipeline()
         cpu_offload(pipe.unet, execution_device="cpu")
         apply_deepcache(pipe, _config(compile="max-autotune", cache_interval=1))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from DeepCache.bench.clock import Timing, is_out_of_memory, release_memory, timed
-from DeepCache.bench.contestants import BASELINE, DEEPCACHE, FEWER_STEPS, REFERENCE, Contestant
+from DeepCache.bench.contestants import BASELINE, CAPTURED, DEEPCACHE, FEWER_STEPS, MODES, REFERENCE, Contestant
 from DeepCache.bench.provenance import describe_device, provenance
 from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.result_file import BENCHMARK_FORMAT, resumed_result, write_result
@@ -32,9 +32,8 @@ from DeepCache.models.schedulers import set_scheduler
 from DeepCache.progress import Work, WorkProgress
 from DeepCache.schedule import Step, mean_cost
 
-__all__ = ["MODES", "SCOPES", "BenchmarkSettings", "is_complete", "run_benchmark"]
+__all__ = ["SCOPES", "BenchmarkSettings", "is_complete", "run_benchmark"]
 
-MODES = ("eager", "compiled")
 SCOPES = ("pipeline", "unet")
 OUT_OF_MEMORY = "out of memory"
 LARGEST_SEED = 2**63 - 1
@@ -57,7 +56,8 @@ class BenchmarkSettings:
         dtypes (`tuple` of `str`, defaults to `("auto",)`):
             As `load_pipeline` takes them.
         modes (`tuple` of `str`, defaults to `("eager",)`):
-            `"eager"`, and `"compiled"` with `torch.compile` on the U-Net.
+            How the U-Net is compiled: those of `DeepCache.bench.contestants.MODES`. `"captured"` and `"autotuned"` take
+            a CUDA device.
         scopes (`tuple` of `str`, defaults to both):
             `"pipeline"`, the whole call, and `"unet"`, the calls of the U-Net alone.
         steps (`int`, defaults to `50`):
@@ -114,10 +114,10 @@ class BenchmarkSettings:
         ):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
-        for name, allowed in (("modes", MODES), ("scopes", SCOPES)):
+        for name, allowed in (("modes", tuple(MODES)), ("scopes", SCOPES)):
             for value in getattr(self, name):
                 if value not in allowed:
-                    raise ValueError(f"{name} are {' and '.join(allowed)}, got {value!r}")
+                    raise ValueError(f"{name} are {', '.join(allowed[:-1])} and {allowed[-1]}, got {value!r}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
@@ -173,6 +173,8 @@ def run_benchmark(
     if settings.reference is not None:
         # Told before anything is loaded, where it is not there.
         reference_helper_class(settings.reference)
+    if captured := [mode for mode in settings.modes if mode in CAPTURED and found_device.type != "cuda"]:
+        raise ValueError(f"the mode {captured[0]} captures CUDA graphs, and the device is {found_device.type}")
     work = Work(0.0, on_progress)
     work.begin(f"loading {settings.model}")
     # By their full names, so that one that is meant twice is found and a file says what `auto` was.
@@ -337,7 +339,7 @@ class _Cell:
             Contestant,
             self.pipe,
             unet_only=cell["scope"] == "unet",
-            compiled=cell["mode"] == "compiled",
+            mode=cell["mode"],
             reference=settings.reference,
         )
         baseline = make(BASELINE, call)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from inspect import signature
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,25 @@ from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.variants import Variant
 from DeepCache.bench.workload import PipelineCall, UnetLoop
 from DeepCache.engine.attach import apply_deepcache
+from DeepCache.engine.compilation import Compilation
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import unets_of
 
-__all__ = ["BASELINE", "DEEPCACHE", "FEWER_STEPS", "REFERENCE", "Contestant", "bytes_of"]
+__all__ = ["BASELINE", "CAPTURED", "DEEPCACHE", "FEWER_STEPS", "MODES", "REFERENCE", "Contestant", "bytes_of"]
 
 BASELINE, DEEPCACHE, REFERENCE, FEWER_STEPS = "no caching", "DeepCache", "reference package", "fewer steps"
+
+MODES = {
+    "eager": "none",
+    "regional": "regional",
+    "compiled": "default",
+    "captured": "reduce-overhead",
+    "autotuned": "max-autotune",
+}
+"""How the U-Net is compiled, by a short name: what `DeepCacheConfig.compile` is."""
+
+CAPTURED = ("captured", "autotuned")
+"""The modes with CUDA graphs."""
 
 
 class Contestant:
@@ -38,7 +51,7 @@ class Contestant:
         variant: the settings of DeepCache or of the reference package.
         reference: where the reference package is.
         unet_only: whether only the U-Net's calls are run.
-        compiled: whether `torch.compile` is on the U-Net.
+        mode: how the U-Net is compiled, one of `MODES`.
         unets_like: a contestant whose U-Nets are used, compiled or not, in the place of own ones.
     """
 
@@ -51,7 +64,7 @@ class Contestant:
         *,
         reference: Path | None = None,
         unet_only: bool = False,
-        compiled: bool = False,
+        mode: str = "eager",
         unets_like: Contestant | None = None,
     ) -> None:
         self.method = method
@@ -68,7 +81,7 @@ class Contestant:
         self._broken: Exception | None = None
         if method == DEEPCACHE:
             assert variant is not None
-            self._engine = apply_deepcache(self._pipe, variant.config)
+            self._engine = apply_deepcache(self._pipe, replace(variant.config, compile=MODES[mode]))
         elif method == REFERENCE:
             assert variant is not None
             assert reference is not None
@@ -81,9 +94,9 @@ class Contestant:
             # It wraps layers that not every U-Net has. A run then tells what it told.
             except Exception as error:
                 self._broken = error
-        if compiled and unets_like is None:
+        if method != DEEPCACHE and unets_like is None:
             for unet in unets_of(self._pipe).values():
-                unet.compile(**_COMPILE_OPTIONS)
+                Compilation(unet, MODES[mode]).put_on()
 
     def run(self) -> None:
         """Runs once."""
@@ -111,11 +124,6 @@ class Contestant:
             stats = self._engine.stats
             self._stats = stats if stats.pattern else None
         return self._stats
-
-
-# Compiled code belongs to a function, not to the module that it was compiled for: without this, one contestant's
-# recompilations would use up another's. Older releases of torch do not have it.
-_COMPILE_OPTIONS = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 
 
 def bytes_of(outputs: Any) -> int:

@@ -25,6 +25,8 @@ _LIMIT = {"recompile_limit": 64} if "recompile_limit" in signature(torch.compile
 
 _WITHOUT_CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
+_COMPILED = "_compiled_call_impl"
+
 _logger = logging.getLogger(__name__)
 
 
@@ -50,15 +52,14 @@ class Compilation:
     def put_on(self) -> None:
         """Without effect where it is on, and on what somebody else has compiled."""
         for call in self._calls:
-            if call.module._compiled_call_impl is None:
-                # Where `nn.Module.compile` puts it.
-                call.module.__dict__["_compiled_call_impl"] = call
+            # Where `nn.Module.compile` puts what it makes.
+            vars(call.module).setdefault(_COMPILED, call)
 
     def take_off(self) -> None:
         """Leaves the U-Net as it was found; without effect where it is off."""
         for call in self._calls:
-            if call.module._compiled_call_impl is call:
-                del call.module.__dict__["_compiled_call_impl"]
+            if vars(call.module).get(_COMPILED) is call:
+                del vars(call.module)[_COMPILED]
 
 
 class _CompiledCall:
