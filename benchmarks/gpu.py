@@ -28,6 +28,7 @@ from rich.console import Console
 
 from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
 from DeepCache.bench.contestants import CAPTURED
+from DeepCache.bench.profiles import PROFILE_FILE, run_profile
 from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
 from DeepCache.cli.loading import quiet_libraries
 from DeepCache.cli.progress import WorkDisplay
@@ -146,6 +147,11 @@ def main() -> None:
                 result = run_benchmark(job.settings, path, device, display, seconds)
             if not is_complete(result):
                 left.append(job.name)
+            elif options.profile and job.settings.scopes == ("unet",):
+                where = folder / f"{job.name}-profile"
+                if not (where / PROFILE_FILE).exists():
+                    with WorkDisplay(console) as display:
+                        run_profile(job.settings, result, where, device, display)
             console.print(f"{path}: {_state(result)}", soft_wrap=True, highlight=False)
     if left:
         console.print(f"The same command goes on with {', '.join(left)}.", soft_wrap=True, highlight=False)
@@ -177,6 +183,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a folder; benchmarks/gpu/ and the card's name by default")
     parser.add_argument("--jobs", nargs="+", help="only those whose name has one of these in it: sd21, eager, unet, …")
     parser.add_argument("--minutes", type=float, help="begin no round that would end later")
+    parser.add_argument("--profile", action="store_true", help="where time goes, for every job of a U-Net alone")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny models")
     return parser.parse_args()

@@ -12,6 +12,8 @@ DOCUMENTED = (
     "DeepCache.bench.benchmark",
     "DeepCache.bench.clock",
     "DeepCache.bench.front",
+    "DeepCache.bench.kinds_of_work",
+    "DeepCache.bench.profiles",
     "DeepCache.bench.provenance",
     "DeepCache.bench.result_file",
     "DeepCache.bench.summary",

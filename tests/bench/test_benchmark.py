@@ -264,7 +264,7 @@ def test_the_cost_of_the_reference_package_is_that_of_the_steps_that_it_takes(tm
     # It never finds the second of two timesteps of one value.
     (one,) = [one for one in ran.ran if one.method == REFERENCE]
     deep = []
-    one._pipe.unet.mid_block.resnets[0].register_forward_hook(lambda *_: deep.append(1))
+    one.pipe.unet.mid_block.resnets[0].register_forward_hook(lambda *_: deep.append(1))
     one.run()
     assert len(deep) == full
 

@@ -94,16 +94,16 @@ def test_each_draws_what_it_draws_alone_in_whatever_order_they_run(field):
 def test_their_weights_are_those_of_the_pipeline(field):
     own = dict(chain(field.pipe.unet.named_parameters(), field.pipe.unet.named_buffers()))
     for one in field.all.values():
-        unet = one._pipe.unet
+        unet = one.pipe.unet
         assert unet is not field.pipe.unet
         assert type(unet) is type(field.pipe.unet)
         theirs = dict(chain(unet.named_parameters(), unet.named_buffers()))
         assert theirs.keys() == own.keys()
         assert all(theirs[name] is own[name] for name in own)
         assert {module for module in unet.modules() if module in set(field.pipe.unet.modules())} == set()
-    unets = [one._pipe.unet for one in field.all.values()]
+    unets = [one.pipe.unet for one in field.all.values()]
     assert len({id(unet) for unet in unets}) == len(unets) - 1
-    assert field.fewer._pipe.unet is field.baseline._pipe.unet
+    assert field.fewer.pipe.unet is field.baseline.pipe.unet
 
 
 def test_weights_that_are_tied_stay_tied():
@@ -111,7 +111,7 @@ def test_weights_that_are_tied_stay_tied():
     first, second = pipe.unet.down_blocks[0].resnets[0], pipe.unet.up_blocks[1].resnets[1]
     second.norm2 = first.norm2
     one = Contestant(pipe, BASELINE, PipelineCall(1, (16, 16), 2))
-    unet = one._pipe.unet
+    unet = one.pipe.unet
     assert unet.up_blocks[1].resnets[1].norm2 is unet.down_blocks[0].resnets[0].norm2
 
 
@@ -247,7 +247,7 @@ def test_a_compiled_contestant_draws_what_it_draws_uncompiled():
         for mode in ("eager", "compiled"):
             one = Contestant(pipe, method, call, variant, mode=mode)
             outputs = []
-            one._pipe.numpy_to_pil = staticmethod(lambda array, kept=outputs: kept.append(torch.from_numpy(array)))
+            one.pipe.numpy_to_pil = staticmethod(lambda array, kept=outputs: kept.append(torch.from_numpy(array)))
             for _ in range(2):
                 one.run()
             assert len(outputs) == 2

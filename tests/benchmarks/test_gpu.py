@@ -63,7 +63,8 @@ def test_a_dry_run_leaves_out_what_takes_a_card():
 
 
 def test_a_dry_run_goes_through_a_job_on_the_cpu_and_goes_on_where_it_was(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["gpu", "--dry-run", "--jobs", "sd15-eager-unet", "--output", str(tmp_path)])
+    options = ["--dry-run", "--profile", "--jobs", "sd15-eager-unet", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu", *options])
     gpu.main()
     (path,) = tmp_path.glob("*.json")
     result = read_result(path)
@@ -75,6 +76,10 @@ def test_a_dry_run_goes_through_a_job_on_the_cpu_and_goes_on_where_it_was(monkey
     assert methods.count("DeepCache") == 5
     assert methods.count("reference package") == 3
     assert not any(row["error"] for cell in result["cells"] for row in cell["rows"])
+    (profile,) = tmp_path.glob("*/profile.json")
+    assert {each["trace"] for each in json.loads(profile.read_text(encoding="utf-8"))["profiles"]} == {
+        trace.name for trace in profile.parent.glob("*.json.gz")
+    }
     before = path.read_text(encoding="utf-8")
     gpu.main()
     assert path.read_text(encoding="utf-8") == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from DeepCache.bench import benchmark
+from DeepCache.bench import benchmark, profiles
 from DeepCache.bench.benchmark import BenchmarkSettings
 from DeepCache.bench.result_file import read_result
 from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
@@ -26,7 +26,9 @@ LITTLE = ("benchmark", "--steps", 3, "--rounds", 2, "-v", "I=2", "--scopes", "un
 def small(monkeypatch):
     """A small pipeline in the place of the model."""
     use_model(monkeypatch, small_pipeline)
-    monkeypatch.setattr(benchmark, "release_memory", lambda: None)
+    monkeypatch.setattr(profiles, "load_pipeline", lambda model, *, dtype, device: small_pipeline())
+    for module in (benchmark, profiles):
+        monkeypatch.setattr(module, "release_memory", lambda: None)
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def test_help_shows_every_option_once(run):
         (("--batches", "1;2"), ["batches", "'1;2'"]),
         (("--batches", "1,"), ["batches", "'1,'"]),
         (("--batches", "2,2"), ["batches must differ"]),
-        (("--modes", "fast"), ["modes are eager and compiled, got 'fast'"]),
+        (("--modes", "fast"), ["modes are eager, regional, compiled, captured and autotuned, got 'fast'"]),
         (("--modes", ""), ["modes must name one or more"]),
         (("--scopes", "vae"), ["scopes are pipeline and unet, got 'vae'"]),
         (("--dtypes", "int8"), ["int8", "float16"]),
@@ -154,6 +156,7 @@ def test_help_shows_every_option_once(run):
         (("--device", "gpu"), ["'gpu'", "cuda"]),
         (("--output", "nowhere/x.json"), ["no folder 'nowhere'"]),
         (("--output", "."), ["is a folder", "benchmark.json"]),
+        (("--profile", "nowhere/profile"), ["no folder 'nowhere'", "'profile'", "make it first"]),
         (("--nonsense",), ["--nonsense"]),
     ],
 )
@@ -164,6 +167,14 @@ def test_what_is_typed_wrong_is_told_before_a_model_is_loaded(run, monkeypatch, 
     monkeypatch.setattr(benchmark, "load_pipeline", not_loaded)
     complain(run("benchmark", *arguments), *words)
     assert list(Path().iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_folder_for_the_profile_is_told_before_a_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(benchmark, "load_pipeline", None)
+    Path("taken").write_text("mine")
+    complain(run("benchmark", "--profile", "taken"), "'taken' is a file", "the name of a folder")
+    assert [path.name for path in Path().iterdir()] == ["taken"]
+    assert Path("taken").read_text() == "mine"
 
 
 def test_a_model_that_there_is_not_is_told(run):
@@ -233,6 +244,123 @@ def test_a_time_limit_is_told_with_what_there_is_so_far(run, small, monkeypatch)
     assert result.exit_code == 0, result.stderr
     assert "Stopped" not in result.stderr
     assert result.stdout.splitlines()[0] == "16×16, batch 1, float32, eager, U-Net alone: done"
+
+
+def profile_of(figures, hooks, device="cpu"):
+    """As `run_profile` returns it, with steps of whose time half is convolution and half is the rest."""
+    steps = [
+        {
+            "step": name,
+            "median": seconds / 2,
+            "hooks_seconds": [hooks],
+            "kinds": {
+                "convolution": {"median": seconds / 2, "share": 0.5},
+                "attention": {"median": 0.0, "share": 0.0},
+                "the rest": {"median": seconds / 2, "share": 0.5},
+            },
+        }
+        for name, seconds in figures.items()
+    ]
+    point = {"width": 16, "height": 16, "batch": 1, "dtype": "float32", "mode": "eager"}
+    found = point | {"trace": "a.json.gz", "reason": "", "steps": steps}
+    failed = point | {"batch": 8, "trace": None, "reason": "out of memory", "steps": []}
+    return {"device": {"type": device}, "profiles": [found, failed]}
+
+
+@pytest.fixture
+def profiled(monkeypatch, asked):
+    """Puts a result in the place of that of `run_profile`."""
+
+    def put(result):
+        monkeypatch.setattr(profiles, "run_profile", lambda *_: result)
+
+    return put
+
+
+def test_a_profile_is_shown_as_milliseconds_and_shares(run, profiled):
+    profiled(profile_of({"full step": 2.5, "shallow step at branch 0": 0.01}, 0.001))
+    result = run("benchmark", "--profile", "profile")
+    assert result.exit_code == 0, result.stderr
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    first = lines.index("16×16, batch 1, float32, eager: where the time of a step goes")
+    table = [line.split() for line in lines[first + 3 : first + 9]]
+    assert table == [
+        ["\u2500" * len(lines[first + 3])],
+        ["convolution", "1250", "ms", "50.0%", "5.00", "ms", "50.0%"],
+        ["the", "rest", "1250", "ms", "50.0%", "5.00", "ms", "50.0%"],
+        [],
+        ["in", "all", "2500", "ms", "10.00", "ms"],
+        ["without", "the", "profiler", "1250", "ms", "5.00", "ms"],
+    ]
+    assert "16×16, batch 8, float32, eager: where the time of a step goes (out of memory)" in lines
+    assert "go by its shares, and by the time without it" in result.stdout
+    assert "DeepCache's Python" not in result.stdout
+    assert lines[-2:] == ["profile/a.json.gz", "profile/profile.json"]
+
+
+def test_a_profile_of_a_gpu_shows_what_the_hooks_take_on_the_cpu(run, profiled):
+    profiled(profile_of({"full step": 2.5}, 0.001, device="cuda"))
+    result = run("benchmark", "--profile", "profile")
+    assert ["DeepCache's", "Python", "1.00", "ms"] in [line.split() for line in result.stdout.splitlines()]
+
+
+def test_no_line_of_a_profile_is_wider_than_the_terminal(run, profiled, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"shallow step at branch {branch}, linear forecast, guidance reuse" for branch in range(5)]
+    profiled(profile_of(dict.fromkeys(names, 1234.5), 0.001))
+    result = run("benchmark", "--profile", "profile")
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    rows = [line for line in lines if line.startswith("convolution")]
+    # Three steps side by side, and two below.
+    assert [row.count("%") for row in rows] == [3, 2]
+    assert max(map(len, rows)) <= 80
+    assert "\u2026" not in "".join(rows)
+
+
+def test_a_profile_is_taken_of_a_benchmark_that_is_complete_too(run, small, monkeypatch):
+    monkeypatch.setattr(benchmark, "timed", FakeClock())
+    assert run(*LITTLE).exit_code == 0
+    before = Path("benchmark.json").read_bytes()
+    result = run(*LITTLE, "--profile", "profile")
+    assert result.exit_code == 0, result.stderr
+    assert Path("benchmark.json").read_bytes() == before
+    trace = Path("profile/16x16-batch1-float32-eager.json.gz")
+    assert sorted(Path("profile").iterdir()) == [trace, Path("profile/profile.json")]
+    lines = result.stdout.splitlines()
+    assert lines[0] == "16×16, batch 1, float32, eager, U-Net alone: done"
+    assert lines.index("benchmark.json") < lines.index("16×16, batch 1, float32, eager: where the time of a step goes")
+    assert lines[-2:] == [str(trace), "profile/profile.json"]
+    written = json.loads(Path("profile/profile.json").read_text(encoding="utf-8"))
+    for kind, figures in written["profiles"][0]["steps"][0]["kinds"].items():
+        rows = [line for line in lines if line.startswith(f"{kind}  ")]
+        assert len(rows) == (figures["median"] > 0)
+    stages = [line for line in result.stderr.splitlines() if line.endswith("…")]
+    assert stages[-2:] == ["loading shapes …", "profile of 16×16, batch 1, float32, eager …"]
+    # Again, over what is there.
+    assert run(*LITTLE, "--profile", "profile").exit_code == 0
+
+
+def test_ctrl_c_in_a_profile_keeps_the_result_and_the_profiles_before_it(run, small, monkeypatch):
+    monkeypatch.setattr(benchmark, "timed", FakeClock())
+    take = profiles.profile_steps
+
+    def stop(runs, trace, after_each):
+        if "batch2" in trace.name:
+            raise KeyboardInterrupt
+        return take(runs, trace, after_each)
+
+    monkeypatch.setattr(profiles, "profile_steps", stop)
+    result = run(*LITTLE, "--batches", "1,2", "--profile", "[b]mine")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+    last = "Stopped. Nothing of the benchmark is lost; the profiles that were finished are in [b]mine."
+    assert result.stderr.splitlines()[-1] == last
+    assert result.stdout.splitlines()[-1] == "benchmark.json"
+    assert [cell["status"] for cell in read_result(Path("benchmark.json"))["cells"]] == ["done", "done"]
+    assert sorted(path.name for path in Path("[b]mine").iterdir()) == [
+        "16x16-batch1-float32-eager.json.gz",
+        "profile.json",
+    ]
 
 
 def _begin_at_zero(init):

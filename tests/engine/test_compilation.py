@@ -1,5 +1,7 @@
-"""`compile=`: DeepCache puts torch.compile on the U-Net. But in one test, graphs are run as they were traced, so that the
-output is bit-identical to that without."""
+"""`compile=`: DeepCache puts torch.compile on the U-Net.
+
+But in one test, graphs are run as they were traced, so that the output is bit-identical to that without.
+"""
 
 from __future__ import annotations
 

@@ -53,6 +53,10 @@ class Contestant:
         unet_only: whether only the U-Net's calls are run.
         mode: how the U-Net is compiled, one of `MODES`.
         unets_like: a contestant whose U-Nets are used, compiled or not, in the place of own ones.
+
+    Attributes:
+        pipe: the pipeline with the contestant's own U-Nets.
+        loop: the calls of its first U-Net.
     """
 
     def __init__(
@@ -71,21 +75,21 @@ class Contestant:
         self.variant = variant
         self.call = call
         self.device: torch.device = pipe.device
-        self._pipe = copy.copy(pipe)
-        self.loop = UnetLoop.of(self._pipe, call)
+        self.pipe = copy.copy(pipe)
+        self.loop = UnetLoop.of(self.pipe, call)
         self._run: Callable[[Any], None] = self.loop if unet_only else call
-        for name, unet in unets_of(self._pipe).items():
-            setattr(self._pipe, name, getattr(unets_like._pipe, name) if unets_like else _sharing_weights(unet))
+        for name, unet in unets_of(self.pipe).items():
+            setattr(self.pipe, name, getattr(unets_like.pipe, name) if unets_like else _sharing_weights(unet))
         self._engine = self._helper = None
         self._stats: TrajectoryStats | None = None
         self._broken: Exception | None = None
         if method == DEEPCACHE:
             assert variant is not None
-            self._engine = apply_deepcache(self._pipe, replace(variant.config, compile=MODES[mode]))
+            self._engine = apply_deepcache(self.pipe, replace(variant.config, compile=MODES[mode]))
         elif method == REFERENCE:
             assert variant is not None
             assert reference is not None
-            self._helper = reference_helper_class(reference)(pipe=self._pipe)
+            self._helper = reference_helper_class(reference)(pipe=self.pipe)
             self._helper.set_params(
                 cache_interval=variant.config.cache_interval, cache_branch_id=variant.config.cache_branch_id
             )
@@ -95,14 +99,14 @@ class Contestant:
             except Exception as error:
                 self._broken = error
         if method != DEEPCACHE and unets_like is None:
-            for unet in unets_of(self._pipe).values():
+            for unet in unets_of(self.pipe).values():
                 Compilation(unet, MODES[mode]).put_on()
 
     def run(self) -> None:
         """Runs once."""
         if self._broken is not None:
             raise self._broken
-        self._run(self._pipe)
+        self._run(self.pipe)
 
     def release(self) -> int:
         """Forgets what is kept between steps, and tells how many bytes that were."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -25,6 +27,9 @@ from DeepCache.cli.options import (
 )
 from DeepCache.cli.progress import WorkDisplay
 from DeepCache.cli.results import show_bytes
+
+if TYPE_CHECKING:
+    from DeepCache.bench.benchmark import BenchmarkSettings
 
 __all__ = ["benchmark_command"]
 
@@ -74,7 +79,10 @@ def benchmark_command(
     modes: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="eager, and compiled with torch.compile on the U-Net.", rich_help_panel=_GRID
+            metavar="NAMES",
+            help="eager; torch.compile on the U-Net: regional (its transformer blocks), compiled; and with CUDA graphs "
+            "captured, autotuned (the fastest kernels too).",
+            rich_help_panel=_GRID,
         ),
     ] = "eager",
     scopes: Annotated[
@@ -124,6 +132,15 @@ def benchmark_command(
             rich_help_panel=_OUTPUT,
         ),
     ] = Path("benchmark.json"),
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Show where the time of full and shallow steps goes, too, and write that and a chrome trace for each "
+            "size, batch, type and mode to this folder.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
 ) -> None:
     """Measure the speed of a pipeline with DeepCache, without, and with fewer steps.
 
@@ -160,6 +177,10 @@ def benchmark_command(
         reference=reference,
         seed=seed,
     )
+    if profile is not None:
+        from DeepCache.bench.profiles import check_profile
+
+        check_profile(profile, device)
     stderr = Console(stderr=True)
     seconds = None if stop_after is None else 60 * stop_after
     set_threads(threads)
@@ -175,6 +196,29 @@ def benchmark_command(
     if not is_complete(result):
         stderr.print(f"Stopped after {stop_after:g} minutes. The same command goes on.", highlight=False)
     print(output)
+    if profile is not None:
+        _profile(settings, result, profile, device, stderr)
+
+
+def _profile(settings: BenchmarkSettings, measured: dict[str, Any], folder: Path, device: str, stderr: Console) -> None:
+    from DeepCache.bench.profiles import PROFILE_FILE, run_profile
+    from DeepCache.cli.loading import quiet_libraries
+
+    # The profiler tells on stderr when it begins and ends.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with quiet_libraries():
+        try:
+            with WorkDisplay(stderr) as display:
+                result = run_profile(settings, measured, folder, device, display)
+        except KeyboardInterrupt:
+            kept = f"Stopped. Nothing of the benchmark is lost; the profiles that were finished are in {folder}."
+            stderr.print(kept, soft_wrap=True, highlight=False, markup=False)
+            raise typer.Exit(130) from None
+    _print_profiles(result)
+    for found in result["profiles"]:
+        if found["trace"]:
+            print(folder / found["trace"])
+    print(folder / PROFILE_FILE)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -234,3 +278,55 @@ def _figures(row: dict[str, Any]) -> list[str]:
         show_bytes(row["bytes_kept"] or 0),
         "–" if row["peak_memory"] is None else show_bytes(row["peak_memory"]),
     ]
+
+
+def _print_profiles(result: dict[str, Any]) -> None:
+    console = Console()
+    for found in result["profiles"]:
+        title = "{width}×{height}, batch {batch}, {dtype}, {mode}".format(**found)
+        reason = f" ({found['reason']})" if found["reason"] else ""
+        console.print(f"\n{title}: where the time of a step goes{reason}", highlight=False, soft_wrap=True)
+        fitting = max(1, (console.width - _KIND_WIDTH) // (_STEP_WIDTH + 1))
+        for first in range(0, len(found["steps"]), fitting):
+            console.print(_profile_table(found["steps"][first : first + fitting], result["device"]["type"]))
+    console.print(
+        "\nMedians of the U-Net's calls. The profiler slows them down: go by its shares, and by the time without it.\n"
+        "the rest: what no operation, or on a GPU no kernel, fills: Python, launches, waiting.\n"
+        "A chrome trace opens in https://ui.perfetto.dev; the steps have their names in it.\n",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+_KIND_WIDTH, _STEP_WIDTH = 22, 16
+
+
+def _profile_table(steps: list[dict[str, Any]], device: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True, min_width=_KIND_WIDTH - 1)
+    for step in steps:
+        table.add_column(step["step"], justify="right", width=_STEP_WIDTH)
+    for kind in steps[0]["kinds"]:
+        figures = [step["kinds"][kind] for step in steps]
+        if any(each["median"] for each in figures):
+            table.add_row(kind, *(f"{_show_time(each['median'])} {each['share']:>6.1%}" for each in figures))
+    table.add_section()
+    for name, times in _in_all(steps, device).items():
+        table.add_row(name, *(_show_time(seconds) + " " * 7 for seconds in times))
+    return table
+
+
+def _in_all(steps: list[dict[str, Any]], device: str) -> dict[str, list[float]]:
+    rows = {
+        "in all": [sum(each["median"] for each in step["kinds"].values()) for step in steps],
+        "without the profiler": [step["median"] for step in steps],
+    }
+    if device != "cpu":
+        rows["DeepCache's Python"] = [median(step["hooks_seconds"]) for step in steps]
+    return rows
+
+
+def _show_time(seconds: float) -> str:
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:.0f} ms" if milliseconds >= 1000 else f"{milliseconds:.2f} ms"
