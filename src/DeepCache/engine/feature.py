@@ -91,6 +91,11 @@ class FeatureOutlet(nn.Module):
         # What is to be done where the deep layers would run.
         self.meanwhile: Callable[[], None] | None = None
 
+    def hold(self, tensor: torch.Tensor | None, meanwhile: Callable[[], None] | None = None) -> None:
+        """Takes what the next call returns and does."""
+        # Past `nn.Module.__setattr__`, which takes longer than all the rest that is laid over a U-Net.
+        self.__dict__.update(tensor=tensor, meanwhile=meanwhile)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         assert self.tensor is not None
         if self.meanwhile is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -65,10 +65,10 @@ def several_prompts(args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch
     )
 
 
-def counts_parts(unet: nn.Module) -> bool:
-    """Whether an attention processor is told how many parts a batch has, as one that attends across the frames of each
-    must be (Text2Video-Zero): it would take half of a batch for all of it."""
-    return any(hasattr(getattr(module, "processor", None), "batch_size") for module in unet.modules())
+def counts_parts(layers: Iterable[nn.Module]) -> bool:
+    """Whether the processor of an attention layer is told how many parts a batch has, as one that attends across the
+    frames of each must be (Text2Video-Zero): it would take half of a batch for all of it."""
+    return any(hasattr(layer.processor, "batch_size") for layer in layers)
 
 
 def conditional_half(

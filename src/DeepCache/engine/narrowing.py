@@ -52,7 +52,7 @@ class Narrowing:
         self._outlet = FeatureOutlet()
         self._overlays = list(_overlays(unet, branch, self._outlet))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
-        self._cut_blocks = list(dict.fromkeys(each[0] for each in self._overlays))
+        self._hiding = list(dict.fromkeys(each[0] for each in self._overlays))
         self._classes: list[tuple[nn.Module, Any]] = []
         self._adapter_residuals = _adapter_residuals_kept(unet, branch)
         # Cut right after the mid block: the whole down path runs, and the U-Net adds the residuals for the mid block to
@@ -61,14 +61,14 @@ class Narrowing:
 
     def apply(self, feature: Any, meanwhile: Callable[[], None] | None = None) -> None:
         """Lays the shorter lists over the U-Net; its mid block now calls `meanwhile` and returns `feature`."""
-        self._outlet.tensor, self._outlet.meanwhile = feature, meanwhile
+        self._outlet.hold(feature, meanwhile)
         for module, name, narrow in self._overlays:
             attributes = module.__dict__
             # A mid block that is None is an attribute already.
             self._originals.append((attributes, name, attributes.get(name, _ABSENT)))
             attributes[name] = narrow
-        for block in self._cut_blocks:
-            # torch.compile, of a block by itself, guards on the class and not on attributes that hide a child.
+        for block in self._hiding:
+            # torch.compile guards on the class, before anything else, and not on attributes that hide a child.
             kind: Any = type(block)
             self._classes.append((block, kind))
             object.__setattr__(block, "__class__", _cut_class(kind))
@@ -84,7 +84,7 @@ class Narrowing:
         while self._classes:
             block, kind = self._classes.pop()
             object.__setattr__(block, "__class__", kind)
-        self._outlet.tensor = self._outlet.meanwhile = None
+        self._outlet.hold(None)
 
     def narrow_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of a U-Net call without what belongs to the deep part.
@@ -109,7 +109,7 @@ class Narrowing:
 
 @cache
 def _cut_class(cls: Any) -> Any:
-    """A class like this one, for a block while a part of it is hidden."""
+    """A class like this one, for a module while a part of it is hidden."""
     return type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 

@@ -57,6 +57,17 @@ class _Cut:
         self.tap = FeatureTap()
         self.tapped = deep_feature_modules(unet, branch)
         self.deep_attention = deep_attention_layers(unet, branch)
+        self.buffers: dict[Any, torch.Tensor] = {}
+
+    def buffered(self, feature: torch.Tensor) -> torch.Tensor:
+        """The deep feature in a buffer that stays until DeepCache is taken off: a CUDA graph reads what a module holds
+        where it was when the graph was captured, and is captured anew where that has moved."""
+        key = (feature.shape, feature.dtype, feature.device)
+        if key not in self.buffers:
+            # Also where this run is in inference mode and the next is not.
+            with torch.inference_mode(False):
+                self.buffers[key] = torch.empty_like(feature)
+        return self.buffers[key].copy_(feature)
 
 
 class UnetCache:
@@ -128,6 +139,8 @@ class UnetCache:
         for handle in (*self._handles, *self._tap_handles):
             handle.remove()
         self._compilation.take_off()
+        for cut in self._cuts.values():
+            cut.buffers.clear()
         if self.attached:
             del self.unet.__dict__[_END_OF_RUN]
         self._handles, self._tap_handles = [], []
@@ -146,6 +159,7 @@ class UnetCache:
         """Prepares the cuts of the configured branches and their compilation; nothing on the U-Net changes yet."""
         self._compilation = Compilation(self.unet, self._config.compile)
         self._cuts = {number: _Cut(self.unet, branch_of(self.unet, number)) for number in self._config.branches}
+        self._attention = [module for module in self.unet.modules() if hasattr(module, "processor")]
         self._narrowing: Narrowing | None = None
         self._structure = _structure(self.unet)
         self._record = TrajectoryRecord(tuple(self._cuts))
@@ -207,7 +221,7 @@ class UnetCache:
         self._groups = load_groups(cut.narrowing.blocks, others)
         self._narrowing = cut.narrowing
         feature = stored.features[step.branch].at(moment.step, step.order, _HALF if step.guidance_reuse else _WHOLE)
-        cut.narrowing.apply(feature, meanwhile)
+        cut.narrowing.apply(cut.buffered(feature) if self._compiled else feature, meanwhile)
         return args, cut.narrowing.narrow_kwargs(kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -227,9 +241,11 @@ class UnetCache:
             # A CUDA graph writes over its output at the next step, and a second slot or a scheduler may still want it.
             output = with_tensor(output, output_tensor(output).clone())
         output = self._forecast_guidance(call, call.moment, stored, output)
-        if call.step.full or stored.guidance is not None or len(self._cuts) > 1:
+        if call.step.full or stored.guidance is not None or len(self._cuts) > 1 or self._compiled:
             # On other steps nothing is added to what is kept.
-            self._record.note_bytes(sum(slot.bytes for slot in self._slots.values()))
+            buffers = [buffer for cut in self._cuts.values() for buffer in cut.buffers.values()]
+            kept = sum(slot.bytes for slot in self._slots.values())
+            self._record.note_bytes(kept + sum(buffer.nbytes for buffer in buffers))
         if call.moment.ends or call.moment.mixed:
             self._slots.pop(call.moment.slot, None)
         return output
@@ -268,7 +284,7 @@ class UnetCache:
             reason = why_not_two_halves(self._pipe, self.unet, sample)
             if not reason and self._listening:
                 reason = "the pipeline reads the attention maps of whole batches"
-            if not reason and counts_parts(self.unet):
+            if not reason and counts_parts(self._attention):
                 reason = "an attention processor of the U-Net counts on the whole batch"
             if not reason and several_prompts(args, kwargs, sample):
                 reason = "the batch of the U-Net has the same latents with several prompts in one half"
