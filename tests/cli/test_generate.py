@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper
 from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
 from DeepCache.models import MODELS, load_pipeline
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
+from tests.engine.backend import use_backend
 
 PROMPT = "a red circle left of a blue square"
 
@@ -246,6 +248,24 @@ def test_guidance_reuse_without_guidance_is_refused_before_anything_is_drawn(run
     complain(run("generate", PROMPT, "--steps", 3, "--guidance", 1, "--guidance-reuse", *more), "guidance_reuse", "off")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_compiled_pictures_and_originals_are_compiled_once(run, monkeypatch):
+    graphs = use_backend(monkeypatch, CompileCounter())
+    torch.compiler.reset()
+    result = run("generate", PROMPT, "--steps", "4", "--images", "2", "--compare", "--compile", "default")
+    assert "compile the U-Net, which takes a minute or more" in result.stderr
+    # One for the original, a full and a shallow one with DeepCache.
+    assert graphs.frame_count == 3
+    torch.compiler.reset()
+    run("generate", PROMPT, "--steps", "4", "--images", "2", "--compare", "--output", "uncompiled")
+    compiled, uncompiled = written(), written("uncompiled")
+    assert len(compiled) == 6
+    drawn = [path for path in compiled if not path.stem.endswith("-compare")]
+    assert [pixels(path) for path in drawn] == [pixels(path.parent.parent / "uncompiled" / path.name) for path in drawn]
+    assert {noted(path)["compile"] for path in drawn} == {"default"}
+    assert {noted(path)["compile"] for path in uncompiled if not path.stem.endswith("-compare")} == {"none"}
+
+
 def test_full_steps_may_be_spread_unevenly(run):
     result = run("generate", PROMPT, "--steps", 9, "--skip-mode", "non-uniform")
     assert result.exit_code == 0, result.stderr
@@ -322,3 +342,4 @@ def test_forcing_a_plan_takes_one(run):
 def test_names_that_are_unknown_are_refused(run):
     complain(run("generate", PROMPT, "--forecast", "cubic"), "forecast", "'linear'", "'cubic'")
     complain(run("generate", PROMPT, "--skip-mode", "random"), "skip_mode", "'non-uniform'", "'random'")
+    complain(run("generate", PROMPT, "--compile", "fast"), "compile", "'reduce-overhead'", "'fast'")

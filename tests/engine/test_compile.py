@@ -49,20 +49,24 @@ def graphs():
     torch.compiler.reset()
 
 
+def _companion(note):
+    return pytest.mark.companion("torch.compile", note)
+
+
 def _wrap(pipe, graphs):
-    pipe.unet = torch.compile(pipe.unet, backend=graphs)
+    pipe.unet = torch.compile(pipe.unet, backend=graphs, fullgraph=True)
 
 
 def _in_place(pipe, graphs):
-    pipe.unet.compile(backend=graphs)
+    pipe.unet.compile(backend=graphs, fullgraph=True)
 
 
 @pytest.mark.parametrize("compile_first", [True, False], ids=["compiled first", "enabled first"])
 @pytest.mark.parametrize(
     "compile_unet",
     [
-        pytest.param(_wrap, marks=pytest.mark.companion("torch.compile", "whole: `torch.compile(pipe.unet)`")),
-        pytest.param(_in_place, marks=pytest.mark.companion("torch.compile", "in place: `pipe.unet.compile()`")),
+        pytest.param(_wrap, marks=_companion("whole: `torch.compile(pipe.unet, fullgraph=True)`")),
+        pytest.param(_in_place, marks=_companion("in place: `pipe.unet.compile(fullgraph=True)`")),
     ],
 )
 def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first, graphs, cached):

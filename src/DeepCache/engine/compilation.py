@@ -138,7 +138,8 @@ def _transformer_blocks(unet: nn.Module) -> list[nn.Module]:
 
 def _why_no_cuda_graphs(unet: nn.Module) -> str:
     """Why the kernels of a U-Net cannot be captured; an empty string where they can. Reads no tensor."""
-    if hasattr(unet, "_hf_hook") or hasattr(unet, "_diffusers_hook"):
+    registry = vars(unet).get("_diffusers_hook")
+    if hasattr(unet, "_hf_hook") or (registry is not None and registry.hooks):
         return "hooks of accelerate or diffusers move the weights of the U-Net, and these must stay where they are"
     device = next(unet.parameters()).device
     return "" if device.type == "cuda" else f"the U-Net is on the {device.type}, and they take a CUDA device"
