@@ -1,4 +1,4 @@
-"""Writes the results in README.md and docs/schedules.md from the result files, so that no figure there is typed by
+"""Writes the results in README.md and in the pages of docs from the result files, so that no figure there is typed by
 hand, and the keys of result files in docs/benchmarks.md from their schemas; draws the frontier.
 
     python -m benchmarks.tables
@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.host_work_table import host_work
+from benchmarks.shallow_step_table import shallow_step
 from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, schema
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 SCHEDULES = HERE.parent / "docs" / "schedules.md"
+BETWEEN = HERE.parent / "docs" / "between-the-steps.md"
+COMPILING = HERE.parent / "docs" / "compiling.md"
+SHALLOW = HERE.parent / "docs" / "shallow-step.md"
 MEASURING = HERE.parent / "docs" / "benchmarks.md"
 FIGURE = HERE.parent / "docs" / "images" / "frontier.png"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
@@ -57,7 +62,11 @@ def pages() -> dict[Path, str]:
     """The results as Markdown, by the page that has them."""
     fidelity = _fidelity(_read("fidelity")).replace("](benchmarks/", "](../benchmarks/")
     keys = "\n\n".join(_keys(schema(kind)) for kind in (BENCHMARK_FORMAT, ABLATION_FORMAT))
-    return {README: results(), SCHEDULES: f"\n\n{fidelity}\n\n", MEASURING: f"\n\n{keys}\n\n"}
+    between = host_work(_read("host_work"))
+    compiled = _compiled(_read("compiled_cpu"))
+    shallow = shallow_step(_read("shallow_step"))
+    made = {SCHEDULES: fidelity, BETWEEN: between, MEASURING: keys, COMPILING: compiled, SHALLOW: shallow}
+    return {README: results()} | {page: f"\n\n{text}\n\n" for page, text in made.items()}
 
 
 def split(text: str) -> tuple[str, str, str]:
@@ -69,8 +78,9 @@ def split(text: str) -> tuple[str, str, str]:
 
 def results() -> str:
     """The results in the README."""
-    parity, cost, speed = (_read(name) for name in ("parity", "sd15_cpu", "sd15_512_cpu"))
-    return "\n\n".join(["", _frontier(_solvers()), _speed(speed), _parity(parity), _cost(cost), ""])
+    parity, cost, speed, compiled = (_read(name) for name in ("parity", "sd15_cpu", "sd15_512_cpu", "compiled_cpu"))
+    parts = [_frontier(_solvers()), _speed(speed), _compiled_in_short(compiled), _parity(parity), _cost(cost)]
+    return "\n\n".join(["", *parts, ""])
 
 
 def _solvers() -> dict[str, dict[str, Any]]:
@@ -118,6 +128,46 @@ def _speed(result: dict[str, Any]) -> str:
         "pictures."
     )
     return "\n\n".join([lead, "\n".join(rows), closing])
+
+
+def _compiled(result: dict[str, Any]) -> str:
+    lead = (
+        f"{_compiled_unet(result)}, without a GPU: {result['steps']} steps of {result['variant']}, of which a third "
+        "are full. Medians of rounds in which all ran in turn. A speed-up is over no caching in the same mode, "
+        f"compiled against compiled; the limit by multiply-accumulates is {result['limit']:.2f}×. Cold start: what the "
+        "first run takes beyond the second, with an empty cache of compiled code "
+        "([compiled_cpu.json](../benchmarks/compiled_cpu.json))."
+    )
+    rows = [
+        "| | | seconds | speed-up | of the limit | over eager without caching | cold start |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        share = "" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}"
+        cold = result["cold_start"][row["mode"]]["cold_start"]
+        shown = f"{cold:.0f} s" if row["method"] == "DeepCache" and row["mode"] != "eager" else ""
+        rows.append(
+            f"| {row['mode']} | {row['method']} | {row['median']:.2f} | {row['speed_up']:.2f}× | {share} | "
+            f"{row['speed_up_over_eager']:.2f}× | {shown} |"
+        )
+    return "\n\n".join([lead, "\n".join(rows)])
+
+
+def _compiled_in_short(result: dict[str, Any]) -> str:
+    whole = next(row for row in result["rows"] if (row["method"], row["mode"]) == ("DeepCache", "compiled"))
+    return (
+        f'**Compiled against compiled.** {_compiled_unet(result)}: with `compile="default"` and {result["variant"]} '
+        f"it is {whole['speed_up']:.2f}× as fast as compiled without caching, {whole['share_of_limit']:.0%} of the "
+        f"limit, and {whole['speed_up_over_eager']:.2f}× as fast as it comes ([Compiling](docs/compiling.md), "
+        "[compiled_cpu.json](benchmarks/compiled_cpu.json))."
+    )
+
+
+def _compiled_unet(result: dict[str, Any]) -> str:
+    return (
+        f"Stable Diffusion 1.5's U-Net at full size with random weights, {result['pixels']} px, batch "
+        f"{result['batch']}, {result['dtype']}, on {_threads(result['threads'])} of an {result['machine']['cpu']}"
+    )
 
 
 def _threads(count: int) -> str:

@@ -17,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
@@ -122,8 +123,17 @@ def test_the_timestep_of_a_graph():
     for timestep in (600, 600.0, listed[1], listed[1].expand(2), torch.tensor(600.0)):
         steady = static_timestep(timestep, unet, sample)
         assert (steady.dtype, steady.storage_offset(), steady.flatten()[0].item()) == (torch.float32, 0, 600.0)
-    # A U-Net of another kind may look its timesteps up in a table.
-    assert static_timestep(listed[1], DummyUNet(), sample).dtype == torch.int64
+    # Others look their timesteps up in a table.
+    learned = UNet2DModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        time_embedding_type="learned",
+        num_train_timesteps=1000,
+    )
+    for other in (DummyUNet(), learned):
+        assert static_timestep(listed[1], other, sample).dtype == torch.int64
 
 
 def test_off_and_on_again_compiles_nothing_anew(graphs):
@@ -221,7 +231,8 @@ class TestCudaGraphs:
             assert torch.equal(draw(pipe, seed=seed), expected[seed])
         assert backend.overwritten
 
-    def test_the_calls_of_a_step_each_keep_their_output(self, monkeypatch):
+    @pytest.mark.parametrize("interval", [1, 3])
+    def test_the_calls_of_a_step_each_keep_their_output(self, interval, monkeypatch):
         """A pipeline that calls its U-Net with and without the prompt apart, and then combines the two."""
         pipe = Pipeline(small_unet())
         inputs = torch.ones(1, 4, 8, 8), torch.ones(1, 3, 8), torch.zeros(1, 3, 8)
@@ -234,10 +245,10 @@ class TestCudaGraphs:
                 sample = sample - 0.1 * (3 * both[0] - 2 * both[1])
             return sample
 
-        apply_deepcache(pipe, _config(compile="none"))
+        apply_deepcache(pipe, _config(cache_interval=interval, compile="none"))
         expected = run()
         use_backend(monkeypatch, OverwritingGraphs())
-        apply_deepcache(pipe, _config(compile="reduce-overhead"))
+        apply_deepcache(pipe, _config(cache_interval=interval, compile="reduce-overhead"))
         assert torch.equal(run(), expected)
 
     @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "in place"])
@@ -311,16 +322,45 @@ def test_an_unknown_mode_is_refused():
         DeepCacheConfig(compile="fast")
 
 
-def test_a_shallow_step_is_another_class_to_the_compiler():
-    """Its guards on the class of the U-Net come first, so that those of the full step need not be gone through."""
+def test_each_kind_of_step_is_a_class_of_its_own_to_the_compiler():
+    """Its guards on the class of the U-Net come first, so that those of other steps need not be gone through."""
     pipe = _pipeline()
     kind, seen = type(pipe.unet), []
     apply_deepcache(pipe, _config(compile="none"))
     pipe.unet.conv_in.register_forward_hook(lambda *_: seen.append(type(pipe.unet)))
     draw(pipe)
-    assert [each is kind for each in seen] == [True, False, False, True, False, False]
-    assert all(isinstance(pipe.unet, UNet2DConditionModel) and issubclass(each, kind) for each in seen)
+    full, shallow = seen[0], seen[1]
+    assert seen == [full, shallow, shallow] * 2
+    assert len({kind, full, shallow}) == 3
+    assert all(issubclass(each, UNet2DConditionModel) and each.__name__ == kind.__name__ for each in seen)
     assert type(pipe.unet) is kind
+
+
+@pytest.mark.parametrize("cached_first", [True, False])
+def test_the_graphs_of_another_pipeline_are_not_taken(cached_first, graphs):
+    """Its U-Net has the same code, and is compiled without DeepCache or for another branch."""
+    others = [_pipeline(), _pipeline()]
+    apply_deepcache(others[1], _config(compile="none", cache_branch_id=1))
+    for other in others:
+        other.unet.compile()
+    pipe = _pipeline()
+    if cached_first:
+        apply_deepcache(pipe, _config())
+    expected = [draw(other) for other in others]
+    if not cached_first:
+        apply_deepcache(pipe, _config())
+    assert torch.equal(draw(pipe), _uncompiled(_config()))
+    assert [torch.equal(draw(other), before) for other, before in zip(others, expected, strict=True)] == [True, True]
+
+
+def test_a_compiled_forward_counts_as_compiled(graphs):
+    pipe = _pipeline()
+    assert not is_compiled(pipe.unet)
+    pipe.unet.forward = torch.compile(pipe.unet.forward)
+    assert is_compiled(pipe.unet)
+    apply_deepcache(pipe, _config(compile="none"))
+    assert torch.equal(draw(pipe), _uncompiled(_config()))
+    assert graphs.frame_count == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

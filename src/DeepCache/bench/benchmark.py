@@ -174,7 +174,9 @@ def run_benchmark(
         # Told before anything is loaded, where it is not there.
         reference_helper_class(settings.reference)
     if captured := [mode for mode in settings.modes if mode in CAPTURED and found_device.type != "cuda"]:
-        raise ValueError(f"the mode {captured[0]} captures CUDA graphs, and the device is {found_device.type}")
+        raise ValueError(
+            f"the mode {captured[0]} captures CUDA graphs, and the device is {found_device.type}; leave it out"
+        )
     work = Work(0.0, on_progress)
     work.begin(f"loading {settings.model}")
     # By their full names, so that one that is meant twice is found and a file says what `auto` was.

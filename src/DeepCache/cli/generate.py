@@ -141,7 +141,7 @@ def generate_command(
             metavar="MODE",
             help="Compile the U-Net, one graph for full steps and one for shallow ones: default, reduce-overhead or "
             "max-autotune (both with CUDA graphs), max-autotune-no-cudagraphs; regional compiles the transformer "
-            "blocks alone, in less time and for less gain. Pays off from a few pictures on.",
+            "blocks alone, in less time and for less gain. Pays off over many pictures.",
             rich_help_panel=_DEEPCACHE,
         ),
     ] = _DEFAULT.compile,
@@ -150,8 +150,8 @@ def generate_command(
         typer.Option(
             "--compare",
             help="Draw each picture without DeepCache too, and write the two side by side. "
-            "Before the clock starts, a run of two steps warms up and is discarded; then each "
-            "time is that of the whole pipeline call.",
+            "Before the clock starts, a run of two steps (with --compile one of each) warms up and is discarded; "
+            "then each time is that of the whole pipeline call.",
             rich_help_panel=_DEEPCACHE,
         ),
     ] = False,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.engine.compilation import ISOLATED, is_compiled_by_others
+from DeepCache.engine.compilation import is_compiled_by_others
 from DeepCache.engine.follow import follow_unets, unfollow_unets
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unet_cache import UnetCache, check_settings
@@ -125,8 +125,8 @@ class DeepCacheEngine:
             raise ValueError(f"compile={config.compile!r} and the U-Net is compiled already: leave out one of the two")
 
     def _recompile(self) -> None:
-        if self._compiled_by_others() or (self._config.compile != "none" and not ISOLATED):
-            # What is compiled already knows nothing of hooks that came later.
+        if self._compiled_by_others():
+            # Of what was compiled before, nothing fits any more.
             torch.compiler.reset()
 
     def _compiled_by_others(self) -> bool:

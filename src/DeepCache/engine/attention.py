@@ -72,7 +72,21 @@ class Listener:
         for handle in self._handles:
             handle.remove()
         wrote = {layer for layer, before in self._before.items() if _differ(before, _holdings(layer.processor))}
-        return AttentionCalls([call for call in self._calls if call[0] in wrote])
+        copies: dict[int, Any] = {}
+
+        def copied(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and id(value) not in copies:
+                # A CUDA graph writes over it at the next step.
+                copies[id(value)] = value.clone()
+            return copies.get(id(value), value)
+
+        return AttentionCalls(
+            [
+                (layer, tuple(map(copied, args)), {name: copied(value) for name, value in kwargs.items()})
+                for layer, args, kwargs in self._calls
+                if layer in wrote
+            ]
+        )
 
     def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kept = {name: _without_history(value) for name, value in kwargs.items()}

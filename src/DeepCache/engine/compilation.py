@@ -1,7 +1,7 @@
 """`torch.compile` on a U-Net, put on and taken off with DeepCache.
 
-A U-Net that is compiled has one graph for full steps and one for shallow steps: what DeepCache lays over it changes its
-class, on which the compiler guards first. The hooks run outside of the graphs.
+A U-Net that is compiled has one graph for full steps and one for shallow steps, told apart by the class that it has for
+the length of the call. The hooks run outside of the graphs.
 """
 
 from __future__ import annotations
@@ -103,21 +103,23 @@ def is_compiled_by_others(unet: nn.Module) -> bool:
 
 
 def _is_wrapped(unet: nn.Module) -> bool:
-    return isinstance(unet, torch._dynamo.OptimizedModule)
+    return isinstance(unet, torch._dynamo.OptimizedModule) or hasattr(unet.forward, "_torchdynamo_orig_callable")
 
 
 def static_timestep(timestep: Any, unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:
     """The timestep as a graph wants it, whatever the scheduler: a number would be compiled into it, a tensor on another
     device would keep it out of a CUDA graph, and another dtype would take a graph of its own.
 
-    A U-Net that projects its timesteps, as those of diffusers do, counts in float32 anyhow.
+    A U-Net that projects its timesteps, as those of diffusers do, counts in float32 anyhow; one that looks them up in a
+    table takes whole numbers.
 
     Args:
         timestep: as given to the U-Net.
         unet: the U-Net.
         sample: its sample.
     """
-    dtype = torch.float32 if hasattr(unet, "time_proj") else None
+    projection = getattr(unet, "time_proj", None)
+    dtype = None if projection is None or isinstance(projection, nn.Embedding) else torch.float32
     if not isinstance(timestep, torch.Tensor):
         # Written on the device: to copy it there would wait.
         return torch.full((), timestep, dtype=dtype, device=sample.device)
@@ -141,5 +143,5 @@ def _why_no_cuda_graphs(unet: nn.Module) -> str:
     registry = vars(unet).get("_diffusers_hook")
     if hasattr(unet, "_hf_hook") or (registry is not None and registry.hooks):
         return "hooks of accelerate or diffusers move the weights of the U-Net, and these must stay where they are"
-    device = next(unet.parameters()).device
-    return "" if device.type == "cuda" else f"the U-Net is on the {device.type}, and they take a CUDA device"
+    device = next((parameter.device.type for parameter in unet.parameters()), "cpu")
+    return "" if device == "cuda" else f"the U-Net is on the {device}, and they take a CUDA device"

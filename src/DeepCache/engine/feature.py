@@ -57,9 +57,8 @@ class FeatureTap:
     def __init__(self) -> None:
         # A fixed attribute rather than an entry of a dictionary: torch.compile would guard on the keys.
         self.tensor: torch.Tensor | None = None
-        # Open during a step that renews the feature. A compiled full step is told apart by it, since torch.compile
-        # guards on an attribute that it has read and not on attributes that hide a registered child; and modules that
-        # another U-Net borrows (Versatile Diffusion) are left alone there.
+        # Open during a step that renews the feature. Modules that another U-Net borrows (Versatile Diffusion) are left
+        # alone there.
         self.open = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -8,8 +8,7 @@ registered (parameters, buffers, `state_dict`, `to`) is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -17,11 +16,47 @@ from torch import nn
 from DeepCache.engine.branches import SkipBranch, cut_layers, down_blocks, layer_count, samplers, up_blocks
 from DeepCache.engine.feature import FeatureOutlet
 
-__all__ = ["Narrowing", "deep_attention_layers", "deep_feature_modules"]
+__all__ = ["ClassMark", "Narrowing", "deep_attention_layers", "deep_feature_modules"]
 
 _ADAPTER_RESIDUALS = "down_intrablock_additional_residuals"
 _CONTROLNET_RESIDUALS = "down_block_additional_residuals"
 _CONTROLNET_MID_RESIDUAL = "mid_block_additional_residual"
+
+
+class ClassMark:
+    """Gives modules a class of their own for the length of a call, which is like theirs in all but its identity.
+
+    `torch.compile` guards on the class before anything else, and not on hooks or on attributes that hide a child: this
+    keeps its graphs of one kind of step from being taken for another kind, or for another U-Net.
+
+    Args:
+        modules: the modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = list(modules)
+        self._classes: dict[Any, Any] = {}
+        self._before: list[tuple[nn.Module, Any]] = []
+
+    def put_on(self) -> None:
+        """Changes the classes."""
+        for module in self._modules:
+            kind: Any = type(module)
+            self._before.append((module, kind))
+            if kind not in self._classes:
+                names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+                self._classes[kind] = type(kind.__name__, (kind,), names)
+            object.__setattr__(module, "__class__", self._classes[kind])
+
+    def take_off(self) -> None:
+        """Changes them back. Safe where nothing was changed, or only a part."""
+        while self._before:
+            module, kind = self._before.pop()
+            object.__setattr__(module, "__class__", kind)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Classes that are made here cannot be pickled.
+        return self.__dict__ | {"_classes": {}}
 
 
 class Narrowing:
@@ -33,6 +68,7 @@ class Narrowing:
 
     Attributes:
         blocks: the blocks that a shallow step runs, two of them in part.
+        cut: the U-Net and those two.
 
     Example:
         >>> from diffusers import UNet2DConditionModel
@@ -52,8 +88,8 @@ class Narrowing:
         self._outlet = FeatureOutlet()
         self._overlays = list(_overlays(unet, branch, self._outlet))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
-        self._hiding = list(dict.fromkeys(each[0] for each in self._overlays))
-        self._classes: list[tuple[nn.Module, Any]] = []
+        self.cut = list(dict.fromkeys(each[0] for each in self._overlays))
+        self._mark = ClassMark(self.cut)
         self._adapter_residuals = _adapter_residuals_kept(unet, branch)
         # Cut right after the mid block: the whole down path runs, and the U-Net adds the residuals for the mid block to
         # what the outlet returns.
@@ -67,11 +103,7 @@ class Narrowing:
             # A mid block that is None is an attribute already.
             self._originals.append((attributes, name, attributes.get(name, _ABSENT)))
             attributes[name] = narrow
-        for block in self._hiding:
-            # torch.compile guards on the class, before anything else, and not on attributes that hide a child.
-            kind: Any = type(block)
-            self._classes.append((block, kind))
-            object.__setattr__(block, "__class__", _cut_class(kind))
+        self._mark.put_on()
 
     def undo(self) -> None:
         """Takes them off again. Safe where nothing was applied, or only a part."""
@@ -81,9 +113,7 @@ class Narrowing:
                 attributes.pop(name, None)
             else:
                 attributes[name] = original
-        while self._classes:
-            block, kind = self._classes.pop()
-            object.__setattr__(block, "__class__", kind)
+        self._mark.take_off()
         self._outlet.hold(None)
 
     def narrow_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -105,12 +135,6 @@ class Narrowing:
             # Without a residual for the mid block these are an adapter's, under the name they once had.
             narrow[_CONTROLNET_RESIDUALS] = list(narrow[_CONTROLNET_RESIDUALS][: self._adapter_residuals])
         return narrow
-
-
-@cache
-def _cut_class(cls: Any) -> Any:
-    """A class like this one, for a module while a part of it is hidden."""
-    return type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
 _ABSENT = object()

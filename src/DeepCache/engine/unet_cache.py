@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import AttentionCalls, Listener, may_write
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
-from DeepCache.engine.compilation import Compilation, is_compiled, static_timestep
+from DeepCache.engine.compilation import ISOLATED, Compilation, is_compiled, static_timestep
 from DeepCache.engine.feature import FeatureTap, StoredSlot
 from DeepCache.engine.fingerprint import other_model, other_scheduler, refuse
 from DeepCache.engine.guidance import (
@@ -26,7 +26,7 @@ from DeepCache.engine.guidance import (
     why_not_two_halves,
     with_tensor,
 )
-from DeepCache.engine.narrowing import Narrowing, deep_attention_layers, deep_feature_modules
+from DeepCache.engine.narrowing import ClassMark, Narrowing, deep_attention_layers, deep_feature_modules
 from DeepCache.engine.offload import load_groups
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
 from DeepCache.engine.trajectory import Moment, Trajectory
@@ -60,8 +60,8 @@ class _Cut:
         self.buffers: dict[Any, torch.Tensor] = {}
 
     def buffered(self, feature: torch.Tensor) -> torch.Tensor:
-        """The deep feature in a buffer that stays until DeepCache is taken off: a CUDA graph reads what a module holds
-        where it was when the graph was captured, and is captured anew where that has moved."""
+        """The deep feature in a buffer that stays: a CUDA graph reads what a module holds where it was when the graph
+        was captured, and is captured anew where that has moved."""
         key = (feature.shape, feature.dtype, feature.device)
         if key not in self.buffers:
             # Also where this run is in inference mode and the next is not.
@@ -139,8 +139,6 @@ class UnetCache:
         for handle in (*self._handles, *self._tap_handles):
             handle.remove()
         self._compilation.take_off()
-        for cut in self._cuts.values():
-            cut.buffers.clear()
         if self.attached:
             del self.unet.__dict__[_END_OF_RUN]
         self._handles, self._tap_handles = [], []
@@ -157,8 +155,12 @@ class UnetCache:
 
     def _cut(self) -> None:
         """Prepares the cuts of the configured branches and their compilation; nothing on the U-Net changes yet."""
+        if self._config.compile != "none" and not ISOLATED:
+            # Graphs that nothing matches any more would count towards the limit.
+            torch.compiler.reset()
         self._compilation = Compilation(self.unet, self._config.compile)
         self._cuts = {number: _Cut(self.unet, branch_of(self.unet, number)) for number in self._config.branches}
+        self._tapped = ClassMark(dict.fromkeys(module for cut in self._cuts.values() for module in cut.narrowing.cut))
         self._attention = [module for module in self.unet.modules() if hasattr(module, "processor")]
         self._narrowing: Narrowing | None = None
         self._structure = _structure(self.unet)
@@ -211,6 +213,7 @@ class UnetCache:
             args, kwargs = conditional_half(args, kwargs, len(sample))
         if step.full or stored is None:
             self._listener = Listener(self._listening) if self._listening else None
+            self._tapped.put_on()
             return args, kwargs
         cut = self._cuts[step.branch]
         meanwhile, others = None, []
@@ -234,12 +237,12 @@ class UnetCache:
         if call.moment is None:
             return None
         self._restore()
-        if not self._cuts and not self._config.any_guidance_reuse:
-            return None
-        stored = self._stored(call, call.moment)
         if self._compiled:
             # A CUDA graph writes over its output at the next step, and a second slot or a scheduler may still want it.
             output = with_tensor(output, output_tensor(output).clone())
+        if not self._cuts and not self._config.any_guidance_reuse:
+            return output
+        stored = self._stored(call, call.moment)
         output = self._forecast_guidance(call, call.moment, stored, output)
         if call.step.full or stored.guidance is not None or len(self._cuts) > 1 or self._compiled:
             # On other steps nothing is added to what is kept.
@@ -254,6 +257,7 @@ class UnetCache:
         if self._narrowing is not None:
             self._narrowing.undo()
             self._narrowing = None
+        self._tapped.take_off()
         for cut in self._cuts.values():
             cut.tap.open = False
         while self._groups:

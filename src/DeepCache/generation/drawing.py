@@ -137,10 +137,10 @@ def generate(
     check_against_pipeline(settings, pipe)
     engine = apply_deepcache(pipe, settings.cache)
     compiled = settings.cache.compile != "none"
-    # The original is compiled as well, so that caching is all that tells the two apart.
-    whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=settings.cache.compile))
     try:
         _check_plan(settings)
+        # The original is compiled as well, so that caching is all that tells the two apart.
+        whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=settings.cache.compile))
         if compare:
             prompt, seed = next(settings.jobs())
             call = _call(pipe, settings, prompt, seed)
