@@ -30,9 +30,11 @@ class OverwritingGraphs:
             for index in fixed:
                 address = inputs[index].data_ptr()
                 assert addresses.setdefault((index, inputs[index].shape), address) == address
-            for tensor in self._handed_out:
-                tensor.fill_(float("nan"))
-                self.overwritten += 1
+            # A graph writes whatever mode of gradients its memory was handed out in.
+            with torch.inference_mode():
+                for tensor in self._handed_out:
+                    tensor.fill_(float("nan"))
+                    self.overwritten += 1
             # Buffers of its own, also where the graph hands out what it was given.
             outputs = [value.clone() if isinstance(value, torch.Tensor) else value for value in graph(*inputs)]
             self._handed_out = [value for value in outputs if isinstance(value, torch.Tensor)]

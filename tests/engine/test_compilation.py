@@ -251,6 +251,14 @@ class TestCudaGraphs:
         apply_deepcache(pipe, _config(cache_interval=interval, compile="reduce-overhead"))
         assert torch.equal(run(), expected)
 
+    def test_in_inference_mode_and_then_without(self, monkeypatch):
+        use_backend(monkeypatch, OverwritingGraphs())
+        pipe = _pipeline()
+        apply_deepcache(pipe, _config(compile="reduce-overhead"))
+        with torch.inference_mode():
+            draw(pipe)
+        assert torch.equal(draw(pipe), _uncompiled(_config()))
+
     @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "in place"])
     def test_compiled_by_the_user(self, wrapped, monkeypatch):
         use_backend(monkeypatch, OverwritingGraphs())

@@ -15,7 +15,8 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import AttentionCalls, Listener, may_write
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
 from DeepCache.engine.compilation import ISOLATED, Compilation, is_compiled, static_timestep
-from DeepCache.engine.feature import FeatureTap, StoredSlot
+from DeepCache.engine.cut import Cut
+from DeepCache.engine.feature import StoredSlot
 from DeepCache.engine.fingerprint import other_model, other_scheduler, refuse
 from DeepCache.engine.guidance import (
     conditional_half,
@@ -26,7 +27,7 @@ from DeepCache.engine.guidance import (
     why_not_two_halves,
     with_tensor,
 )
-from DeepCache.engine.narrowing import ClassMark, Narrowing, deep_attention_layers, deep_feature_modules
+from DeepCache.engine.narrowing import ClassMark, Narrowing
 from DeepCache.engine.offload import load_groups
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
 from DeepCache.engine.trajectory import Moment, Trajectory
@@ -46,28 +47,6 @@ class _Call:
     sample: torch.Tensor
     moment: Moment | None = None
     step: Step = _FULL
-
-
-class _Cut:
-    """A skip branch of the U-Net that is cut on shallow steps, with all that it takes."""
-
-    def __init__(self, unet: nn.Module, branch: SkipBranch) -> None:
-        self.name = branch.name
-        self.narrowing = Narrowing(unet, branch)
-        self.tap = FeatureTap()
-        self.tapped = deep_feature_modules(unet, branch)
-        self.deep_attention = deep_attention_layers(unet, branch)
-        self.buffers: dict[Any, torch.Tensor] = {}
-
-    def buffered(self, feature: torch.Tensor) -> torch.Tensor:
-        """The deep feature in a buffer that stays: a CUDA graph reads what a module holds where it was when the graph
-        was captured, and is captured anew where that has moved."""
-        key = (feature.shape, feature.dtype, feature.device)
-        if key not in self.buffers:
-            # Also where this run is in inference mode and the next is not.
-            with torch.inference_mode(False):
-                self.buffers[key] = torch.empty_like(feature)
-        return self.buffers[key].copy_(feature)
 
 
 class UnetCache:
@@ -159,7 +138,7 @@ class UnetCache:
             # Graphs that nothing matches any more would count towards the limit.
             torch.compiler.reset()
         self._compilation = Compilation(self.unet, self._config.compile)
-        self._cuts = {number: _Cut(self.unet, branch_of(self.unet, number)) for number in self._config.branches}
+        self._cuts = {number: Cut(self.unet, branch_of(self.unet, number)) for number in self._config.branches}
         self._tapped = ClassMark(dict.fromkeys(module for cut in self._cuts.values() for module in cut.narrowing.cut))
         self._attention = [module for module in self.unet.modules() if hasattr(module, "processor")]
         self._narrowing: Narrowing | None = None
