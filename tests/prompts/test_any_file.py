@@ -9,14 +9,16 @@ import random
 import tempfile
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from DeepCache.generation import GenerationSettings
-from DeepCache.prompts import Prompt, read_prompt_set, read_prompts
+from DeepCache.prompts import Prompt, read_prompt_set, read_prompts, read_rows
 
-ENDINGS = ("txt", "jsonl", "csv", "tsv", "json")
+ENDINGS = ("txt", "jsonl", "csv", "tsv", "json", "parquet")
 examples = settings(deadline=None, derandomize=True, max_examples=100)
 
 # No line ends of any kind, no other control characters, no halves of characters.
@@ -74,12 +76,19 @@ def as_coco(prompts):
     return json.dumps({"images": images, "annotations": annotations})
 
 
+def as_parquet(prompts):
+    written = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"Prompt": prompts, "seed": range(len(prompts))}), written)
+    return written.getvalue()
+
+
 WRITTEN = {
     "txt": lambda prompts: "\n".join(prompts),
     "jsonl": as_json_lines,
     "csv": lambda prompts: as_table(prompts, "excel"),
     "tsv": lambda prompts: as_table(prompts, "excel-tab"),
     "json": as_coco,
+    "parquet": as_parquet,
 }
 
 
@@ -140,6 +149,24 @@ def test_coco(prompts):
     assert found == tuple(Prompt(" ".join(text.split()), str(number)) for number, text in enumerate(prompts))
 
 
+@examples
+@given(prompt_lists)
+def test_parquet(prompts):
+    found = read("parquet", as_parquet(prompts))
+    assert found == tuple(Prompt(text, str(number)) for number, text in enumerate(prompts, start=1))
+
+
+@examples
+@given(st.text(st.sampled_from("ab#\t\n\r\v\f\x1c\x85\u2028\u2029 "), max_size=40))
+def test_a_text_has_the_lines_that_python_splits_it_into(text):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "prompts.txt")
+        path.write_bytes(text.encode("utf-8"))
+        found = [(row.place, row.values["prompt"]) for row in read_rows(path)]
+    lines = [(f"line {number}", line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    assert found == [(place, line) for place, line in lines if line and not line.startswith("#")]
+
+
 # what cannot be read
 
 
@@ -148,6 +175,27 @@ def test_coco(prompts):
 @given(st.binary(max_size=200))
 def test_any_bytes(ending, content):
     read_or_refuse(ending, content)
+
+
+@pytest.mark.parametrize("before", [0, 2**20 - 1, 2**20])
+@examples
+@given(st.binary(max_size=12), st.booleans())
+def test_the_byte_that_is_no_text(before, content, mark):
+    content = b"x" * before + content
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        expected = error.start
+    else:
+        return
+    # The mark alone is all of a file that is cut off within it.
+    content = (b"\xef\xbb\xbf" if mark else b"") + content
+    assume(len(content) > 2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "prompts.txt")
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"is not UTF-8 text \(byte {expected}\)$"):
+            list(read_rows(path))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -188,7 +236,8 @@ def test_any_json(found):
 @examples
 @given(prompt_lists, st.data())
 def test_a_file_that_was_cut_off_or_changed(ending, prompts, data):
-    content = WRITTEN[ending](prompts).encode("utf-8")
+    written = WRITTEN[ending](prompts)
+    content = written if isinstance(written, bytes) else written.encode("utf-8")
     place = data.draw(st.integers(0, len(content) - 1))
     read_or_refuse(ending, content[:place])
     read_or_refuse(ending, content[place:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from io import StringIO
 
 from DeepCache.models.registry import named_model
 from DeepCache.prompts.plain_text import text_rows
@@ -31,7 +32,7 @@ def bundled_prompt_set(name: str) -> tuple[Prompt, ...]:
     if name not in BUNDLED:
         raise ValueError(f"the prompt sets that come with DeepCache are {' and '.join(BUNDLED)}, got {name!r}")
     text = (files("DeepCache.prompts") / f"{name}.txt").read_text(encoding="utf-8")
-    return tuple(prompt_of(row, number) for number, row in enumerate(text_rows(text), start=1))
+    return tuple(prompt_of(row, number) for number, row in enumerate(text_rows(StringIO(text)), start=1))
 
 
 def bundled_prompts(model: str) -> tuple[str, ...]:

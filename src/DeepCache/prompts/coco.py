@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from json import JSONDecodeError
-from typing import Any
+from typing import Any, TextIO
 
 from DeepCache.prompts.rows import Row, check_text, shown
 from DeepCache.prompts.strict_json import parse_json
@@ -17,17 +17,20 @@ COCO_EXPECTED = (
 )
 
 
-def coco_rows(text: str) -> Iterator[Row]:
+def coco_rows(text: TextIO) -> Iterator[Row]:
     """One row for each image that has a caption, in the order of the image ids.
 
     Of an image's captions it is the one with the lowest annotation id, on one line and with single blanks.
+
+    JSON has no end before its last character, and the captions of an image may stand far apart, so that the whole
+    file is held in memory.
 
     Raises:
         ValueError: the text is no JSON or not what COCO's captions look like; an id comes twice, an annotation is of
             an image that is not listed, or a caption is empty.
     """
     try:
-        found = parse_json(text)
+        found = parse_json(text.read())
     except JSONDecodeError as error:
         raise ValueError(f"it is no JSON: {error.msg} (line {error.lineno}, character {error.colno})") from error
     if not isinstance(found, dict):

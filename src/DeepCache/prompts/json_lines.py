@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from json import JSONDecodeError
+from typing import TextIO
 
 from DeepCache.prompts.rows import Row, shown
 from DeepCache.prompts.strict_json import parse_json
@@ -11,16 +12,26 @@ from DeepCache.prompts.strict_json import parse_json
 __all__ = ["json_line_rows"]
 
 
-def json_line_rows(text: str) -> Iterator[Row]:
+def json_line_rows(text: TextIO) -> Iterator[Row]:
     """One row for each line; blank lines are skipped. Upper and lower case are the same in keys.
 
-    Raises:
-        ValueError: a line is no JSON, or neither an object nor a string.
+    A line that is no JSON, neither an object nor a string, or has a key twice is a row with an error.
+
+    Args:
+        text: an open text whose lines end at a line feed only; the line ends of Unicode may stand in a JSON string as
+            they are.
     """
-    # Not splitlines: the line ends of Unicode may stand in a JSON string as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text, start=1):
         if line.strip():
-            yield Row(f"line {number}", _values(number, line))
+            yield _row(number, line.removesuffix("\n"))
+
+
+def _row(number: int, line: str) -> Row:
+    place = f"line {number}"
+    try:
+        return Row(place, _values(number, line))
+    except ValueError as error:
+        return Row(place, {}, error=str(error))
 
 
 def _values(number: int, line: str) -> dict[str, object]:

@@ -23,11 +23,13 @@ class Row:
 
     Args:
         place: where it is in the file, such as `line 3`.
-        values: its values by their names in lower case.
+        values: its values by their names in lower case, as the file has them; empty where the row cannot be read.
+        error: why the row cannot be read, with its place; empty where it can.
     """
 
     place: str
     values: Mapping[str, object]
+    error: str = ""
 
 
 def prompt_of(row: Row, number: int) -> Prompt:
@@ -38,8 +40,10 @@ def prompt_of(row: Row, number: int) -> Prompt:
         number: which prompt of the file it is, from 1; it is the id where the row has none.
 
     Raises:
-        ValueError: the row has no prompt, or one of its values cannot be used.
+        ValueError: the row cannot be read or has no prompt, or one of its values cannot be used.
     """
+    if row.error:
+        raise ValueError(row.error)
     name = next((name for name in PROMPT_NAMES if name in row.values), None)
     if name is None:
         raise ValueError(f"{row.place} must have a 'prompt', 'caption' or 'text', got {shown(list(row.values))}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterator
-from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from DeepCache.prompts.rows import PROMPT_NAMES, Row, shown
 
@@ -21,43 +20,53 @@ _COMMA_HINT = (
 _TAB_HINT = "a value cannot hold a tab or a line break"
 
 
-def comma_rows(text: str) -> Iterator[Row]:
+def comma_rows(text: TextIO) -> Iterator[Row]:
     """The rows of comma-separated values below their header; a value may stand between double quotes.
 
+    A row that has more or fewer values than the header is one with an error.
+
+    Args:
+        text: an open text, with its line ends as they are.
+
     Raises:
-        ValueError: the quotes do not match, the header names no prompt or a column twice, or a row has more or fewer
-            values than the header.
+        ValueError: the quotes do not match, or the header names no prompt or a column twice.
     """
-    reader = csv.reader(StringIO(text, newline=""), strict=True)
+    reader = csv.reader(text, strict=True)
     return _rows(reader, str, _COMMA_HINT)
 
 
-def tab_rows(text: str) -> Iterator[Row]:
+def tab_rows(text: TextIO) -> Iterator[Row]:
     """The rows of tab-separated values below their header.
 
     Double quotes are characters like any other, as in PartiPrompts, whose prompts hold them as they are. Only a value
     that stands in them the way spreadsheets write it, with every double quote inside doubled, loses them.
 
+    A row that has more or fewer values than the header is one with an error.
+
+    Args:
+        text: an open text, with its line ends as they are.
+
     Raises:
-        ValueError: the header names no prompt or a column twice, or a row has more or fewer values than the header.
+        ValueError: the header names no prompt or a column twice, or a value is longer than any should be.
     """
-    reader = csv.reader(StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     return _rows(reader, _unquoted, _TAB_HINT)
 
 
 def _rows(reader: Reader, value_of: Callable[[str], str], hint: str) -> Iterator[Row]:
     names: list[str] | None = None
     for line, fields in _lines(reader, hint):
+        place = f"line {line}"
         values = [value_of(field) for field in fields]
         if names is None:
             names = _names(line, values)
         elif len(values) != len(names):
-            raise ValueError(
-                f"line {line} must have as many values as the header has columns, {len(names)}, got {len(values)}; "
-                f"{hint}"
+            error = (
+                f"{place} must have as many values as the header has columns, {len(names)}, got {len(values)}; {hint}"
             )
+            yield Row(place, {}, error)
         else:
-            yield Row(f"line {line}", dict(zip(names, values, strict=True)))
+            yield Row(place, dict(zip(names, values, strict=True)))
 
 
 def _lines(reader: Reader, hint: str) -> Iterator[tuple[int, list[str]]]:
