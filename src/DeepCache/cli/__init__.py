@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from DeepCache.cli.ablate import ablate_command
+from DeepCache.cli.batch import batch_command
 from DeepCache.cli.benchmark import benchmark_command
 from DeepCache.cli.errors import CommandGroup
 from DeepCache.cli.generate import generate_command
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate_command)
+app.command("batch")(batch_command)
 app.command("ablate")(ablate_command)
 app.command("benchmark")(benchmark_command)
 app.command("info")(info_command)

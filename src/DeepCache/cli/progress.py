@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,13 +23,15 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from DeepCache.batch import BatchProgress
     from DeepCache.generation import StepProgress
     from DeepCache.progress import WorkProgress
 
-__all__ = ["StepDisplay", "WorkDisplay", "show_pattern"]
+__all__ = ["BatchDisplay", "StepDisplay", "WorkDisplay", "show_pattern"]
 
 _ROOM_FOR_OTHER_COLUMNS = 44
 _LONGEST_PLAIN_PATTERN = 60
+_LINE_EVERY_SECONDS = 30.0
 _BARS = 6  # the latest ones; more would push each other off the screen
 
 
@@ -120,6 +124,55 @@ class WorkDisplay:
         if not self._console.is_terminal and now.stage != self._stage:
             self._console.print(f"{now.stage} …", soft_wrap=True, highlight=False, markup=False)
         self._stage = now.stage
+
+
+class BatchDisplay:
+    """A bar of pictures with how many a second, done, failed, and the time left; elsewhere a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[more]}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, more="")
+        self._stage = ""
+        self._told_at = 0.0
+
+    def __enter__(self) -> BatchDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, now: BatchProgress) -> None:
+        finished = now.done + now.failed
+        more = _more(now)
+        self._progress.update(self._task, description=now.stage, completed=finished, total=now.rows or None, more=more)
+        if self._console.is_terminal:
+            return
+        new = now.stage != self._stage
+        if new or (now.stage == "drawing" and time.monotonic() - self._told_at >= _LINE_EVERY_SECONDS):
+            self._told_at = time.monotonic()
+            line = f"{now.stage} …" if not more else f"{now.stage}: {finished} of {now.rows}, {more}"
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self._stage = now.stage
+
+
+def _more(now: BatchProgress) -> str:
+    if not now.drawn:
+        return ""
+    parts = [f"{now.per_second:.2f} a second", f"{now.done} done", f"{now.failed} failed"]
+    if now.stage == "drawing" and now.seconds_left is not None:
+        parts.append(f"{timedelta(seconds=round(now.seconds_left))} left")
+    return ", ".join(parts)
 
 
 class _PatternColumn(ProgressColumn):

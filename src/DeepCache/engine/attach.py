@@ -55,6 +55,11 @@ class DeepCacheEngine:
         return next(iter(self._caches.values())).stats
 
     @property
+    def pattern(self) -> str:
+        """The `pattern` in `stats`, without counting anything."""
+        return next(iter(self._caches.values())).pattern
+
+    @property
     def unet_stats(self) -> dict[str, TrajectoryStats]:
         """`stats` of every U-Net by the name of its component."""
         return {name: cache.stats for name, cache in self._caches.items()}

@@ -86,12 +86,16 @@ class TrajectoryRecord:
     def note_bytes(self, kept: int) -> None:
         self._bytes_kept = max(self._bytes_kept, kept)
 
+    @property
+    def pattern(self) -> str:
+        return pattern_of(self._steps)
+
     def stats(self, unet: nn.Module) -> TrajectoryStats:
         share, reason = self._count(unet) if self._steps else (None, "")
         full = sum(step.full for step in self._steps)
         shallow = len(self._steps) - full
         halved = sum(step.guidance_reuse for step in self._steps)
-        return TrajectoryStats(pattern_of(self._steps), full, shallow, self._bytes_kept, share, reason, halved)
+        return TrajectoryStats(self.pattern, full, shallow, self._bytes_kept, share, reason, halved)
 
     def _count(self, unet: nn.Module) -> tuple[float | None, str]:
         """The share of multiply-accumulates, counted when it is asked for and not while a picture is made."""

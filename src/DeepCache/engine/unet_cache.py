@@ -88,6 +88,11 @@ class UnetCache:
         return bool(self._handles)
 
     @property
+    def pattern(self) -> str:
+        """One character a step of the last trajectory."""
+        return self._record.pattern
+
+    @property
     def stats(self) -> TrajectoryStats:
         return self._record.stats(self.unet)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from DeepCache.config import DeepCacheConfig
 from DeepCache.generation.comparison import compare_side_by_side
 from DeepCache.generation.output import OutputFolder
-from DeepCache.generation.settings import GenerationSettings, check_against_pipeline
+from DeepCache.generation.settings import GenerationSettings, check_against_pipeline, check_plan
 from DeepCache.models.loading import recommended_guidance
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule, pattern_of
@@ -138,7 +138,7 @@ def generate(
     engine = apply_deepcache(pipe, settings.cache)
     compiled = settings.cache.compile != "none"
     try:
-        _check_plan(settings)
+        check_plan(settings.cache, settings.steps)
         # The original is compiled as well, so that caching is all that tells the two apart.
         whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=settings.cache.compile))
         if compare:
@@ -178,18 +178,6 @@ def generate(
             yield result
     finally:
         remove_deepcache(pipe)
-
-
-def _check_plan(settings: GenerationSettings) -> None:
-    """Refuses a plan for another number of steps before anything is drawn."""
-    cache = settings.cache
-    if cache.plan is not None and not cache.force_plan:
-        steps = cache.plan.tuned.get("steps", settings.steps)
-        if steps != settings.steps:
-            raise ValueError(
-                f"the plan was tuned for {steps} steps, and {settings.steps} are asked for; take {steps}, tune a plan "
-                "for this number, or force it (--force-plan)"
-            )
 
 
 def _warm_up(cache: DeepCacheConfig) -> DeepCacheConfig:

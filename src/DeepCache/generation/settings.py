@@ -10,7 +10,7 @@ from typing import Any
 
 from DeepCache.config import DeepCacheConfig
 
-__all__ = ["GenerationSettings", "check_against_pipeline", "parse_size"]
+__all__ = ["GenerationSettings", "check_against_pipeline", "check_plan", "parse_size"]
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -128,6 +128,22 @@ def check_against_pipeline(settings: GenerationSettings, pipe: Any) -> None:
                 raise ValueError(
                     f"{name} must be a multiple of {multiple} for this model, got {side}; nearest: {nearest}"
                 )
+
+
+def check_plan(cache: DeepCacheConfig, steps: int) -> None:
+    """Refuses a plan for another number of steps before anything is drawn.
+
+    Raises:
+        ValueError: the plan is for another number, and not forced.
+    """
+    if cache.plan is None or cache.force_plan:
+        return
+    tuned = cache.plan.tuned.get("steps", steps)
+    if tuned != steps:
+        raise ValueError(
+            f"the plan was tuned for {tuned} steps, and {steps} are asked for; take {tuned}, tune a plan "
+            "for this number, or force it (--force-plan)"
+        )
 
 
 def _check_text(text: str) -> None:
