@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
 from DeepCache.batch.record import BatchRecord
@@ -26,6 +26,9 @@ __all__ = ["RayEngine"]
 
 # Batches in hand for every worker: the one that it draws, and one to go on with.
 _IN_HAND = 2
+# Ray Data keeps books of each batch, about 4 KiB, for as long as a pipeline runs. After so many for each worker the
+# workers are made anew: with a second a batch, that is half an hour.
+_BATCHES_OF_A_WORKER = 2_000
 # Records pass through Ray's shared memory, and pictures do not.
 _SHARED_MEMORY = 256 * 2**20
 
@@ -94,6 +97,12 @@ class RayEngine:
         return self._facts
 
     def draw(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
+        batches = iter(batches)
+        most = _BATCHES_OF_A_WORKER * (self._most_workers or 1)
+        for first in batches:
+            yield from self._draw_some(chain([first], islice(batches, most - 1)))
+
+    def _draw_some(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
         import ray
 
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
@@ -348,6 +357,8 @@ def _import_ray() -> None:
     # of everything.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What only its dashboard shows: it would take more and more memory.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     try:
         import ray  # noqa: F401
     except ImportError as error:

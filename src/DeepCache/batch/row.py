@@ -74,7 +74,7 @@ def batch_row(row: Row, copy: int = 0) -> BatchRow:
     Example:
         >>> row = batch_row(Row("line 1", {"prompt": "a red circle", "size": "64"}))
         >>> row.id, row.size, row.seed_for(0)
-        ('…', (64, 64), …)
+        ('645dd11cbad9c7d55c40a802', (64, 64), 1597350890)
     """
     values = {name: value for name, value in row.values.items() if name in PROMPT_NAMES or not _is_empty(value)}
     try:
