@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.batch_table import batch_costs
 from benchmarks.host_work_table import host_work
 from benchmarks.shallow_step_table import shallow_step
 from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, schema
@@ -21,6 +22,7 @@ SCHEDULES = HERE.parent / "docs" / "schedules.md"
 BETWEEN = HERE.parent / "docs" / "between-the-steps.md"
 COMPILING = HERE.parent / "docs" / "compiling.md"
 SHALLOW = HERE.parent / "docs" / "shallow-step.md"
+BATCH = HERE.parent / "docs" / "batch.md"
 MEASURING = HERE.parent / "docs" / "benchmarks.md"
 FIGURE = HERE.parent / "docs" / "images" / "frontier.png"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
@@ -65,7 +67,8 @@ def pages() -> dict[Path, str]:
     between = host_work(_read("host_work"))
     compiled = _compiled(_read("compiled_cpu"))
     shallow = shallow_step(_read("shallow_step"))
-    made = {SCHEDULES: fidelity, BETWEEN: between, MEASURING: keys, COMPILING: compiled, SHALLOW: shallow}
+    batch = batch_costs(_read("sd15_512_cpu"))
+    made = {SCHEDULES: fidelity, BETWEEN: between, MEASURING: keys, COMPILING: compiled, SHALLOW: shallow, BATCH: batch}
     return {README: results()} | {page: f"\n\n{text}\n\n" for page, text in made.items()}
 
 

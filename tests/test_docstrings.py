@@ -8,6 +8,12 @@ import pytest
 import DeepCache
 
 DOCUMENTED = (
+    "DeepCache.batch.differences",
+    "DeepCache.batch.folder",
+    "DeepCache.batch.job",
+    "DeepCache.batch.picture",
+    "DeepCache.batch.row",
+    "DeepCache.batch.settings",
     "DeepCache.bench.ablation",
     "DeepCache.bench.benchmark",
     "DeepCache.bench.clock",

@@ -1,0 +1,80 @@
+"""The figures of docs/batch.md: pictures per hour and what they cost, from published and from measured seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from DeepCache.report.published import PUBLISHED, PUBLISHED_PAGE, PUBLISHED_STEPS
+
+__all__ = ["batch_costs", "cost_of_thousand", "pictures_per_hour"]
+
+
+def pictures_per_hour(batch: int, seconds: float) -> float:
+    """Pictures that one worker draws in an hour.
+
+    Args:
+        batch: pictures in one pipeline call.
+        seconds: what that call takes.
+    """
+    return 3600 * batch / seconds
+
+
+def cost_of_thousand(batch: int, seconds: float, price: float) -> float:
+    """What 1,000 pictures cost.
+
+    Args:
+        batch: pictures in one pipeline call.
+        seconds: what that call takes.
+        price: of one worker's hour.
+    """
+    return price * 1000 / pictures_per_hour(batch, seconds)
+
+
+def batch_costs(measured: dict[str, Any]) -> str:
+    """Pictures per hour against the interval, as Markdown.
+
+    Args:
+        measured: the result of `deepcache benchmark` on the CPU.
+    """
+    return "\n\n".join([_published(), _measured(measured)])
+
+
+def _published() -> str:
+    settings = list(next(iter(PUBLISHED.values())).by_setting)
+    heads = ["no caching", *(f"I={interval} B={branch}" for interval, branch in settings)]
+    rows = ["| pixels | batch | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    for (pixels, batch), row in sorted(PUBLISHED.items()):
+        seconds = [row.original, *(row.by_setting[setting].seconds for setting in settings)]
+        cells = [f"{pictures_per_hour(batch, each):,.0f} ({_thousand(batch, each)})" for each in seconds]
+        rows.append(f"| {pixels} | {batch} | " + " | ".join(cells) + " |")
+    lead = (
+        f"**Published.** Pictures per GPU-hour of Stable Diffusion 2.1 in {PUBLISHED_STEPS} steps on an RTX A5000, "
+        f"worked out from the seconds a batch in the [documentation of diffusers]({PUBLISHED_PAGE}), which are of the "
+        "reference package; in brackets what 1,000 pictures cost where the hour costs 1:"
+    )
+    return f"{lead}\n\n" + "\n".join(rows)
+
+
+def _measured(result: dict[str, Any]) -> str:
+    (cell,) = [cell for cell in result["cells"] if cell["scope"] == "pipeline"]
+    steps, batch = result["settings"]["steps"], cell["batch"]
+    cores = "one core" if result["settings"]["threads"] == 1 else f"{result['settings']['threads']} cores"
+    lead = (
+        f"**Measured by us.** Stable Diffusion 1.5 at full size with random weights, {cell['width']} px, batch "
+        f"{batch}, {cell['dtype']}, {steps} steps, on {cores} of an {result['machine']['cpu']} "
+        "([sd15_512_cpu.json](../benchmarks/sd15_512_cpu.json)):"
+    )
+    rows = ["| | seconds | pictures per hour | 1,000 pictures, where the hour costs 1 |", "|---|---|---|---|"]
+    for row in cell["rows"]:
+        if row["method"] not in ("no caching", "DeepCache"):
+            continue
+        name = "no caching" if row["method"] == "no caching" else row["variant"]
+        rows.append(
+            f"| {name} | {row['median']:.1f} | {pictures_per_hour(batch, row['median']):.0f} | "
+            f"{_thousand(batch, row['median'])} |"
+        )
+    return f"{lead}\n\n" + "\n".join(rows)
+
+
+def _thousand(batch: int, seconds: float) -> str:
+    return f"{cost_of_thousand(batch, seconds, price=1.0):.2f}"

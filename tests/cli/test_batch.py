@@ -1,0 +1,285 @@
+"""`deepcache batch`, from what is typed to the files that are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from DeepCache.batch.folder import BatchFolder
+
+DEEPCACHE = [sys.executable, "-m", "DeepCache"]
+QUICK = ("--steps", 3)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue star\na green ring\n", encoding="utf-8")
+    return "prompts.txt"
+
+
+def complain(result, *words):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("deepcache: ")
+    for word in words:
+        assert word in line
+
+
+def pictures(folder="out"):
+    return {path.name: path.read_bytes() for path in Path(folder).glob("pictures/*/*.png")}
+
+
+def manifest(folder="out"):
+    return pyarrow.parquet.read_table(Path(folder) / "manifest.parquet").to_pylist()
+
+
+def test_every_row_becomes_a_picture(run, prompts):
+    result = run("batch", prompts, "--output", "out", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert "3 of 3 pictures are in out; this run took 0:0" in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+    assert [row["prompt"] for row in manifest()] == ["a red circle", "a blue star", "a green ring"]
+    assert len(pictures()) == 3
+    assert {row["path"] for row in manifest()} == {f"pictures/{name[:2]}/{name}" for name in pictures()}
+    stages = [line.split(" …")[0] for line in result.stderr.splitlines()]
+    assert stages[:4] == ["reading the prompts", "looking at what is there", "loading the model", "drawing"]
+    assert "writing the manifest: 3 of 3" in stages[-1]
+
+
+def test_same_command_again_draws_nothing(run, prompts):
+    run("batch", prompts, "-o", "out", *QUICK)
+    before = pictures()
+    result = run("batch", prompts, "-o", "out", *QUICK)
+    assert result.exit_code == 0
+    assert "3 of 3 pictures" in result.stdout
+    assert "loading the model" not in result.stderr
+    assert pictures() == before
+
+
+def test_options_reach_the_pictures(run, prompts):
+    result = run(
+        *("batch", prompts, "-o", "out", "--negative", "a star", "--seed", 5, "--steps", 4, "--guidance", 2.5),
+        *("--size", "72x64", "--scheduler", "ddpm", "--dtype", "bfloat16", "--device", "cpu", "-i", 2, "-b", 1),
+        *("--skip-mode", "non-uniform", "-f", "none", "--batch", 3, "--threads", 1),
+    )
+    assert result.exit_code == 0, result.stderr
+    for row in manifest():
+        assert (row["negative_prompt"], row["width"], row["height"], row["batch"]) == ("a star", 72, 64, 3)
+        settings = json.loads(row["settings"])
+        assert (settings["steps"], settings["guidance"], settings["seed"]) == (4, 2.5, 5)
+        assert (settings["scheduler"]["class"], settings["dtype"]) == ("DDPMScheduler", "bfloat16")
+        deepcache = settings["deepcache"]
+        assert (deepcache["cache_interval"], deepcache["cache_branch_id"]) == (2, 1)
+        assert (deepcache["skip_mode"], deepcache["forecast"]) == ("non-uniform", "none")
+
+
+def test_failed_rows_give_status_one_and_are_tried_again_if_asked_for(run):
+    Path("rows.jsonl").write_text('{"prompt": "a ring"}\n{"prompt": ""}\n{"prompt": "x", "size": 65}\n')
+    result = run("batch", "rows.jsonl", "-o", "out", *QUICK)
+    assert result.exit_code == 1, result.stderr
+    assert "1 of 3 pictures are in out" in result.stdout
+    assert "2 rows failed: manifest.parquet says why; --retry-errors tries them again" in result.stdout
+    assert [bool(row["error"]) for row in manifest()] == [False, True, True]
+    result = run("batch", "rows.jsonl", "-o", "out", *QUICK)
+    assert result.exit_code == 1
+    assert "loading the model" not in result.stderr
+    result = run("batch", "rows.jsonl", "-o", "out", "--retry-errors", *QUICK)
+    assert result.exit_code == 1
+    assert "loading the model" in result.stderr
+    assert len(pictures()) == 1
+
+
+def test_other_settings_are_refused(run, prompts):
+    run("batch", prompts, "-o", "out", *QUICK)
+    before = pictures(), manifest()
+    complain(run("batch", prompts, "-o", "out", "--steps", 4), "'out'", "steps is 3 there and 4 here", "another folder")
+    complain(run("batch", prompts, "-o", "out", *QUICK, "-i", 5), "cache_interval is 3 there and 5 here")
+    complain(run("batch", prompts, "-o", "out", *QUICK, "--scheduler", "ddpm"), "DDIMScheduler", "DDPMScheduler")
+    assert (pictures(), manifest()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--workers", 2), ["--workers", "--engine ray"]),
+        (("--most-workers", 2), ["--most-workers", "--engine ray"]),
+        (("--gpus-per-worker", 1), ["--gpus-per-worker", "--engine ray"]),
+        (("--ray-address", "auto"), ["--ray-address", "--engine ray"]),
+        (("--engine", "spark"), ["--engine", "local or ray", "'spark'"]),
+        (("--engine", "ray", "--workers", 0), ["workers must be 1 or more", "0"]),
+        (("--engine", "ray", "--workers", 2, "--most-workers", 1), ["most workers", "2 or more"]),
+        (("--batch", 0), ["batch must be 1 or more", "0"]),
+        (("--threads", 0), ["threads must be 1 or more", "0"]),
+        (("--steps", 0), ["steps", "0"]),
+        (("--seed", -1), ["seed", "-1"]),
+        (("--size", "big"), ["'big'", "512x768"]),
+        (("--guidance", "nan"), ["guidance", "nan"]),
+        (("--interval", 0), ["cache_interval", "0"]),
+        (("--compile", "fast"), ["'fast'"]),
+        (("--force-plan",), ["--force-plan", "--plan"]),
+        (("--plan", "nowhere.json"), ["nowhere.json"]),
+        (("--nonsense",), ["--nonsense"]),
+    ],
+)
+def test_wrong_options_are_told_and_make_no_folder(run, prompts, arguments, words):
+    complain(run("batch", prompts, "-o", "out", *arguments), *words)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "shaps"), ["'shaps'"]),
+        (("--scheduler", "eulr"), ["'eulr'", "euler"]),
+        (("--size", "65"), ["multiple of 8"]),
+        (("--dtype", "int8"), ["'int8'"]),
+        (("--branch", 99), ["cache_branch_id", "99"]),
+    ],
+)
+def test_what_does_not_fit_the_model_is_told_and_draws_nothing(run, prompts, arguments, words):
+    complain(run("batch", prompts, "-o", "out", *QUICK, *arguments), *words)
+    assert not pictures()
+    # The folder keeps to nothing yet.
+    assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
+
+
+def test_missing_prompts_are_told_and_make_no_folder(run):
+    complain(run("batch", "nowhere.txt", "-o", "out"), "'nowhere.txt'")
+    Path("empty.txt").write_text("# nothing\n")
+    complain(run("batch", "empty.txt", "-o", "out"), "'empty.txt'", "holds no prompt")
+    complain(run("batch", ".", "-o", "out"), "cannot read")
+    assert not Path("out").exists()
+
+
+def test_output_that_is_no_folder(run, prompts):
+    complain(run("batch", prompts, "-o", prompts), "cannot make the folder 'prompts.txt'")
+    complain(run("batch", prompts, "-o", "nowhere://x"), "nowhere")
+    complain(run("batch", prompts), "--output")
+
+
+def test_full_disk_is_one_line(run, prompts, monkeypatch):
+    write = BatchFolder.write
+
+    def full(self, name, data):
+        if name.startswith("pictures"):
+            raise OSError(f"cannot write {name!r}: No space left on device")
+        write(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchFolder, "write", full)
+        complain(run("batch", prompts, "-o", "out", *QUICK), "No space left on device")
+    assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
+    assert len(pictures()) == 3
+
+
+def test_worker_that_cannot_go_on_is_one_line(run, prompts, monkeypatch):
+    from DeepCache.batch.worker import PipelineWorker
+
+    def broken(*_):
+        raise RuntimeError("8 rows in succession cannot be drawn")
+
+    monkeypatch.setattr(PipelineWorker, "draw", broken)
+    complain(run("batch", prompts, "-o", "out", *QUICK), "8 rows in succession")
+
+
+def test_second_ctrl_c_stops_at_once_and_keeps_what_is_finished(run, prompts, monkeypatch):
+    from DeepCache.batch.worker import PipelineWorker
+
+    draw = PipelineWorker.draw
+
+    def interrupted(self, rows):
+        if rows[0].prompt == "a blue star":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return draw(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PipelineWorker, "draw", interrupted)
+        result = run("batch", prompts, "-o", "out", *QUICK)
+    assert result.exit_code == 130
+    assert "Stopped at once" in result.stderr
+    assert len(pictures()) == len(manifest()) == 1
+    assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
+    assert len(pictures()) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_what_is_in_hand(run, prompts, monkeypatch, number):
+    from DeepCache.batch.worker import PipelineWorker
+
+    draw = PipelineWorker.draw
+
+    def interrupted(self, rows):
+        if rows[0].prompt == "a blue star":
+            signal.raise_signal(number)
+        return draw(self, rows)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(PipelineWorker, "draw", interrupted)
+    result = run("batch", prompts, "-o", "out", *QUICK)
+    assert result.exit_code == 130
+    assert signal.getsignal(number) == before
+    assert "Stopping once what is in hand is finished" in result.stderr
+    assert "2 of 3 pictures" in result.stdout
+    assert "1 are left: the same command goes on" in result.stdout
+    assert len(pictures()) == len(manifest()) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(run, tmp_path):
+    rows = "".join(f"a red circle number {number}\n" for number in range(500))
+    Path("prompts.txt").write_text(rows)
+    process = subprocess.Popen(
+        [*DEEPCACHE, "batch", "prompts.txt", "--output", "out", "--steps", "1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while process.poll() is None and not list(tmp_path.glob("out/pictures/*/*.png")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert "are left: the same command goes on" in stdout
+    kept = pictures()
+    assert len(manifest()) == len(kept) > 0
+    # The rest would take long.
+    Path("prompts.txt").write_text("".join(rows.splitlines(keepends=True)[: len(kept) + 2]))
+    result = run("batch", "prompts.txt", "--output", "out", "--steps", 1)
+    assert result.exit_code == 0, result.stderr
+    assert len(pictures()) == len(manifest()) == len(kept) + 2
+    assert kept.items() <= pictures().items()
+
+
+def test_help_says_how_to_go_on(run):
+    result = run("batch", "--help")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    for word in ("PROMPTS", "--output", "--retry-errors", "--engine", "--workers", "--ray-address"):
+        assert word in text
+
+
+@pytest.mark.ray
+def test_ray_of_its_own_draws_the_same_pictures_and_says_nothing(run, prompts, tmp_path):
+    assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
+    arguments = ["batch", prompts, "-o", "ray", "--steps", "3", "--engine", "ray", "--workers", "2"]
+    # Its processes give way to all others otherwise, and the tests beside this one take every core.
+    nice = os.environ | {"RAY_worker_niceness": "0"}
+    done = subprocess.run([*DEEPCACHE, *arguments], cwd=tmp_path, env=nice, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert pictures("ray") == pictures("out")
+    assert len(done.stdout.splitlines()) == 1
+    assert "ray::" not in done.stderr
+    assert "Traceback" not in done.stderr
