@@ -6,14 +6,27 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from DeepCache.cli.options import Device, Dtype, Model, Scheduler
+from DeepCache.cli.options import (
+    Branch,
+    CompileMode,
+    Device,
+    Dtype,
+    ForcePlan,
+    Forecast,
+    GuidanceReuse,
+    Interval,
+    Model,
+    PlanFile,
+    Scheduler,
+    SkipMode,
+    deepcache_config,
+)
 from DeepCache.cli.progress import BatchDisplay
 from DeepCache.config import DeepCacheConfig
 
@@ -22,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_command"]
 
-_PICTURES, _DEEPCACHE, _WHERE, _OUTPUT = "Pictures", "DeepCache", "Who draws", "Output"
+_PICTURES, _WHERE, _OUTPUT = "Pictures", "Who draws", "Output"
 _DEFAULT = DeepCacheConfig()
 _FAILED, _STOPPED = 1, 130
 
@@ -85,66 +98,14 @@ def batch_command(
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    interval: Annotated[
-        int,
-        typer.Option(
-            "--interval",
-            "-i",
-            help="Steps from one full step to the next; 1 caches nothing.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.cache_interval,
-    branch: Annotated[
-        int,
-        typer.Option(
-            "--branch",
-            "-b",
-            help="Skip branch at which shallow steps cut the U-Net, 0 the shallowest.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.cache_branch_id,
-    skip_mode: Annotated[
-        str,
-        typer.Option("--skip-mode", help="uniform or non-uniform.", rich_help_panel=_DEEPCACHE),
-    ] = _DEFAULT.skip_mode,
-    forecast: Annotated[
-        str,
-        typer.Option("--forecast", "-f", help="none, linear or quadratic.", rich_help_panel=_DEEPCACHE),
-    ] = _DEFAULT.forecast,
-    guidance_reuse: Annotated[
-        bool,
-        typer.Option(
-            "--guidance-reuse",
-            help="Run only the half of the guided batch with the prompt on shallow steps, and forecast the other.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = False,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            metavar="FILE",
-            help="A plan of `deepcache tune`, in the place of the five settings above.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = None,
-    force_plan: Annotated[
-        bool,
-        typer.Option(
-            "--force-plan",
-            help="Use the plan on another model, scheduler or number of steps than it was tuned for.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = False,
-    compile_mode: Annotated[
-        str,
-        typer.Option(
-            "--compile",
-            metavar="MODE",
-            help="Compile the U-Net in each worker; the modes are those of `deepcache generate`.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.compile,
+    interval: Interval = _DEFAULT.cache_interval,
+    branch: Branch = _DEFAULT.cache_branch_id,
+    skip_mode: SkipMode = _DEFAULT.skip_mode,
+    forecast: Forecast = _DEFAULT.forecast,
+    guidance_reuse: GuidanceReuse = False,
+    plan: PlanFile = None,
+    force_plan: ForcePlan = False,
+    compile_mode: CompileMode = _DEFAULT.compile,
     batch: Annotated[
         int,
         typer.Option(
@@ -215,10 +176,8 @@ def batch_command(
     from DeepCache.batch import BatchSettings, generate_batch
     from DeepCache.cli.loading import quiet_libraries
     from DeepCache.generation import parse_size
-    from DeepCache.plan import Plan
 
-    if force_plan and plan is None:
-        raise ValueError("--force-plan says how to use a plan: give one with --plan FILE")
+    cache = deepcache_config(interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode)
     settings = BatchSettings(
         model=model,
         negative_prompt=negative,
@@ -228,16 +187,7 @@ def batch_command(
         seed=seed,
         scheduler=scheduler,
         dtype=dtype,
-        cache=DeepCacheConfig(
-            cache_interval=interval,
-            cache_branch_id=branch,
-            skip_mode=skip_mode,
-            forecast=forecast,
-            guidance_reuse=guidance_reuse,
-            plan=Plan.from_file(plan) if plan is not None else None,
-            force_plan=force_plan,
-            compile=compile_mode,
-        ),
+        cache=cache,
     )
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray, got {engine!r}")

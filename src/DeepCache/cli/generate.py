@@ -8,12 +8,27 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from DeepCache.cli.options import Device, Dtype, Model, Scheduler
+from DeepCache.cli.options import (
+    DEEPCACHE_PANEL,
+    Branch,
+    CompileMode,
+    Device,
+    Dtype,
+    ForcePlan,
+    Forecast,
+    GuidanceReuse,
+    Interval,
+    Model,
+    PlanFile,
+    Scheduler,
+    SkipMode,
+    deepcache_config,
+)
 from DeepCache.config import DeepCacheConfig
 
 __all__ = ["generate_command"]
 
-_PICTURE, _DEEPCACHE, _OUTPUT = "Picture", "DeepCache", "Output"
+_PICTURE, _OUTPUT = "Picture", "Output"
 _DEFAULT = DeepCacheConfig()
 
 
@@ -72,79 +87,14 @@ def generate_command(
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    interval: Annotated[
-        int,
-        typer.Option(
-            "--interval",
-            "-i",
-            help="Steps from one full step to the next; 1 caches nothing.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.cache_interval,
-    branch: Annotated[
-        int,
-        typer.Option(
-            "--branch",
-            "-b",
-            help="Skip branch at which shallow steps cut the U-Net, 0 the shallowest; "
-            "`deepcache info MODEL` lists them.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.cache_branch_id,
-    skip_mode: Annotated[
-        str,
-        typer.Option(
-            "--skip-mode",
-            help="How full steps are spread: uniform or non-uniform (denser around three tenths of the way).",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.skip_mode,
-    forecast: Annotated[
-        str,
-        typer.Option(
-            "--forecast",
-            "-f",
-            help="How shallow steps continue the deep feature: none re-uses the last one, linear and quadratic follow "
-            "its course.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.forecast,
-    guidance_reuse: Annotated[
-        bool,
-        typer.Option(
-            "--guidance-reuse",
-            help="Run only the half of the guided batch with the prompt on shallow steps, and forecast the other.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = False,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            metavar="FILE",
-            help="A plan of `deepcache tune`, in the place of the five settings above.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = None,
-    force_plan: Annotated[
-        bool,
-        typer.Option(
-            "--force-plan",
-            help="Use the plan on another model, scheduler or number of steps than it was tuned for.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = False,
-    compile_mode: Annotated[
-        str,
-        typer.Option(
-            "--compile",
-            metavar="MODE",
-            help="Compile the U-Net, one graph for full steps and one for shallow ones: default, reduce-overhead or "
-            "max-autotune (both with CUDA graphs), max-autotune-no-cudagraphs; regional compiles the transformer "
-            "blocks alone, in less time and for less gain. Pays off over many pictures.",
-            rich_help_panel=_DEEPCACHE,
-        ),
-    ] = _DEFAULT.compile,
+    interval: Interval = _DEFAULT.cache_interval,
+    branch: Branch = _DEFAULT.cache_branch_id,
+    skip_mode: SkipMode = _DEFAULT.skip_mode,
+    forecast: Forecast = _DEFAULT.forecast,
+    guidance_reuse: GuidanceReuse = False,
+    plan: PlanFile = None,
+    force_plan: ForcePlan = False,
+    compile_mode: CompileMode = _DEFAULT.compile,
     compare: Annotated[
         bool,
         typer.Option(
@@ -152,7 +102,7 @@ def generate_command(
             help="Draw each picture without DeepCache too, and write the two side by side. "
             "Before the clock starts, a run of two steps (with --compile one of each) warms up and is discarded; "
             "then each time is that of the whole pipeline call.",
-            rich_help_panel=_DEEPCACHE,
+            rich_help_panel=DEEPCACHE_PANEL,
         ),
     ] = False,
     output: Annotated[
@@ -179,21 +129,9 @@ def generate_command(
         generate,
         parse_size,
     )
-    from DeepCache.plan import Plan
     from DeepCache.prompts import read_prompts
 
-    if force_plan and plan is None:
-        raise ValueError("--force-plan says how to use a plan: give one with --plan FILE")
-    cache = DeepCacheConfig(
-        cache_interval=interval,
-        cache_branch_id=branch,
-        skip_mode=skip_mode,
-        forecast=forecast,
-        guidance_reuse=guidance_reuse,
-        plan=Plan.from_file(plan) if plan is not None else None,
-        force_plan=force_plan,
-        compile=compile_mode,
-    )
+    cache = deepcache_config(interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode)
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
     settings = GenerationSettings(

@@ -7,21 +7,35 @@ from typing import Annotated
 
 import typer
 
+from DeepCache.config import DeepCacheConfig
+from DeepCache.plan import Plan
+
 __all__ = [
+    "DEEPCACHE_PANEL",
     "MODEL_PANEL",
+    "Branch",
+    "CompileMode",
     "Device",
     "Dtype",
+    "ForcePlan",
+    "Forecast",
     "Guidance",
+    "GuidanceReuse",
+    "Interval",
     "Model",
+    "PlanFile",
     "Scheduler",
+    "SkipMode",
     "Threads",
     "check_output",
+    "deepcache_config",
     "numbers",
     "sizes",
     "words",
 ]
 
 MODEL_PANEL = "Model"
+DEEPCACHE_PANEL = "DeepCache"
 
 Model = Annotated[
     str,
@@ -59,6 +73,109 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Threads of PyTorch on the CPU.", show_default="PyTorch's own", rich_help_panel=MODEL_PANEL),
 ]
+
+Interval = Annotated[
+    int,
+    typer.Option(
+        "--interval",
+        "-i",
+        help="Steps from one full step to the next; 1 caches nothing.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+Branch = Annotated[
+    int,
+    typer.Option(
+        "--branch",
+        "-b",
+        help="Skip branch at which shallow steps cut the U-Net, 0 the shallowest; `deepcache info MODEL` lists them.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+SkipMode = Annotated[
+    str,
+    typer.Option(
+        "--skip-mode",
+        help="How full steps are spread: uniform or non-uniform (denser around three tenths of the way).",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+Forecast = Annotated[
+    str,
+    typer.Option(
+        "--forecast",
+        "-f",
+        help="How shallow steps continue the deep feature: none re-uses the last one, linear and quadratic follow "
+        "its course.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+GuidanceReuse = Annotated[
+    bool,
+    typer.Option(
+        "--guidance-reuse",
+        help="Run only the half of the guided batch with the prompt on shallow steps, and forecast the other.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="A plan of `deepcache tune`, in the place of the five settings above.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+ForcePlan = Annotated[
+    bool,
+    typer.Option(
+        "--force-plan",
+        help="Use the plan on another model, scheduler or number of steps than it was tuned for.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+CompileMode = Annotated[
+    str,
+    typer.Option(
+        "--compile",
+        metavar="MODE",
+        help="Compile the U-Net, one graph for full steps and one for shallow ones: default, reduce-overhead or "
+        "max-autotune (both with CUDA graphs), max-autotune-no-cudagraphs; regional compiles the transformer "
+        "blocks alone, in less time and for less gain. Pays off over many pictures.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+
+
+def deepcache_config(
+    interval: int,
+    branch: int,
+    skip_mode: str,
+    forecast: str,
+    guidance_reuse: bool,
+    plan: Path | None,
+    force_plan: bool,
+    compile_mode: str,
+) -> DeepCacheConfig:
+    """The settings that the options of this name stand for.
+
+    Raises:
+        ValueError: a value is out of its range, the file holds no plan, or a plan is to be forced that is not given.
+        OSError: the file of the plan cannot be read.
+    """
+    if force_plan and plan is None:
+        raise ValueError("--force-plan says how to use a plan: give one with --plan FILE")
+    return DeepCacheConfig(
+        cache_interval=interval,
+        cache_branch_id=branch,
+        skip_mode=skip_mode,
+        forecast=forecast,
+        guidance_reuse=guidance_reuse,
+        plan=Plan.from_file(plan) if plan is not None else None,
+        force_plan=force_plan,
+        compile=compile_mode,
+    )
 
 
 def words(text: str) -> tuple[str, ...]:
