@@ -6,7 +6,7 @@ from typing import Any
 
 from DeepCache.report.published import PUBLISHED, PUBLISHED_PAGE, PUBLISHED_STEPS
 
-__all__ = ["batch_costs", "cost_of_thousand", "pictures_per_hour"]
+__all__ = ["batch_costs", "batch_tried", "cost_of_thousand", "pictures_per_hour"]
 
 
 def pictures_per_hour(batch: int, seconds: float) -> float:
@@ -37,6 +37,43 @@ def batch_costs(measured: dict[str, Any]) -> str:
         measured: the result of `deepcache benchmark` on the CPU.
     """
     return "\n\n".join([_published(), _measured(measured)])
+
+
+def batch_tried(stress: dict[str, Any], memory: dict[str, Any]) -> str:
+    """What came of batches that were killed at random, and of long ones, as Markdown.
+
+    Args:
+        stress: the result of `tests.batch.stress`.
+        memory: the result of `benchmarks.batch_memory`.
+    """
+    kinds = len(stress["by_kind"])
+    killed = (
+        f"**Killed at random.** {stress['faults_injected']} faults of {kinds} kinds at random moments (kill -9 of a "
+        "worker, of the driver, of everything; full disks; files cut short; signals), with both engines, in "
+        f"{sum(stress['rounds'].values())} jobs of {stress['rows']:,} rows: {stress['rows_lost']} rows lost, "
+        f"{stress['rows_twice']} drawn twice ([batch_stress.json](../benchmarks/batch_stress.json))."
+    )
+    runs = {(run["engine"], run["rows"]): run for run in memory["runs"]}
+    parts = []
+    for engine, name in (("local", "in one process"), ("ray", "with two Ray workers")):
+        some, many = (runs[engine, rows] for rows in (10_000, 100_000))
+        parts.append(
+            f"{name} {many['per_second']:,.0f} rows a second, and the driver grows by "
+            f"{many['driver']['growth_drawing_mib']:.0f} MiB from the 20,000th row to the last "
+            f"(10,000 rows: {some['driver']['growth_drawing_mib']:.0f} MiB from the 2,000th)"
+        )
+    long = (
+        "**Long ones.** 100,000 rows of a worker that draws nothing, so that the rest shows: "
+        + "; ".join(parts)
+        + ". Writing the manifest takes "
+        + " and ".join(f"{_manifest_mib(runs[engine, 100_000]):.0f} MiB" for engine in ("local", "ray"))
+        + " more ([batch_memory.json](../benchmarks/batch_memory.json))."
+    )
+    return f"{killed}\n\n{long}"
+
+
+def _manifest_mib(run: dict[str, Any]) -> float:
+    return float(run["driver"]["at_the_end_mib"] - run["driver"]["at_the_last_row_mib"])
 
 
 def _published() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batch_table import batch_costs
+from benchmarks.batch_table import batch_costs, batch_tried
 from benchmarks.host_work_table import host_work
 from benchmarks.shallow_step_table import shallow_step
 from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, schema
@@ -67,7 +67,7 @@ def pages() -> dict[Path, str]:
     between = host_work(_read("host_work"))
     compiled = _compiled(_read("compiled_cpu"))
     shallow = shallow_step(_read("shallow_step"))
-    batch = batch_costs(_read("sd15_512_cpu"))
+    batch = batch_costs(_read("sd15_512_cpu")) + "\n\n" + batch_tried(_read("batch_stress"), _read("batch_memory"))
     made = {SCHEDULES: fidelity, BETWEEN: between, MEASURING: keys, COMPILING: compiled, SHALLOW: shallow, BATCH: batch}
     return {README: results()} | {page: f"\n\n{text}\n\n" for page, text in made.items()}
 

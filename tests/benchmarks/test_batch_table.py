@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import tables
-from benchmarks.batch_table import batch_costs, cost_of_thousand, pictures_per_hour
+from benchmarks.batch_table import batch_costs, batch_tried, cost_of_thousand, pictures_per_hour
 from DeepCache.report.published import PUBLISHED
 
 MEASURED = json.loads((tables.HERE / "sd15_512_cpu.json").read_text(encoding="utf-8"))
@@ -53,3 +53,30 @@ def test_what_we_measured_is_that_of_the_whole_pipeline(made):
         "| I=5 B=0",
         "| I=5 B=1",
     ]
+
+
+def test_what_was_tried_is_told():
+    stress = {
+        "faults_injected": 7,
+        "by_kind": {"kill": 4, "full disk": 3},
+        "rounds": {"local": 2, "ray": 1},
+        "rows": 1234,
+        "rows_lost": 5,
+        "rows_twice": 6,
+    }
+    runs = [
+        {
+            "engine": engine,
+            "rows": rows,
+            "per_second": rows / 10,
+            "driver": {"growth_drawing_mib": rows / 1000, "at_the_last_row_mib": 100.0, "at_the_end_mib": 109.0},
+        }
+        for engine in ("local", "ray")
+        for rows in (10_000, 100_000)
+    ]
+    text = batch_tried(stress, {"runs": runs})
+    assert "7 faults of 2 kinds" in text
+    assert "in 3 jobs of 1,234 rows: 5 rows lost, 6 drawn twice" in text
+    assert text.count("10,000 rows a second, and the driver grows by 100 MiB") == 2
+    assert text.count("10 MiB from the 2,000th") == 2
+    assert "takes 9 MiB and 9 MiB more" in text
