@@ -136,6 +136,8 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path):
     folder.write("ab/one.png", b"1")
     (tmp_path / "ab" / ".two.png.0123.partial").write_bytes(b"2")
     assert list(folder.sizes("ab")) == [("one.png", 1)]
+    assert len(files(tmp_path)) == 2
+    folder.sweep("ab")
     assert files(tmp_path) == {"one.png": b"1"}
 
 

@@ -246,12 +246,12 @@ def test_error_of_the_pipeline_is_the_rows_and_the_next_one_is_drawn(worker, err
     assert pictures(one, ROWS[1:2]) == expected
 
 
-def failing(worker, monkeypatch, fails):
+def failing(worker, monkeypatch, fails, error=None):
     """Lets calls fail whose first row's prompt is one of these."""
 
     def call(rows, call=worker._call):
         if rows[0].prompt in fails:
-            raise RuntimeError("a kernel")
+            raise error or RuntimeError("a kernel")
         return call(rows)
 
     monkeypatch.setattr(worker, "_call", call)
@@ -270,6 +270,15 @@ def test_eight_rows_that_fail_in_succession_stop_the_worker(worker, monkeypatch)
         assert record.error == "RuntimeError: a kernel"
     with pytest.raises(RuntimeError, match=r"8 rows in succession cannot be drawn on .* because of RuntimeError: a k"):
         one.draw(rows[7:])
+
+
+def test_rows_that_are_too_large_do_not_stop_the_worker(worker, monkeypatch):
+    one = worker()
+    failing(one, monkeypatch, ["bad"], torch.OutOfMemoryError("CUDA out of memory"))
+    for row in bad_rows(20):
+        (record,) = one.draw([row])
+        assert "not enough memory" in record.error
+    assert not one.draw(ROWS[:1])[0].error
 
 
 def test_rows_that_fail_with_good_ones_between_do_not_stop_the_worker(worker, monkeypatch):

@@ -110,15 +110,17 @@ class BatchFolder:
         return sorted(posixpath.basename(each["name"]) for each in self._list(name) if each["type"] == "directory")
 
     def sizes(self, name: str) -> Iterator[tuple[str, int]]:
-        """Name and bytes of every file in a folder, in order. What was left half written goes."""
+        """Name and bytes of every whole file in a folder, in order."""
         for each in sorted(self._list(name), key=lambda each: str(each["name"])):
             base = posixpath.basename(each["name"])
-            if each["type"] != "file":
-                continue
-            if base.endswith(_PARTIAL):
-                self.remove(posixpath.join(name, base))
-            else:
+            if each["type"] == "file" and not base.endswith(_PARTIAL):
                 yield base, each["size"]
+
+    def sweep(self, name: str) -> None:
+        """Removes what somebody left half written in a folder on a disk. In object stores there is no such thing."""
+        for each in self._list(name) if self.local else ():
+            if each["name"].endswith(_PARTIAL):
+                self._files.rm_file(each["name"])
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:

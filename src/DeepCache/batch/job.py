@@ -16,7 +16,7 @@ from DeepCache.batch.differences import differences
 from DeepCache.batch.folder import BatchFolder
 from DeepCache.batch.ledger import Ledger
 from DeepCache.batch.local_engine import LocalEngine
-from DeepCache.batch.manifest import Journal, check_pyarrow, read_manifest, write_manifest
+from DeepCache.batch.manifest import JOURNAL, Journal, check_pyarrow, read_manifest, write_manifest
 from DeepCache.batch.picture import FOLDER
 from DeepCache.batch.record import BatchRecord
 from DeepCache.batch.row import BatchRow
@@ -219,6 +219,7 @@ def run_batch(
         for count in ledger.enter_rows(chain([first_row], rows)):
             tell(BatchProgress("reading the prompts", rows=count))
         tell(BatchProgress("looking at what is there", rows=ledger.rows))
+        _sweep(folder)
         journal = Journal(folder)
         _look(folder, journal, ledger)
         ledger.settle(retry_errors)
@@ -244,7 +245,7 @@ def run_batch(
         finally:
             engine.close()
         if first is not None:
-            _tidy(folder)
+            _sweep(folder)
         run.end(folder)
         summary = run.summary()
     if summary.left and not stop():
@@ -326,12 +327,10 @@ def _look(folder: BatchFolder, journal: Journal, ledger: Ledger) -> None:
         ledger.enter_files((Path(file).stem, size) for file, size in folder.sizes(f"{FOLDER}/{name}"))
 
 
-def _tidy(folder: BatchFolder) -> None:
-    """Removes what workers left half written that died while others went on."""
-    if folder.local:
-        for name in folder.folders(FOLDER):
-            for _ in folder.sizes(f"{FOLDER}/{name}"):
-                pass
+def _sweep(folder: BatchFolder) -> None:
+    """Removes what was left half written by runs that were killed, or by workers that died while others went on."""
+    for name in ("", JOURNAL, *(f"{FOLDER}/{name}" for name in folder.folders(FOLDER))):
+        folder.sweep(name)
 
 
 def _begun(folder: BatchFolder, common: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,12 +15,14 @@ from DeepCache.batch.record import BatchRecord
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MANIFEST", "Journal", "check_pyarrow", "read_manifest", "write_manifest"]
+__all__ = ["JOURNAL", "MANIFEST", "Journal", "check_pyarrow", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.parquet"
 """The name of the manifest in the folder of a batch."""
 
-_JOURNAL = "journal"
+JOURNAL = "journal"
+"""Where the records of a run are kept while it goes on."""
+
 _GROUP = 10_000
 
 
@@ -43,14 +45,14 @@ class Journal:
 
     def __init__(self, folder: BatchFolder) -> None:
         self._folder = folder
-        self._parts = [name for name, _ in folder.sizes(_JOURNAL)]
+        self._parts = [name for name, _ in folder.sizes(JOURNAL)]
         last = int(self._parts[-1].removesuffix(".parquet")) if self._parts else 0
         self._next = last + 1
 
     def read(self) -> Iterator[list[BatchRecord]]:
         """The records, some at a time, the latest last."""
         for name in self._parts:
-            yield from _read(self._folder, f"{_JOURNAL}/{name}")
+            yield from _read(self._folder, f"{JOURNAL}/{name}")
 
     def write(self, records: list[BatchRecord]) -> None:
         """Keeps some more records.
@@ -63,14 +65,14 @@ class Journal:
         file = io.BytesIO()
         pq.write_table(_table(records), file)
         name = f"{self._next:09}.parquet"
-        self._folder.write(f"{_JOURNAL}/{name}", file.getvalue())
+        self._folder.write(f"{JOURNAL}/{name}", file.getvalue())
         self._parts.append(name)
         self._next += 1
 
     def clear(self) -> None:
         """Removes what the manifest holds by now."""
         for name in self._parts:
-            self._folder.remove(f"{_JOURNAL}/{name}")
+            self._folder.remove(f"{JOURNAL}/{name}")
         self._parts = []
 
 

@@ -153,21 +153,26 @@ class PipelineWorker:
         except Exception as error:
             if len(rows) > 1:
                 return [record for row in rows for record in self._drawn([row])]
-            self._failures += 1
-            if self._failures >= _FAILURES_IN_SUCCESSION:
-                raise RuntimeError(
-                    f"{self._failures} rows in succession cannot be drawn on {socket.gethostname()}, the last one "
-                    f"because of {_told(error)}"
-                ) from error
             reason = _told(error)
             if isinstance(error, torch.OutOfMemoryError):
+                # That of its size: rows of one size come in succession.
                 reason = "the device has not enough memory for this; try a smaller size, batch or dtype float16"
+            else:
+                self._count_failure(error)
             return [replace(self._record(rows[0]), error=reason)]
         self._failures = 0
         return [
             replace(self._write(row, image), seconds=seconds, batch=self._made_for.batch, host=socket.gethostname())
             for row, image in zip(rows, images, strict=True)
         ]
+
+    def _count_failure(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures >= _FAILURES_IN_SUCCESSION:
+            raise RuntimeError(
+                f"{self._failures} rows in succession cannot be drawn on {socket.gethostname()}, the last one because "
+                f"of {_told(error)}"
+            ) from error
 
     def _call(self, rows: list[BatchRow]) -> tuple[list[Image], float]:
         """The images of rows, and the seconds that each took."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -40,7 +40,22 @@ def show_pattern(pattern: str) -> str:
     return pattern.replace(".", "·")
 
 
-class StepDisplay:
+class _Display:
+    """What shows itself for the length of a context."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class StepDisplay(_Display):
     """A bar of steps on a terminal; elsewhere one line a finished image.
 
     Args:
@@ -61,18 +76,6 @@ class StepDisplay:
         self._run: tuple[int, bool] | None = None
         self._tasks: list[TaskID] = []
 
-    def __enter__(self) -> StepDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
     def __call__(self, done: StepProgress) -> None:
         """Shows one more step."""
         name = "DeepCache" if done.accelerated else "original"
@@ -92,7 +95,7 @@ class StepDisplay:
             self._console.print(line, soft_wrap=True, highlight=False)
 
 
-class WorkDisplay:
+class WorkDisplay(_Display):
     """A bar with the time left on a terminal; elsewhere one line a stage."""
 
     def __init__(self, console: Console) -> None:
@@ -110,15 +113,6 @@ class WorkDisplay:
         self._task = self._progress.add_task("", total=None)
         self._stage = ""
 
-    def __enter__(self) -> WorkDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
     def __call__(self, now: WorkProgress) -> None:
         self._progress.update(self._task, description=now.stage, completed=now.done, total=now.total)
         if not self._console.is_terminal and now.stage != self._stage:
@@ -126,7 +120,7 @@ class WorkDisplay:
         self._stage = now.stage
 
 
-class BatchDisplay:
+class BatchDisplay(_Display):
     """A bar of pictures with how many a second, done, failed, and the time left; elsewhere a line now and then."""
 
     def __init__(self, console: Console) -> None:
@@ -142,15 +136,6 @@ class BatchDisplay:
         self._task = self._progress.add_task("", total=None, more="")
         self._stage = ""
         self._told_at = 0.0
-
-    def __enter__(self) -> BatchDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def __call__(self, now: BatchProgress) -> None:
         finished = now.done + now.failed
