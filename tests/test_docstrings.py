@@ -8,6 +8,13 @@ import pytest
 import DeepCache
 
 DOCUMENTED = (
+    "DeepCache.app.difference",
+    "DeepCache.app.drawing_request",
+    "DeepCache.app.easel",
+    "DeepCache.app.explorer",
+    "DeepCache.app.python_lines",
+    "DeepCache.app.recommendation",
+    "DeepCache.app.step_strip",
     "DeepCache.batch.differences",
     "DeepCache.batch.folder",
     "DeepCache.batch.job",

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from DeepCache.cli.ablate import ablate_command
+from DeepCache.cli.app import app_command
 from DeepCache.cli.batch import batch_command
 from DeepCache.cli.benchmark import benchmark_command
 from DeepCache.cli.errors import CommandGroup
@@ -27,6 +28,7 @@ app.command("generate")(generate_command)
 app.command("batch")(batch_command)
 app.command("ablate")(ablate_command)
 app.command("benchmark")(benchmark_command)
+app.command("app")(app_command)
 app.command("info")(info_command)
 app.command("report")(report_command)
 app.command("tune")(tune_command)

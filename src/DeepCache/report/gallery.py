@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 from DeepCache.report.fidelity import FidelityGroup
 from DeepCache.report.sources import Source
 
-__all__ = ["AMPLIFIED", "Gallery", "Picture", "Prompt", "Sample", "gallery"]
+__all__ = ["AMPLIFIED", "Gallery", "Picture", "Prompt", "Sample", "gallery", "read_strip"]
 
 AMPLIFIED = 8
 """By how much the differences are amplified."""
@@ -125,7 +125,7 @@ def gallery(source: Source, group: FidelityGroup) -> Gallery:
         notes.append("all samples: the images without caching were not kept")
     else:
         try:
-            originals = _read_strip(source, reference["samples"], group.images)
+            originals = read_strip(source, reference["samples"], group.images)
         except (OSError, ValueError) as error:
             notes.append(f"all samples, for want of the images without caching: {error}")
     prompts = [
@@ -137,7 +137,7 @@ def gallery(source: Source, group: FidelityGroup) -> Gallery:
             notes.append(f"{cell['label']}: its images were not kept")
             continue
         try:
-            pictures = _read_strip(source, cell["samples"], group.images)
+            pictures = read_strip(source, cell["samples"], group.images)
             if len(pictures) != len(originals):
                 raise ValueError(f"{cell['samples']!r} holds {len(pictures)} images, and not {len(originals)}")
         except (OSError, ValueError) as error:
@@ -174,7 +174,7 @@ def _value(metric: Mapping[str, Any] | None, number: int) -> float | None:
     return values[number] if number < len(values) else None
 
 
-def _read_strip(source: Source, name: str, images: int) -> list[Picture]:
+def read_strip(source: Source, name: str, images: int) -> list[Picture]:
     """The images of a strip.
 
     Raises:

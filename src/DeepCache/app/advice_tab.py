@@ -1,0 +1,82 @@
+"""The third tab: which settings to take for a wanted speed-up or fidelity, and the lines to copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from DeepCache.app.explorer import ExploredGroup, Explorer
+from DeepCache.app.python_lines import PLAN_FILE, command_line, python_lines
+from DeepCache.app.recommendation import recommend_for_fidelity, recommend_for_speed_up
+from DeepCache.app.rendering import embedded_json, render
+from DeepCache.config import DeepCacheConfig
+
+__all__ = ["advice_tab"]
+
+_SPEED_UP, _FIDELITY = "speed-up", "fidelity"
+_WISHES = [("As near as can be, at a speed-up of", _SPEED_UP), ("As fast as can be, at a PSNR of", _FIDELITY)]
+_USUAL = {_SPEED_UP: 2.0, _FIDELITY: 50.0}
+_LABELS = {_SPEED_UP: "Speed-up of the U-Net, or more", _FIDELITY: "PSNR against no caching in dB, or more"}
+
+Update = dict[Any, Any]
+
+
+def advice_tab(explorer: Explorer) -> None:
+    """Puts the tab together, within a `gr.Tab`."""
+    first = _advice(explorer, explorer.groups[0].title, _SPEED_UP, _USUAL[_SPEED_UP])
+    with gr.Row():
+        group = gr.Dropdown(
+            [each.title for each in explorer.groups],
+            value=explorer.groups[0].title,
+            label="Scheduler and steps",
+            min_width=240,
+        )
+        wish = gr.Radio(_WISHES, value=_SPEED_UP, label="What you want", min_width=240, elem_id="wish")
+        value = gr.Number(_USUAL[_SPEED_UP], label=_LABELS[_SPEED_UP], elem_id="wanted", step=0.1)
+    words = gr.HTML(
+        first[0], elem_id="advice", js_on_load="element.setAttribute('role', 'status')", apply_default_css=False
+    )
+    lines = gr.Code(first[1], language="python", label="In Python", interactive=False, lines=1, elem_id="advice-lines")
+    command = gr.Code(
+        first[2], language="shell", label="On the command line", interactive=False, lines=1, wrap_lines=True
+    )
+
+    def on_wish(group: str, wish: str) -> Update:
+        words_, lines_, command_ = _advice(explorer, group, wish, _USUAL[wish])
+        shown = gr.update(value=_USUAL[wish], label=_LABELS[wish])
+        return {value: shown, words: words_, lines: lines_, command: command_}
+
+    def on_value(group: str, wish: str, value: float | None) -> tuple[str, str, str]:
+        return _advice(explorer, group, wish, value)
+
+    event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    wish.input(on_wish, [group, wish], [value, words, lines, command], **event)
+    gr.on([group.input, value.input], on_value, [group, wish, value], [words, lines, command], **event)
+
+
+def _advice(explorer: Explorer, title: str, wish: str, value: float | None) -> tuple[str, str, str]:
+    """What to take in words, in Python and on the command line; of what cannot be had, why."""
+    try:
+        if value is None:
+            raise ValueError("write a number")
+        recommend = recommend_for_fidelity if wish == _FIDELITY else recommend_for_speed_up
+        found = recommend(explorer.group(title), value)
+    except ValueError as error:
+        return render("status.html", text=_sentence(str(error)), elapsed=None, problem=True, strip=""), "", ""
+    config = found.best.config
+    assert config is not None
+    plan = None if config.plan is None else embedded_json(config.plan.to_dict())
+    words = render("advice.html", sentences=found.sentences, plan=plan, plan_file=PLAN_FILE)
+    return words, *_to_copy(found.group, config)
+
+
+def _to_copy(group: ExploredGroup, config: DeepCacheConfig) -> tuple[str, str]:
+    settings = (group.model, config, group.steps, group.scheduler)
+    # The command takes no schedule of one's own.
+    command = "" if config.schedule is not None and config.plan is None else command_line(*settings)
+    return python_lines(*settings), command
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,24 @@
+// The file of a plan is read here, in the browser: the server is sent its text, and takes no files.
+const MOST = 1000000;
+const field = () => element.querySelector("input");
+const name = () => element.querySelector(".plan-name");
+let chosen = "";
+const show = () => {
+  name().textContent = chosen;
+  element.querySelector("button").hidden = !chosen;
+};
+element.addEventListener("change", async event => {
+  const [file] = event.target.files;
+  if (!file) return;
+  const text = file.size > MOST ? "too large" : await file.text();
+  chosen = file.name;
+  props.value = text;
+  show();
+});
+element.addEventListener("click", event => {
+  if (!event.target.closest("button")) return;
+  chosen = field().value = props.value = "";
+  show();
+  field().focus();
+});
+watch("value", show);

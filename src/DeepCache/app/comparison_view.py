@@ -1,0 +1,93 @@
+"""A drawn comparison and the way to it, as HTML."""
+
+from __future__ import annotations
+
+import math
+
+from markupsafe import Markup
+
+from DeepCache.app.difference import difference_map
+from DeepCache.app.easel import Comparison, Failure, Loading, News, Stopped, Waiting
+from DeepCache.app.rendering import embedded, embedded_picture, render
+from DeepCache.app.step_strip import step_strip
+from DeepCache.config import DeepCacheConfig
+from DeepCache.report.numerals import amount_of_memory, decibels, per_cent, seconds, times
+
+__all__ = ["comparison_html", "status_html"]
+
+# Smaller ones are shown larger, pixel by pixel.
+_SMALL = 256
+_WHOLE = DeepCacheConfig(cache_interval=1)
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The two pictures under a slider, their difference, the figures and the steps."""
+    drawn, original = comparison.drawn, comparison.drawn.original
+    assert original is not None
+    difference = difference_map(drawn.drawing.image, original.image)
+    return render(
+        "comparison.html",
+        prompt=drawn.prompt,
+        name=drawn.drawing.path.stem,
+        picture=embedded(comparison.png),
+        original=embedded(comparison.original_png),
+        enlarged=drawn.drawing.image.width < _SMALL,
+        difference=embedded_picture(difference.picture),
+        difference_in_words=difference.in_words,
+        cut_off=comparison.cut_off,
+        figures=_figures(comparison),
+        strip=Markup(step_strip(comparison.steps)),
+    )
+
+
+def status_html(news: News, elapsed: float = 0.0, cache: DeepCacheConfig = _WHOLE) -> str:
+    """How far it is, in a line, and while a picture is drawn its steps.
+
+    Args:
+        news: the latest.
+        elapsed: seconds since the visitor asked.
+        cache: the settings that are drawn with.
+    """
+    match news:
+        case Waiting(before=before):
+            others = "one picture is" if before == 1 else f"{before} pictures are"
+            return _line(f"Waiting: {others} drawn first." if before else "Beginning …", elapsed)
+        case Loading(model=model):
+            return _line(f"Loading {model} …", elapsed)
+        case Stopped():
+            return _line("Cancelled.")
+        case Failure(message=message):
+            return _line(f"Not drawn: {message}", problem=True)
+        case Comparison():
+            return _line("Done.", elapsed)
+    how = "with DeepCache" if news.accelerated else "without DeepCache, to compare"
+    strip = step_strip((cache if news.accelerated else _WHOLE).steps(news.steps), done=news.step)
+    return _line(f"Drawing {how}: step {news.step} of {news.steps}", elapsed, strip=Markup(strip))
+
+
+def _line(text: str, elapsed: float | None = None, *, problem: bool = False, strip: str = "") -> str:
+    return render("status.html", text=text, elapsed=elapsed, problem=problem, strip=strip)
+
+
+def _figures(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Name, value and explanation of all that was measured."""
+    drawn, original = comparison.drawn, comparison.drawn.original
+    assert original is not None
+    assert drawn.speed_up is not None
+    assert drawn.psnr is not None
+    stats = drawn.stats
+    figures = [
+        ("Without DeepCache", f"{seconds(original.seconds)} s", "the whole pipeline call"),
+        ("With DeepCache", f"{seconds(drawn.drawing.seconds)} s", "the same call"),
+        ("Speed-up", times(drawn.speed_up), "one run of each: the next one differs a little"),
+    ]
+    if stats.mac_share is not None:
+        limit = f"the U-Net's share; at most {times(1 / stats.mac_share)} as fast by that"
+        figures.append(("Multiply-accumulates", per_cent(stats.mac_share), limit))
+    identical = drawn.psnr == math.inf
+    figures.append(("PSNR", "identical" if identical else f"{decibels(drawn.psnr)} dB", "higher is nearer"))
+    if drawn.ssim is not None:
+        figures.append(("SSIM", f"{drawn.ssim:.4f}", "1 is identical"))
+    kept = f"{stats.full_steps} full, {stats.shallow_steps} shallow"
+    figures.append(("Steps", kept, f"{amount_of_memory(stats.bytes_kept)} kept between them"))
+    return figures

@@ -1,0 +1,168 @@
+"""The first tab: draw a prompt with and without DeepCache, and see both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from threading import Event, Lock
+from typing import Any
+
+import gradio as gr
+
+from DeepCache.app.comparison_view import comparison_html, status_html
+from DeepCache.app.drawing_request import read_request
+from DeepCache.app.easel import Comparison, Easel, Failure, Stopped
+from DeepCache.app.python_lines import python_lines
+from DeepCache.app.rendering import asset, render
+from DeepCache.config import DeepCacheConfig
+from DeepCache.models.schedulers import SCHEDULER_ALIASES
+from DeepCache.schedule import FORECASTS, SKIP_MODES
+
+__all__ = ["drawing_tab"]
+
+_EXAMPLE = "a big striped red circle left of a blue square, with a yellow star below"
+_DEFAULT = DeepCacheConfig()
+_OWN_SCHEDULER = "the model's own"
+
+Update = dict[Any, Any]
+
+
+class _Visitors:
+    """Who is drawn for: one picture at a time for each visitor, which none but that visitor can cancel."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._stops: dict[str, Event] = {}
+
+    def begin(self, visitor: str) -> Event:
+        """Raises ValueError where the visitor waits for a picture already."""
+        with self._lock:
+            if visitor in self._stops:
+                raise ValueError("a picture is being drawn for you already: wait for it, or cancel it")
+            return self._stops.setdefault(visitor, Event())
+
+    def stop(self, visitor: str) -> None:
+        with self._lock:
+            if visitor in self._stops:
+                self._stops[visitor].set()
+
+    def end(self, visitor: str) -> None:
+        with self._lock:
+            del self._stops[visitor]
+
+
+def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
+    """Puts the tab together, within a `gr.Tab`."""
+    # In the order of a narrow screen; on a wide one the result stands beside the form.
+    with gr.Column(elem_classes="studio"):
+        with gr.Column(elem_classes="studio-prompt"):
+            prompt = gr.Textbox(_EXAMPLE, label="Prompt", lines=2, max_lines=8, elem_id="prompt")
+            with gr.Row():
+                draw = gr.Button("Draw", variant="primary", min_width=90, elem_id="draw")
+                cancel = gr.Button("Cancel", min_width=90, interactive=False, elem_id="cancel")
+        with gr.Column(elem_classes="studio-result"):
+            status = gr.HTML(
+                "<p>Nothing is drawn yet.</p>",
+                elem_id="status",
+                js_on_load="element.setAttribute('role', 'status')",
+                apply_default_css=False,
+            )
+            result = gr.HTML("", elem_id="result", js_on_load=asset("wipe.js"), apply_default_css=False)
+            with gr.Accordion("The same in Python", open=False, visible=False) as same:
+                lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="lines")
+        with gr.Column(elem_classes="studio-settings"):
+            fields = {"prompt": prompt} | _settings(models)
+
+    visitors = _Visitors()
+    outputs = [status, result, same, lines, draw, cancel]
+
+    def on_draw(request: gr.Request, *values: Any) -> Iterator[Update]:
+        visitor = str(request.session_hash)
+        try:
+            wanted = read_request(**dict(zip(fields, values, strict=True)))
+            stop = visitors.begin(visitor)
+        except (ValueError, TypeError) as error:
+            yield {status: status_html(Failure(str(error)))}
+            return
+        began = time.monotonic()
+        try:
+            for news in easel.draw(wanted, stop):
+                ended = isinstance(news, (Comparison, Failure, Stopped))
+                update: Update = {
+                    status: status_html(news, time.monotonic() - began, wanted.settings.cache),
+                    draw: gr.update(interactive=ended),
+                    cancel: gr.update(interactive=not ended),
+                }
+                if isinstance(news, Comparison):
+                    settings = wanted.settings
+                    text = python_lines(
+                        settings.model,
+                        settings.cache,
+                        settings.steps,
+                        wanted.scheduler,
+                        seed=settings.seed,
+                        prompt=settings.prompts[0],
+                    )
+                    update |= {result: comparison_html(news), same: gr.update(visible=True), lines: text}
+                yield update
+        finally:
+            visitors.end(visitor)
+
+    def on_cancel(request: gr.Request) -> None:
+        visitors.stop(str(request.session_hash))
+
+    # Whose turn it is, the easel says; here all may wait at once.
+    event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+    gr.on([draw.click, prompt.submit], on_draw, list(fields.values()), outputs, trigger_mode="once", **event)
+    cancel.click(on_cancel, **event)
+    page.unload(on_cancel)
+
+
+def _settings(models: tuple[str, ...]) -> dict[str, gr.components.Component]:
+    """The other fields by the name that `read_request` has for them."""
+    fields: dict[str, gr.components.Component] = {
+        "model": gr.Dropdown(list(models), value=models[0], label="Model", interactive=len(models) > 1),
+    }
+    with gr.Row():
+        fields["steps"] = gr.Number(50, label="Steps", precision=0, min_width=90, elem_id="steps")
+        fields["seed"] = gr.Number(0, label="Seed", precision=0, min_width=90, elem_id="seed")
+    fields["scheduler"] = gr.Dropdown(
+        [(_OWN_SCHEDULER, ""), *((name, name) for name in SCHEDULER_ALIASES)], value="", label="Scheduler"
+    )
+    with gr.Group():
+        with gr.Row():
+            fields["interval"] = gr.Number(
+                _DEFAULT.cache_interval,
+                label="Interval",
+                info="Steps from one full step to the next",
+                precision=0,
+                min_width=130,
+                elem_id="interval",
+            )
+            fields["branch"] = gr.Number(
+                _DEFAULT.cache_branch_id,
+                label="Branch",
+                info="0 is the shallowest skip branch",
+                precision=0,
+                min_width=130,
+                elem_id="branch",
+            )
+        fields["forecast"] = gr.Radio(
+            [("none (re-use)" if name == "none" else name, name) for name in FORECASTS],
+            value=_DEFAULT.forecast,
+            label="Forecast",
+            info="How shallow steps continue the deep feature",
+        )
+        fields["skip_mode"] = gr.Radio(list(SKIP_MODES), value=_DEFAULT.skip_mode, label="Full steps are spread")
+        fields["guidance_reuse"] = gr.Checkbox(
+            False, label="Guidance reuse", info="Shallow steps run only the half of the guided batch with the prompt"
+        )
+        with gr.Accordion("A plan of deepcache tune instead", open=False):
+            fields["plan"] = gr.HTML(
+                "",
+                html_template=render("plan.html"),
+                js_on_load=asset("plan.js"),
+                apply_default_css=False,
+                elem_id="plan",
+            )
+    return fields

@@ -1,0 +1,249 @@
+"""The one easel of the page: it holds the pipeline and draws for one visitor after the other."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Any
+
+from DeepCache.app.drawing_request import DrawingRequest
+from DeepCache.generation import GeneratedImage, OutputFolder, StepProgress, generate
+from DeepCache.models.loading import load_pipeline
+from DeepCache.models.schedulers import set_scheduler
+
+if TYPE_CHECKING:
+    from DeepCache.schedule import Step
+
+__all__ = ["Comparison", "Easel", "Failure", "Loading", "Stopped", "Waiting"]
+
+# Seconds from one news to the next: every step told at once would take time from the drawing that is measured.
+_PAUSE = 0.2
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Others are drawn for first.
+
+    Args:
+        before: how many.
+    """
+
+    before: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The pipeline is loaded.
+
+    Args:
+        model: its name.
+    """
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A picture drawn with and without DeepCache.
+
+    Args:
+        request: what was asked for.
+        drawn: the pictures, their times and what the trajectory did. The files that it names are gone.
+        png: the picture with DeepCache, as a file that holds its settings.
+        original_png: the same without DeepCache.
+        steps: what each step did.
+        cut_off: whether the model read but the beginning of the prompt.
+    """
+
+    request: DrawingRequest
+    drawn: GeneratedImage
+    png: bytes
+    original_png: bytes
+    steps: tuple[Step, ...]
+    cut_off: bool
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The visitor cancelled."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """It could not be drawn.
+
+    Args:
+        message: why, in words.
+    """
+
+    message: str
+
+
+News = Waiting | Loading | StepProgress | Comparison | Stopped | Failure
+_LAST = (Comparison, Stopped, Failure)
+# What the library raises for settings that it cannot work with.
+_LIBRARY_ERRORS = (ValueError, TypeError, OSError, MemoryError, ImportError)
+
+
+class _Cancelled(Exception):
+    pass
+
+
+class Easel:
+    """Draws one picture after the other, and keeps the pipeline that it drew with last.
+
+    Args:
+        models: the models that may be drawn with, as `load_pipeline` takes them.
+        dtype: as `load_pipeline` takes it.
+        device: as `load_pipeline` takes it.
+
+    Example:
+        >>> from DeepCache.app.drawing_request import DrawingRequest
+        >>> from DeepCache.generation import GenerationSettings
+        >>> with Easel(("shapes",), device="cpu") as easel:
+        ...     *_, last = easel.draw(DrawingRequest(GenerationSettings(("a red circle",), steps=6)), Event())
+        >>> last.drawn.stats.pattern
+        'F..F..'
+    """
+
+    def __init__(self, models: tuple[str, ...], *, dtype: str = "auto", device: str = "auto") -> None:
+        self._models = models
+        self._dtype = dtype
+        self._device = device
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="easel")
+        self._lock = Lock()
+        self._line: list[Event] = []
+        self._loaded: tuple[str, Any] | None = None
+
+    def __enter__(self) -> Easel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is being drawn and what waits."""
+        with self._lock:
+            for stop in self._line:
+                stop.set()
+        self._worker.shutdown(cancel_futures=True)
+
+    def load(self, model: str) -> Any:
+        """The pipeline of a model; one that was loaded before is let go first.
+
+        Raises:
+            ValueError: the model is none of those that may be drawn with.
+            OSError, TypeError: as `load_pipeline`.
+        """
+        if model not in self._models:
+            raise ValueError(f"the model must be one of {', '.join(self._models)}, got {model!r}")
+        if self._loaded is None or self._loaded[0] != model:
+            # Two of them might not fit into the memory of the device.
+            self._loaded = None
+            pipe = load_pipeline(model, dtype=self._dtype, device=self._device)
+            pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+            self._loaded = model, pipe
+        return self._loaded[1]
+
+    def draw(self, request: DrawingRequest, stop: Event) -> Iterator[News]:
+        """Draws a picture with and without DeepCache when it is its turn, and tells how far it is.
+
+        Args:
+            request: what to draw.
+            stop: set it to cancel, whether it is drawn already or waits. It is set when the iterator is left.
+
+        Returns:
+            The news, several times a second; the last is a `Comparison`, `Stopped` or `Failure`. Only the latest of
+            those that came in between is told.
+        """
+        news: SimpleQueue[News] = SimpleQueue()
+        with self._lock:
+            self._line.append(stop)
+        future = self._worker.submit(self._work, request, stop, news)
+        latest: News = Waiting(self._before(stop))
+        try:
+            while not isinstance(latest, _LAST):
+                if isinstance(latest, Waiting):
+                    latest = Waiting(self._before(stop))
+                yield latest
+                latest = _latest(news, latest)
+                if stop.is_set() and future.cancel():
+                    latest = Stopped()
+            yield latest
+        finally:
+            stop.set()
+            if future.cancel():
+                self._leave(stop)
+
+    def _before(self, stop: Event) -> int:
+        with self._lock:
+            return self._line.index(stop) if stop in self._line else 0
+
+    def _leave(self, stop: Event) -> None:
+        with self._lock:
+            self._line.remove(stop)
+
+    def _work(self, request: DrawingRequest, stop: Event, news: SimpleQueue[News]) -> None:
+        """On the easel's own thread."""
+        try:
+            last: News = self._compare(request, stop, news)
+        except _Cancelled:
+            last = Stopped()
+        except _LIBRARY_ERRORS as error:
+            last = Failure(str(error) or type(error).__name__)
+        except Exception as error:
+            logging.getLogger(__name__).exception("a picture could not be drawn")
+            last = Failure(f"this is a mistake in the program, please report it: {type(error).__name__}: {error}")
+        # Who comes next is told so before this one hears the end.
+        self._leave(stop)
+        news.put(last)
+
+    def _compare(self, request: DrawingRequest, stop: Event, news: SimpleQueue[News]) -> Comparison:
+        from DeepCache.engine.unets import unets_of
+
+        if stop.is_set():
+            raise _Cancelled
+        news.put(Loading(request.settings.model))
+        pipe = self.load(request.settings.model)
+        own_scheduler = pipe.scheduler
+
+        def stop_where_asked(*_: Any) -> None:
+            if stop.is_set():
+                raise _Cancelled
+
+        handles = [unet.register_forward_pre_hook(stop_where_asked) for unet in unets_of(pipe).values()]
+        try:
+            if request.scheduler is not None:
+                set_scheduler(pipe, request.scheduler)
+            with tempfile.TemporaryDirectory(prefix="deepcache-app-") as folder:
+                output = OutputFolder(folder)
+                (drawn,) = generate(pipe, request.settings, output, compare=True, on_step=news.put)
+                assert drawn.original is not None
+                png, original_png = drawn.drawing.path.read_bytes(), drawn.original.path.read_bytes()
+            steps = request.settings.cache.steps(len(drawn.stats.pattern))
+            return Comparison(request, drawn, png, original_png, steps, _is_cut_off(pipe, drawn.prompt))
+        finally:
+            for handle in handles:
+                handle.remove()
+            pipe.scheduler = own_scheduler
+
+
+def _is_cut_off(pipe: Any, prompt: str) -> bool:
+    tokenizer = getattr(pipe, "tokenizer", None)
+    return tokenizer is not None and len(tokenizer(prompt).input_ids) > tokenizer.model_max_length
+
+
+def _latest(news: SimpleQueue[News], latest: News) -> News:
+    """The newest of what has come in after a pause; what was told last where nothing has."""
+    time.sleep(_PAUSE)
+    with suppress(Empty):
+        while not isinstance(latest, _LAST):
+            latest = news.get_nowait()
+    return latest

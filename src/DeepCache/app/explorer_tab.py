@@ -1,0 +1,109 @@
+"""The second tab: an ablation to explore, cell by cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from DeepCache.app.explorer import Choice, ExploredGroup, Explorer, Grid, Kind, Sample, Way, grid_html
+from DeepCache.app.rendering import asset, embedded_picture, render
+from DeepCache.app.step_strip import step_strip
+from DeepCache.config import DeepCacheConfig
+from DeepCache.report.numerals import decibels
+
+__all__ = ["explorer_tab"]
+
+Update = dict[Any, Any]
+
+
+def explorer_tab(explorer: Explorer) -> None:
+    """Puts the tab together, within a `gr.Tab`."""
+    groups = [group for group in explorer.groups if group.grids]
+    gr.HTML(render("explored.html", explorer=explorer, grids=bool(groups)))
+    if not groups:
+        return
+    group = groups[0]
+    grid = _first_grid(group)
+    with gr.Row():
+        group_title = gr.Dropdown(
+            [each.title for each in groups], value=group.title, label="Scheduler and steps", min_width=240
+        )
+        kind_title = gr.Dropdown(
+            [each.kind.title for each in group.grids],
+            value=grid.kind.title,
+            label="Forecast and schedule",
+            min_width=240,
+        )
+    table = gr.HTML(_table(grid), elem_id="grid", js_on_load=asset("grid.js"), apply_default_css=False)
+    details = gr.HTML(_first_choice(explorer, group, grid), elem_id="choice", js_on_load=None, apply_default_css=False)
+
+    def on_group(group_title: str, kind_title: str) -> Update:
+        group = explorer.group(group_title)
+        titles = [grid.kind.title for grid in group.grids]
+        grid = group.grid(kind_title) if kind_title in titles else _first_grid(group)
+        return {
+            kind: gr.update(choices=titles, value=grid.kind.title),
+            table: _table(grid),
+            details: _first_choice(explorer, group, grid),
+        }
+
+    def on_kind(group_title: str, kind_title: str) -> Update:
+        group = explorer.group(group_title)
+        grid = group.grid(kind_title)
+        return {table: _table(grid), details: _first_choice(explorer, group, grid)}
+
+    def on_cell(group_title: str, kind_title: str, event: gr.EventData) -> str:
+        group = explorer.group(group_title)
+        way = group.grid(kind_title).way(event.interval, event.branch)
+        return _choice(explorer.choose(group, way.label))
+
+    kind, both = kind_title, [group_title, kind_title]
+    event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    group_title.input(on_group, both, [kind, table, details], **event)
+    kind.input(on_kind, both, [table, details], **event)
+    table.select(on_cell, both, details, **event)
+
+
+def _first_grid(group: ExploredGroup) -> Grid:
+    """That of DeepCache's own defaults, where it was measured."""
+    default = DeepCacheConfig()
+    usual = Kind(default.forecast, default.skip_mode, default.guidance_reuse)
+    return next((grid for grid in group.grids if grid.kind == usual), group.grids[0])
+
+
+def _first_way(grid: Grid) -> Way:
+    default = DeepCacheConfig()
+    return grid.cells.get((default.cache_interval, default.cache_branch_id), next(iter(grid.cells.values())))
+
+
+def _table(grid: Grid) -> str:
+    return grid_html(grid, chosen=_first_way(grid).label)
+
+
+def _first_choice(explorer: Explorer, group: ExploredGroup, grid: Grid) -> str:
+    return _choice(explorer.choose(group, _first_way(grid).label))
+
+
+def _choice(choice: Choice) -> str:
+    samples = [
+        {"prompt": sample.prompt, "pictures": _pictures(choice, sample), "words": _words(sample)}
+        for sample in choice.samples
+    ]
+    return render("choice.html", choice=choice, samples=samples, strip=Markup(step_strip(choice.way.pattern)))
+
+
+def _pictures(choice: Choice, sample: Sample) -> list[tuple[str, str]]:
+    """The pictures of a prompt, each with what it is."""
+    found = [("No caching", sample.original), ("DeepCache", sample.cached)]
+    if sample.fewer_steps is not None and choice.fewer_steps is not None:
+        found.append((choice.fewer_steps.label, sample.fewer_steps))
+    return [(name, embedded_picture(picture)) for name, picture in found]
+
+
+def _words(sample: Sample) -> str:
+    if sample.psnr is None:
+        return ""
+    fewer = "" if sample.fewer_steps_psnr is None else f", fewer steps {decibels(sample.fewer_steps_psnr)} dB"
+    return f"DeepCache {decibels(sample.psnr)} dB{fewer}"

@@ -1,0 +1,194 @@
+"""Serves the page on this machine, and nothing but the page."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from DeepCache.app.easel import Easel
+
+__all__ = ["AppSettings", "build_app", "serve"]
+
+_FIRST_PORT, _LAST_PORT = 7860, 7879
+_STYLES = ("page.css", "explorer.css", "step_strip.css")
+# What the page asks for. Gradio answers more: it takes files, hands them out and fetches them from elsewhere.
+_ANSWERED = re.compile(
+    r"/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt|(static|assets|svelte)/.*"
+    r"|gradio_api/(info|startup-events|queue/(join|data)|cancel|reset|heartbeat/.*))?"
+)
+# Gradio's page has scripts and styles in it and makes functions of text; what it may not do is ask anybody else.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """What the page offers, and where.
+
+    Args:
+        models (`tuple` of `str`, defaults to `("shapes",)`):
+            The models that visitors may draw with, as `load_pipeline` takes them.
+        ablation (path):
+            The result of `deepcache ablate` to explore; one of the model in the box by default.
+        host (`str`, defaults to `"127.0.0.1"`):
+            The address of this machine to listen at. Any but a loopback address lets others in.
+        port (`int`, *optional*):
+            The port; by default the first that is free from 7860 to 7879.
+        dtype (`str`, defaults to `"auto"`):
+            As `load_pipeline` takes it.
+        device (`str`, defaults to `"auto"`):
+            As `load_pipeline` takes it.
+
+    Raises:
+        ValueError: no model is named, or the port is out of its range.
+    """
+
+    models: tuple[str, ...] = ("shapes",)
+    ablation: Path = SHIPPED_ABLATION
+    host: str = "127.0.0.1"
+    port: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("the page needs a model to draw with: name one or more")
+        if self.port is not None and not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, got {self.port}")
+
+
+def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda address: None) -> None:
+    """Serves the page until it is interrupted.
+
+    Args:
+        settings: what the page offers, and where.
+        on_ready: called with the address once the page can be opened.
+
+    Raises:
+        ImportError: Gradio is not installed.
+        OSError: the first model or the ablation cannot be read, or the port is taken.
+        ValueError, TypeError: the first model is unknown, or none that DeepCache works on; the ablation is no result.
+    """
+    prepare_gradio()
+    import uvicorn
+
+    from DeepCache.app.easel import Easel
+
+    with (
+        listen(settings.host, settings.port) as listening,
+        Easel(settings.models, dtype=settings.dtype, device=settings.device) as easel,
+    ):
+        app = build_app(settings, easel)
+        # What is wrong with it is told before anybody opens the page.
+        easel.load(settings.models[0])
+        # Pages that are open keep a connection each, which would never end by itself.
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
+        on_ready(address(listening))
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def build_app(settings: AppSettings, easel: Easel) -> FastAPI:
+    """The page as an ASGI application."""
+    prepare_gradio()
+    import gradio as gr
+    from fastapi import FastAPI, Request, Response
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from DeepCache.app.page import build_page, page_theme
+    from DeepCache.app.rendering import asset
+
+    page = build_page(easel, Explorer.from_file(settings.ablation), settings.models)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if is_loopback(settings.host):
+        # Else any page on the web could name this machine by a name of its own, and read what it answers.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", settings.host])
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Any) -> Response:
+        if _ANSWERED.fullmatch(request.url.path) is None:
+            return Response("There is nothing here.", status_code=404, headers=_HEADERS)
+        response: Response = await call_next(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        server_name=settings.host,
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        theme=page_theme(),
+        css="\n".join(asset(name) for name in _STYLES),
+    )
+    # Only with this does Gradio refuse to read a file of this machine that a visitor names in the place of a value.
+    page.has_launched = True
+    return app
+
+
+def prepare_gradio() -> None:
+    """Keeps Gradio and the hub's library from telling others that they are used; to be called before their import.
+
+    Raises:
+        ImportError: Gradio is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ImportError("the page takes Gradio: pip install 'DeepCache[app]'") from error
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A socket at the address, on the first free port where none is given.
+
+    Raises:
+        OSError: the port is taken, or this machine has no such address.
+    """
+    ports = range(_FIRST_PORT, _LAST_PORT + 1) if port is None else (port,)
+    for number in ports:
+        try:
+            return socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except socket.gaierror as error:
+            raise OSError(f"there is no address {host!r}: {error.strerror}") from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+    where = f"port {port}" if port is not None else f"any port from {_FIRST_PORT} to {_LAST_PORT}"
+    raise OSError(f"cannot listen at {host!r} on {where} ({reason}); give another with --port")
+
+
+def address(listening: socket.socket) -> str:
+    """The address to open in a browser."""
+    host, port = listening.getsockname()[:2]
+    if ip_address(host).is_unspecified:
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

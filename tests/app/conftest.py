@@ -1,0 +1,133 @@
+"""The real server with the model in the box, and a real browser."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+import uvicorn
+
+from DeepCache import DeepCacheConfig, apply_deepcache
+from DeepCache.app.easel import Easel
+from DeepCache.app.server import AppSettings, build_app, listen
+from DeepCache.models import load_pipeline
+
+MILLISECONDS = 60_000  # what a busy machine may take
+
+
+@dataclass
+class Served:
+    """The page as it is served."""
+
+    address: str
+    easel: Easel
+    connected_to: list[Any]
+
+    @contextmanager
+    def held(self) -> Iterator[threading.Event]:
+        """Holds the easel at the first U-Net call until the event is set."""
+        reached, release = threading.Event(), threading.Event()
+
+        def wait(*_: Any) -> None:
+            reached.set()
+            assert release.wait(60)
+
+        handle = self.easel.load("shapes").unet.register_forward_pre_hook(wait)
+        try:
+            yield release
+            assert reached.is_set()
+        finally:
+            release.set()
+            handle.remove()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    settings = AppSettings(device="cpu")
+    connected_to: list[Any] = []
+    connect = socket.socket.connect
+
+    def noted(self: socket.socket, address: Any) -> None:
+        connected_to.append(address)
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch, Easel(settings.models, device="cpu") as easel:
+        patch.setattr(socket.socket, "connect", noted)
+        listening = listen("127.0.0.1", 0)
+        config = uvicorn.Config(build_app(settings, easel), log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", easel, connected_to)
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no chromium on this machine")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, served) -> Iterator[Callable[..., Any]]:
+    """Opens the page as a new visitor. What it asks for elsewhere is refused and noted, and so is what it complains
+    of."""
+    contexts, complaints, requests = [], [], []
+
+    def visit(**options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(MILLISECONDS)
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else 0
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        own = served.address
+        page.route(
+            "**/*", lambda route: route.continue_() if route.request.url.startswith(f"{own}/") else route.abort()
+        )
+        page.goto(own)
+        page.wait_for_selector("#draw")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    elsewhere = [url for url in requests if not url.startswith((f"{served.address}/", "data:", "blob:"))]
+    assert elsewhere == []
+    assert [address for address in served.connected_to if address[0] not in ("127.0.0.1", "::1")] == []
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Callable[..., Image.Image]:
+    """Draws with the model in the box and no page."""
+    pipe = load_pipeline("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(prompt: str, *, steps: int = 50, seed: int = 0, cache: DeepCacheConfig | None = None) -> Image.Image:
+        apply_deepcache(pipe, cache or DeepCacheConfig(cache_interval=1))
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return pipe(prompt, num_inference_steps=steps, guidance_scale=2.0, generator=generator).images[0]
+
+    return draw

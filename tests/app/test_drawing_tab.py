@@ -1,0 +1,246 @@
+"""Drawing on the page, in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from DeepCache import DeepCacheConfig
+from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
+from DeepCache.plan import Plan
+from DeepCache.schedule import Step, StepSchedule
+from tests.app.shown import rows, same, shown
+
+PROMPT = "a red circle left of a blue square"
+ORIGINAL, PICTURE = ".wipe img:not(.wipe-over)", ".wipe-over"
+
+
+def ask(page, prompt=PROMPT, **numbers):
+    """Fills in the form and presses the button."""
+    page.fill("#prompt textarea", prompt)
+    for name, value in numbers.items():
+        page.fill(f"#{name} input", str(value))
+    page.click("#draw")
+
+
+def told(page, text):
+    page.wait_for_selector(f"#status :text({json.dumps(text)})")
+    return page.inner_text("#status")
+
+
+def test_a_picture_is_drawn_with_and_without(visit, drawn):
+    page = visit()
+    ask(page, steps=10, seed=7, interval=4)
+    page.wait_for_selector(".comparison")
+    assert same(shown(page, PICTURE), drawn(PROMPT, steps=10, seed=7, cache=DeepCacheConfig(cache_interval=4)))
+    assert same(shown(page, ORIGINAL), drawn(PROMPT, steps=10, seed=7))
+    assert not same(shown(page, PICTURE), shown(page, ORIGINAL))
+    assert page.get_attribute(PICTURE, "alt") == f"With DeepCache: {PROMPT}"
+    # What can be saved holds what made it.
+    assert shown(page, PICTURE).info["seed"] == "7"
+    figures = {name: value for name, value, _ in rows(page, ".measured")}
+    assert list(figures) == [
+        "Without DeepCache",
+        "With DeepCache",
+        "Speed-up",
+        "Multiply-accumulates",
+        "PSNR",
+        "SSIM",
+        "Steps",
+    ]
+    assert figures["Steps"] == "3 full, 7 shallow"
+    assert re.fullmatch(r"\d\d\.\d\d dB", figures["PSNR"])
+    assert page.get_attribute(".steps .step-strip", "aria-label") == "3 full and 7 shallow steps: full steps 1, 5, 9"
+    assert "amplified ×" in page.inner_text(".difference")
+    assert shown(page, ".difference img").size == (64, 64)
+    told(page, "Done.")
+    assert "longer than" not in page.inner_text(".measured")
+    page.get_by_role("button", name="The same in Python").click()
+    page.wait_for_selector("#lines :text('cache_interval')")
+
+
+def test_an_interval_of_one_shows_no_difference(visit):
+    page = visit()
+    ask(page, steps=4, interval=1)
+    page.wait_for_selector(".comparison")
+    assert {name: value for name, value, _ in rows(page, ".measured")}["PSNR"] == "identical"
+    assert page.inner_text(".difference") == "No difference: the two pictures are identical."
+
+
+def test_the_slider_wipes_between_the_two(visit):
+    page = visit()
+    ask(page, steps=4)
+    page.wait_for_selector(".comparison")
+
+    def clipped():
+        return page.evaluate(f"getComputedStyle(document.querySelector('{PICTURE}')).clipPath")
+
+    assert clipped() == "inset(0px 0px 0px 50%)"
+    slider = page.locator(".wipe-position")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert clipped() == "inset(0px 0px 0px 51%)"
+    page.keyboard.press("Home")
+    assert clipped() == "inset(0px 0px 0px 0%)"
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    (position,) = re.findall(r"(\d+)%", clipped())
+    assert 70 <= int(position) <= 80
+    # The next picture is looked at in the same place.
+    ask(page, steps=5)
+    page.wait_for_selector(".measured :text('2 full, 3 shallow')")
+    assert clipped() == f"inset(0px 0px 0px {position}%)"
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert clipped() == f"inset(0px 0px 0px {int(position) - 1}%)"
+
+
+def test_cancel_while_it_is_drawn_and_the_next_one_is_whole(visit, served, drawn):
+    page = visit()
+    with served.held() as release:
+        ask(page, steps=10)
+        page.wait_for_selector("#draw[disabled]")
+        page.click("#cancel:not([disabled])")
+        release.set()
+        told(page, "Cancelled.")
+    assert page.query_selector(".comparison") is None
+    ask(page, steps=10, seed=3)
+    page.wait_for_selector(".comparison")
+    assert same(shown(page, PICTURE), drawn(PROMPT, steps=10, seed=3, cache=DeepCacheConfig()))
+
+
+def test_two_visitors_at_once_get_their_own_pictures(visit, served, drawn):
+    first, second = visit(), visit()
+    with served.held() as release:
+        ask(first, "a red circle", steps=8)
+        first.wait_for_selector("#draw[disabled]")
+        ask(second, "a blue square", steps=6)
+        told(second, "Waiting: one picture is drawn first.")
+        release.set()
+        for page in (first, second):
+            page.wait_for_selector(".comparison")
+    assert same(shown(first, ORIGINAL), drawn("a red circle", steps=8))
+    assert same(shown(second, ORIGINAL), drawn("a blue square", steps=6))
+    assert "square" not in first.inner_html("#result")
+    assert "circle" not in second.inner_html("#result")
+
+
+def test_who_waits_can_cancel_and_that_is_nothing_to_the_other(visit, served, drawn):
+    first, second = visit(), visit()
+    with served.held() as release:
+        ask(first, "a red circle", steps=8)
+        first.wait_for_selector("#draw[disabled]")
+        ask(second, "a blue square", steps=6)
+        told(second, "Waiting: one picture is drawn first.")
+        second.click("#cancel:not([disabled])")
+        told(second, "Cancelled.")
+        release.set()
+        first.wait_for_selector(".comparison")
+    assert same(shown(first, ORIGINAL), drawn("a red circle", steps=8))
+    assert second.query_selector(".comparison") is None
+
+
+def test_who_leaves_is_not_drawn_for(visit, served):
+    first, second = visit(), visit()
+    with served.held() as release:
+        ask(first, steps=250)
+        first.wait_for_selector("#draw[disabled]")
+        ask(second, steps=4)
+        told(second, "Waiting: one picture is drawn first.")
+        first.close()
+        # Which is noticed while the easel is still held, or the picture of 250 steps would be drawn.
+        for _ in range(600):
+            if served.easel._line[0].is_set():
+                break
+            second.wait_for_timeout(100)
+        assert served.easel._line[0].is_set()
+        release.set()
+        second.wait_for_selector(".comparison")
+
+
+WRONG = (
+    ("prompt", "  ", "the prompt is empty"),
+    ("prompt", "x" * 2001, "the prompt has 2001 characters; at most 2000 are taken"),
+    ("steps", "0", "steps must be a whole number from 1 to 250, got 0"),
+    ("steps", "", "steps must be a whole number from 1 to 250, got nothing"),
+    ("seed", "-1", "seed must be a whole number from 0 to 9007199254740992, got -1"),
+    ("interval", "0", "interval must be a whole number from 1 to 1000, got 0"),
+    ("branch", "99", "cache_branch_id must be"),
+)
+
+
+def test_what_is_wrong_is_told_and_nothing_is_lost(visit):
+    page = visit()
+    right = {"prompt": PROMPT, "steps": 4, "seed": 0, "interval": 2, "branch": 0}
+    ask(page, **right)
+    page.wait_for_selector(".comparison")
+    for field, value, message in WRONG:
+        ask(page, **(right | {field: value}))
+        told(page, f"Not drawn: {message}")
+        assert page.query_selector(".comparison") is not None
+        assert page.input_value(f"#{field} :is(input, textarea)") == value
+    ask(page, **(right | {"steps": 3}))
+    page.wait_for_selector(".measured :text('2 full, 1 shallow')")
+    told(page, "Done.")
+
+
+def test_a_plan_is_drawn_with_and_what_is_none_is_refused(visit, served, drawn, tmp_path):
+    pipe = served.easel.load("shapes")
+    steps = (Step(True), Step(False, forecast="linear"), Step(True), Step(False, branch=1), Step(False, branch=1))
+    plan = Plan(StepSchedule(steps), fingerprint(pipe.unet), scheduler_settings(pipe.scheduler), tuned={"steps": 5})
+    page = visit()
+    page.get_by_role("button", name="A plan of deepcache tune instead").click()
+    (tmp_path / "other.json").write_text('{"format": "something else"}')
+    page.set_input_files("#plan input[type=file]", tmp_path / "other.json")
+    page.wait_for_selector("#plan :text('other.json')")
+    ask(page, steps=5)
+    told(page, "Not drawn: the file is no plan of deepcache tune")
+    page.get_by_role("button", name="Remove the plan").click()
+    ask(page, steps=5)
+    told(page, "Done.")
+    plan.to_file(tmp_path / "plan.json")
+    page.set_input_files("#plan input[type=file]", tmp_path / "plan.json")
+    page.wait_for_selector("#plan :text('plan.json')")
+    ask(page, steps=4)
+    told(page, "Not drawn: the plan was tuned for 5 steps")
+    ask(page, steps=5)
+    told(page, "Done.")
+    assert page.get_attribute(".steps .step-strip", "aria-label").startswith("2 full and 3 shallow steps")
+    assert same(shown(page, PICTURE), drawn(PROMPT, steps=5, cache=DeepCacheConfig(plan=plan)))
+
+
+def test_text_is_shown_as_text(visit):
+    prompt = "a <b>red</b> circle <img src=x onerror=alert(1)> ${1 + 1} {{value}} \" ' &amp;"
+    page = visit()
+    ask(page, prompt, steps=2)
+    page.wait_for_selector(".comparison")
+    assert page.get_attribute(PICTURE, "alt") == f"With DeepCache: {prompt}"
+    assert page.query_selector("#result [onerror]") is None
+    assert "The prompt is longer than this model reads" in page.inner_text(".measured")
+
+
+def test_the_keyboard_is_enough(visit):
+    page = visit()
+    page.fill("#steps input", "4")
+    page.focus("#prompt textarea")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "draw"
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".comparison")
+    reached = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("document.activeElement.getAttribute('download') || document.activeElement.className")
+        )
+        if reached[-1].endswith("-original.png"):
+            break
+    assert [name for name in reached if "wipe-position" in name or ".png" in name] == [
+        "wipe-position",
+        "0001-a-big-striped-red-circle-left-of-a-blue-seed0.png",
+        "0001-a-big-striped-red-circle-left-of-a-blue-seed0-original.png",
+    ]

@@ -1,0 +1,140 @@
+"""Exploring and choosing on the page, and what the page looks like, in a browser."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from DeepCache.app.explorer import SHIPPED_ABLATION
+from DeepCache.plan import Plan
+from tests.app.shown import rows, same, shown
+
+GROUPS = {
+    (group["scheduler_class"], group["steps"]): {cell["label"]: cell for cell in group["cells"]}
+    for group in json.loads(SHIPPED_ABLATION.read_text(encoding="utf-8"))["groups"]
+}
+TABS = ("Draw", "Explore", "Choose")
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
+    page.wait_for_selector({"Draw": "#draw", "Explore": "#grid button", "Choose": "#advice p"}[name])
+    # The font of the lines of code is measured, and a tab slides in.
+    page.wait_for_timeout(200)
+
+
+def pick(page, label, option):
+    page.get_by_label(label).locator("visible=true").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_cell_shows_its_pictures_and_figures(visit):
+    page = visit()
+    open_tab(page, "Explore")
+    cells = GROUPS["DDIMScheduler", 50]
+    cell = page.locator("#grid button[data-interval='5'][data-branch='1']")
+    assert f"{cells['I=5 B=1 linear']['psnr']['mean']:.1f} dB" in cell.inner_text()
+    # Our default settings are shown first.
+    assert page.locator("#grid button[aria-pressed=true]").get_attribute("data-interval") == "3"
+    cell.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#choice h3:text('I=5 B=1 linear')")
+    assert page.locator("#grid button[aria-pressed=true]").count() == 1
+    assert page.evaluate("[document.activeElement.dataset.interval, document.activeElement.dataset.branch]") == [
+        "5",
+        "1",
+    ]
+    figures = {name: value for name, value, *_ in rows(page, "#choice")}
+    measured = cells["I=5 B=1 linear"]
+    assert figures["Multiply-accumulates of the U-Net"].replace("\xa0", " ") == f"{100 * measured['mac_share']:.1f} %"
+    assert figures["PSNR, dB, mean ± 95 % confidence interval"].startswith(f"{measured['psnr']['mean']:.2f} ±")
+    assert page.locator("#choice .samples figure").count() == 4
+    assert page.locator("#choice .sample:first-child img").count() == 12
+    first = "#choice .samples figure:first-child .sample div:nth-child({}) img"
+    assert shown(page, first.format(1)).size == (64, 64)
+    assert not same(shown(page, first.format(1)), shown(page, first.format(3)))
+
+
+def test_another_scheduler_and_forecast(visit):
+    page = visit()
+    open_tab(page, "Explore")
+    pick(page, "Forecast and schedule", "re-use, non-uniform")
+    page.wait_for_selector("#choice h3:text('I=3 B=0 non-uniform')")
+    pick(page, "Scheduler and steps", "DPMSolverMultistepScheduler, 25 steps")
+    wanted = GROUPS["DPMSolverMultistepScheduler", 25]["I=2 B=3 non-uniform"]["psnr"]["mean"]
+    page.wait_for_selector(f"#grid button[data-interval='2'][data-branch='3'] :text('{wanted:.1f} dB')")
+    # What was chosen is chosen still.
+    assert page.get_by_label("Forecast and schedule").input_value() == "re-use, non-uniform"
+
+
+def test_settings_for_a_wish(visit):
+    page = visit()
+    open_tab(page, "Choose")
+    page.wait_for_selector("#advice :text('For a speed-up of 2 or more: I=3 B=0 quadratic.')")
+    page.wait_for_selector("#advice-lines :text('quadratic')")
+    page.fill("#wanted input", "3")
+    page.wait_for_selector("#advice :text('For a speed-up of 3 or more: plan ddim-299.')")
+    with page.expect_download() as download:
+        page.click("text=Save the plan as plan.json")
+    plan = GROUPS["DDIMScheduler", 50]["plan ddim-299"]["config"]["plan"]
+    assert Plan.from_file(download.value.path()) == Plan.from_dict(plan)
+    page.fill("#wanted input", "30")
+    page.wait_for_selector("#advice .problem :text('No settings of DeepCache that were measured')")
+    page.fill("#wanted input", "")
+    page.wait_for_selector("#advice .problem :text('Write a number.')")
+    page.get_by_label("As fast as can be, at a PSNR of").check()
+    page.wait_for_selector("#advice :text('For 50 dB or more')")
+    assert page.query_selector("#advice .problem") is None
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_no_tab_is_wider_than_the_screen(visit, width):
+    page = visit(viewport={"width": width, "height": 800})
+    page.fill("#steps input", "4")
+    page.click("#draw")
+    page.wait_for_selector(".comparison")
+    for tab in TABS:
+        open_tab(page, tab)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_the_page(visit, scheme):
+    page = visit(color_scheme=scheme)
+    page.fill("#steps input", "4")
+    page.click("#draw")
+    page.wait_for_selector(".comparison")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (sum(dark[:3]) < 150) == (scheme == "dark")
+    for tab in TABS:
+        open_tab(page, tab)
+        faint = page.evaluate(
+            """() => {
+                const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+                const over = (colours) => {
+                    canvas.fillStyle = "#fff"; canvas.fillRect(0, 0, 1, 1);
+                    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+                    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+                };
+                const light = colour => colour.map(v => v / 255)
+                    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+                    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+                const behind = element => {
+                    const found = [];
+                    for (; element; element = element.parentElement)
+                        found.unshift(getComputedStyle(element).backgroundColor);
+                    return found;
+                };
+                return [...document.querySelectorAll("body *:not(svg *)")]
+                    .filter(e => e.checkVisibility({opacityProperty: true, visibilityProperty: true}))
+                    .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
+                    .filter(e => !e.closest(":disabled, .cm-editor"))
+                    .map(e => {
+                        const ground = behind(e);
+                        const [a, b] = [light(over([...ground, getComputedStyle(e).color])), light(over(ground))];
+                        return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 120)];
+                    }).filter(([ratio]) => ratio < 4.5);
+            }"""
+        )
+        assert faint == [], tab

@@ -1,0 +1,194 @@
+import shlex
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageChops
+from typer.testing import CliRunner
+
+from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
+from DeepCache.app.python_lines import command_line, python_lines
+from DeepCache.cli import app
+from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
+from DeepCache.models import MODELS, load_pipeline, set_scheduler
+from DeepCache.plan import Plan
+from DeepCache.schedule import BranchSchedule, Step, StepSchedule, UniformSchedule
+
+# Some schedulers make an array of a tensor in a way that NumPy 2 would rather have otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PROMPT = "a red circle left of a blue square"
+AWKWARD = "it's \"red\"\\n \\ 'blue'\nand \t green ☃ {x} %s $HOME `ls`"
+OTHER = DeepCacheConfig(cache_interval=2, cache_branch_id=1, skip_mode="non-uniform", forecast="none")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load_pipeline("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def draw(pipe):
+    """Draws with the settings themselves."""
+    own = pipe.scheduler
+
+    def draw(cache, scheduler=None, guidance=MODELS["shapes"].guidance, seed=0, prompt=PROMPT):
+        pipe.scheduler = own
+        if scheduler is not None:
+            set_scheduler(pipe, scheduler)
+        apply_deepcache(pipe, cache)
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            return pipe(prompt, num_inference_steps=4, guidance_scale=guidance, generator=generator).images[0]
+        finally:
+            remove_deepcache(pipe)
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def plan(pipe):
+    steps = (Step(True), Step(False, 1, "linear"), Step(True), Step(False, 0, "linear", guidance_reuse=True))
+    known = fingerprint(pipe.unet), scheduler_settings(pipe.scheduler)
+    return Plan(StepSchedule(steps), *known, tuned={"model": "shapes", "steps": 4})
+
+
+def identical(one, other):
+    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, pipe):
+    """Runs the lines, and returns the picture that they saved."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(lines):
+        names = {}
+        exec(compile(lines, "lines.py", "exec"), names)
+        assert names["pipe"] is not pipe
+        return Image.open(tmp_path / "picture.png").convert("RGB")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("cache", "others"),
+    [
+        (OTHER, {"scheduler": "euler", "guidance": 3.5, "seed": 7}),
+        (DeepCacheConfig(guidance_reuse=True, forecast="quadratic"), {"prompt": AWKWARD, "scheduler": "dpm++"}),
+        (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(0, 1))), {}),
+    ],
+)
+def test_the_lines_draw_the_same_bits_as_the_settings(run, draw, cache, others):
+    scheduler = others.get("scheduler")
+    given = {"seed": 0} | {name: value for name, value in others.items() if name != "scheduler"}
+    lines = python_lines("shapes", cache, 4, scheduler, **given)
+    assert identical(run(lines), draw(cache, **others))
+
+
+def test_the_settings_make_a_difference_to_the_bits(draw):
+    assert not identical(draw(DeepCacheConfig()), draw(OTHER))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_plan_is_read_from_its_file(run, draw, plan, tmp_path, force):
+    plan.to_file(tmp_path / "plan.json")
+    cache = DeepCacheConfig(plan=plan, force_plan=force)
+    # A plan says them all, so that these are of no account.
+    lines = python_lines("shapes", DeepCacheConfig(5, forecast="none", plan=plan, force_plan=force), 4, None, seed=0)
+    assert ('DeepCacheConfig.from_file("plan.json")' in lines) is not force
+    assert ("force_plan=True" in lines) is force
+    assert "cache_interval" not in lines
+    assert identical(run(lines), draw(cache))
+
+
+def test_only_what_differs_from_the_defaults_is_said():
+    assert "DeepCacheConfig()" in python_lines("shapes", DeepCacheConfig(), 50, None)
+    assert 'DeepCacheConfig(cache_interval=2, cache_branch_id=1, skip_mode="non-uniform", forecast="none")' in (
+        python_lines("shapes", OTHER, 50, None)
+    )
+    assert 'DeepCacheConfig(compile="default")' in python_lines("shapes", DeepCacheConfig(compile="default"), 50, None)
+
+
+def test_without_a_seed_or_a_scheduler_the_lines_have_none():
+    lines = python_lines("sd15-tiny", DeepCacheConfig(), 30, None)
+    assert lines == (
+        "from DeepCache import DeepCacheConfig, apply_deepcache\n"
+        "from DeepCache.models import load_pipeline\n"
+        "\n"
+        'pipe = load_pipeline("sd15-tiny")\n'
+        "apply_deepcache(pipe, DeepCacheConfig())\n"
+        "image = pipe(\n"
+        '    "a photo of an astronaut on a moon",\n'
+        "    num_inference_steps=30,\n"
+        ").images[0]\n"
+        'image.save("picture.png")\n'
+    )
+
+
+def test_a_model_of_the_hub_is_loaded_as_diffusers_has_it(run, draw, monkeypatch):
+    asked = []
+
+    class Loaded(DiffusionPipeline):
+        @classmethod
+        def from_pretrained(cls, name, torch_dtype):
+            asked.append((name, torch_dtype))
+            pipe = load_pipeline("shapes", device="cpu")
+            monkeypatch.setattr(pipe, "to", lambda device: asked.append(device) or pipe)
+            return pipe
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline", Loaded)
+    lines = python_lines("owner/name", DeepCacheConfig(), 4, "ddim", guidance=2.0, seed=0, prompt=PROMPT)
+    assert identical(run(lines), draw(DeepCacheConfig(), "ddim"))
+    assert asked == [("owner/name", torch.float16), "cuda"]
+
+
+def test_a_folder_is_loaded_by_load_pipeline_whatever_its_name(tmp_path, monkeypatch):
+    (tmp_path / "owner/name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("owner/name", "./name", "~/name", "/a/b"):
+        assert f'pipe = load_pipeline("{name}")' in python_lines(name, DeepCacheConfig(), 50, None)
+
+
+def test_the_command_draws_the_same_bits_as_the_settings(draw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = command_line("shapes", OTHER, 4, "euler", 3.5, 7, AWKWARD)
+    assert identical(command_picture(line, tmp_path), draw(OTHER, "euler", 3.5, 7, AWKWARD))
+
+
+def test_the_command_reads_a_plan_and_takes_a_prompt_that_begins_like_an_option(draw, plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan.to_file("plan.json")
+    cache = DeepCacheConfig(plan=plan, force_plan=True)
+    line = command_line("shapes", cache, 4, None, prompt="--steps of a red circle")
+    assert line == (
+        "deepcache generate --model shapes --steps 4 --plan plan.json --force-plan -- '--steps of a red circle'"
+    )
+    assert identical(command_picture(line, tmp_path), draw(cache, prompt="--steps of a red circle"))
+
+
+def command_picture(line, folder):
+    program, *arguments = shlex.split(line)
+    assert program == "deepcache"
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    (path,) = (folder / "deepcache-output").iterdir()
+    return Image.open(path).convert("RGB")
+
+
+def test_only_what_differs_from_the_defaults_is_in_the_command():
+    assert command_line("shapes", DeepCacheConfig(), 50, None) == (
+        f"deepcache generate '{PROMPT}' --model shapes --steps 50"
+    )
+    cache = DeepCacheConfig(5, 1, "non-uniform", "quadratic", True, compile="default")
+    assert command_line("a b/c", cache, 25, "dpm++", 7.5, 3, "red") == (
+        "deepcache generate red --model 'a b/c' --scheduler dpm++ --steps 25 --guidance 7.5 --seed 3 --interval 5 "
+        "--branch 1 --skip-mode non-uniform --forecast quadratic --guidance-reuse --compile default"
+    )
+
+
+def test_a_schedule_is_more_than_the_command_takes():
+    with pytest.raises(ValueError, match="`deepcache generate` takes no schedule of its own"):
+        command_line("shapes", DeepCacheConfig(schedule=UniformSchedule(3)), 50, None)

@@ -1,0 +1,45 @@
+"""`deepcache app` as a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from urllib.request import urlopen
+
+import pytest
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+
+def test_it_says_where_it_is_and_ends_with_ctrl_c():
+    command = [sys.executable, "-m", "DeepCache", "app", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        assert said.startswith("DeepCache is at http://127.0.0.1:")
+        with urlopen(said.split()[-1], timeout=60) as response:
+            assert "gradio_config" in response.read().decode()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "Ctrl-C ends it."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "shape"], "there is no model 'shape' (did you mean shapes?)"),
+        (["--port", "70000"], "port must be from 0 to 65535, got 70000"),
+        (["--ablation", "nowhere.json"], "'nowhere.json'"),
+        (["--device", "abacus"], "'abacus'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(options, message):
+    command = [sys.executable, "-m", "DeepCache", "app", "--port", "0", *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert message in line
+    assert run.stdout == ""
