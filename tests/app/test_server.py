@@ -38,9 +38,10 @@ def test_the_page_lets_the_browser_ask_nobody_else(served):
 
 
 def test_another_name_for_this_machine_is_refused(served):
-    assert ask(served.address, Host="example.org")[0] == 400
-    port = served.address.rsplit(":", 1)[1]
-    assert ask(served.address, Host=f"localhost:{port}")[0] == 200
+    for name in ("example.org", "127.0.0.1.example.org", "192.168.0.2"):
+        assert ask(served.address, Host=name)[0] == 400, name
+    for name in ("localhost", "localhost:80", "127.0.0.1:80", "[::1]:80"):
+        assert ask(served.address, Host=name)[0] == 200, name
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,15 @@ def test_without_a_port_the_first_free_one_is_taken():
     with listen("127.0.0.1", None) as first, listen("127.0.0.1", None) as second:
         assert first.getsockname()[1] < second.getsockname()[1] <= 7879
         assert address(first) == f"http://127.0.0.1:{first.getsockname()[1]}"
+
+
+def test_the_address_of_the_sixth_version():
+    try:
+        listening = listen("::1", 0)
+    except OSError:
+        pytest.skip("this machine has none")
+    with listening:
+        assert address(listening) == f"http://[::1]:{listening.getsockname()[1]}"
 
 
 def test_an_address_that_is_not_of_this_machine_is_told():

@@ -108,19 +108,19 @@ def build_app(settings: AppSettings, easel: Easel) -> FastAPI:
     prepare_gradio()
     import gradio as gr
     from fastapi import FastAPI, Request, Response
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from DeepCache.app.page import build_page, page_theme
     from DeepCache.app.rendering import asset
 
     page = build_page(easel, Explorer.from_file(settings.ablation), settings.models)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    if is_loopback(settings.host):
-        # Else any page on the web could name this machine by a name of its own, and read what it answers.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", settings.host])
+    for_this_machine = is_loopback(settings.host)
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
+        # Else any page on the web could give this machine a name of its own, and read what it answers.
+        if for_this_machine and not is_loopback(request.url.hostname or ""):
+            return Response("This page is for its own machine.", status_code=400)
         if _ANSWERED.fullmatch(request.url.path) is None:
             return Response("There is nothing here.", status_code=404, headers=_HEADERS)
         response: Response = await call_next(request)
