@@ -199,7 +199,7 @@ def test_a_plan_is_drawn_with_and_what_is_none_is_refused(visit, served, drawn, 
     page.wait_for_selector("#plan :text('other.json')")
     ask(page, steps=5)
     told(page, "Not drawn: the file is no plan of deepcache tune")
-    page.get_by_role("button", name="Remove the plan").click()
+    page.get_by_role("button", name="Remove other.json").click()
     ask(page, steps=5)
     told(page, "Done.")
     plan.to_file(tmp_path / "plan.json")

@@ -1,11 +1,11 @@
 // The file of a plan is read here, in the browser: the server is sent its text, and takes no files.
 const MOST = 1000000;
 const field = () => element.querySelector("input");
-const name = () => element.querySelector(".plan-name");
+const remove = () => element.querySelector("button");
 let chosen = "";
 const show = () => {
-  name().textContent = chosen;
-  element.querySelector("button").hidden = !chosen;
+  remove().textContent = `Remove ${chosen}`;
+  remove().hidden = !chosen;
 };
 element.addEventListener("change", async event => {
   const [file] = event.target.files;
