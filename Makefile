@@ -13,7 +13,7 @@ PROMPT := a red circle left of a blue square
 export PIP_NO_INPUT := 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/deepcache generate "$(PROMPT)" --compare --output deepcache-output
@@ -32,6 +32,11 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --quiet --fix
 	$(BIN)/ruff format --quiet
+
+docs: $(INSTALLED)
+	@rm -rf build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet --doctree-dir build/doctrees docs build/docs
+	@echo "The site is in build/docs: open build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build deepcache-output

@@ -98,7 +98,7 @@ class DeepCacheConfig:
 
     @property
     def effective_schedule(self) -> Schedule:
-        """The schedule that these settings describe: the plan's, or `schedule`, or that of `skip_mode`."""
+        """The schedule that these settings describe, which is the plan's, or `schedule`, or that of `skip_mode`."""
         if self.plan is not None:
             return self.plan.schedule
         if self.schedule is not None:

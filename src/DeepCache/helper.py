@@ -129,7 +129,7 @@ class DeepCacheSDHelper:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The settings under the names of the reference package: the branch as a block and a layer within it."""
+        """The settings under the names of the reference package, with the branch as a block and a layer within it."""
         number = self._config.cache_branch_id
         if self.pipe is None:
             # Nothing to read the structure from yet: that of Stable Diffusion.

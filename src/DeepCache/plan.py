@@ -13,6 +13,8 @@ from DeepCache.schedule import StepSchedule, schedule_from_dict
 __all__ = ["PLAN_FORMAT", "Plan"]
 
 PLAN_FORMAT = "DeepCache plan 1"
+"""The `format` in the file of a plan."""
+
 _KEYS = ("format", "schedule", "model", "scheduler", "tuned", "results")
 
 

@@ -420,7 +420,8 @@ class StepSchedule(Schedule):
             ValueError: the lines differ in length or hold another character.
         """
         lines = {"full": full, "branch": branch, "forecast": forecast, "guidance_reuse": guidance_reuse}
-        allowed = {"full": "F.", "branch": _BRANCH_SIGNS, "forecast": "012", "guidance_reuse": "x."}
+        orders = "".join(map(str, range(len(FORECASTS))))
+        allowed = {"full": "F.", "branch": _BRANCH_SIGNS, "forecast": orders, "guidance_reuse": "x."}
         for name, line in lines.items():
             if not isinstance(line, str) or any(character not in allowed[name] for character in line):
                 raise ValueError(f"{name!r} of a schedule of steps takes the characters {allowed[name]}, got {line!r}")

@@ -41,6 +41,8 @@ from DeepCache.progress import Work, WorkProgress
 __all__ = ["OWN_SCHEDULER", "AblationSettings", "grid", "run_ablation"]
 
 OWN_SCHEDULER = "model"
+"""In `schedulers`, the scheduler that the model came with."""
+
 # What two identical images count as, so that a mean can be taken.
 IDENTICAL = 120.0
 _MOST_FEWER_STEPS = 8

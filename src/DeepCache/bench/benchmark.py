@@ -35,6 +35,8 @@ from DeepCache.schedule import Step, mean_cost
 __all__ = ["SCOPES", "BenchmarkSettings", "is_complete", "run_benchmark"]
 
 SCOPES = ("pipeline", "unet")
+"""What can be timed, the whole pipeline call or the calls of the U-Net with nothing in between."""
+
 OUT_OF_MEMORY = "out of memory"
 LARGEST_SEED = 2**63 - 1
 _UNFINISHED = ("waiting", "partial")

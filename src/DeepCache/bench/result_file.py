@@ -12,7 +12,11 @@ from typing import Any
 __all__ = ["ABLATION_FORMAT", "BENCHMARK_FORMAT", "read_result", "resumed_result", "schema", "write_result"]
 
 BENCHMARK_FORMAT = "DeepCache benchmark 1"
+"""The `format` in the result file of a benchmark."""
+
 ABLATION_FORMAT = "DeepCache ablation 1"
+"""The `format` in the result file of an ablation."""
+
 _SCHEMAS = {BENCHMARK_FORMAT: "benchmark-1", ABLATION_FORMAT: "ablation-1"}
 
 # In these a run that goes on may differ from the one that was stopped.

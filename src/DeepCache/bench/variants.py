@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def in_reference(self) -> bool:
-        """Whether the reference package can do the same: uniform re-use at one branch."""
+        """Whether the reference package can do the same, which is uniform re-use at one branch."""
         return self.config == DeepCacheConfig(self.config.cache_interval, self.config.cache_branch_id, forecast="none")
 
 

@@ -1,0 +1,397 @@
+"""Draws the figures of docs/schedules.md and docs/how-it-works.md, and writes the numbers beside them from the result
+files, so that none there is typed by hand.
+
+    python -m benchmarks.figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.narrowed_unet import draw_narrowed_unet
+from benchmarks.tables import COLOURS, HERE, METHODS, SCHEDULES, SOLVERS, _read
+
+HOW = HERE.parent / "docs" / "how-it-works.md"
+IMAGES = HERE.parent / "docs" / "images"
+BEGIN, END = "<!-- figures: made by python -m benchmarks.figures -->", "<!-- end of figures -->"
+
+INTERVALS, BRANCHES, FORECASTS = (2, 3, 5, 8), (0, 1, 3), ("none", "linear", "quadratic")
+
+_NAMES = {"ddim": "DDIM", "dpm++": "DPM++ 2M"}
+# Of the colours in `COLOURS` none means a branch.
+_BRANCH_COLOURS = {0: "#0072b2", 1: "#cc79a7", 3: "#000000"}
+_SIZE, _DPI, _PALETTE = (9.6, 7.4), 100, 256
+
+
+def main() -> None:
+    for path, text in pages().items():
+        before, _, after = split(path.read_text(encoding="utf-8"))
+        path.write_text(before + text + after, encoding="utf-8")
+    groups = ablation()["groups"]
+    for name, draw in DRAWN.items():
+        draw(groups, IMAGES / f"{name}.png")
+    (IMAGES / "narrowed-unet.svg").write_text(draw_narrowed_unet(), encoding="utf-8")
+
+
+def pages() -> dict[Path, str]:
+    """What the figures show as Markdown, by the page that has it."""
+    shown = {SCHEDULES: choosing(ablation()), HOW: lost(_frontiers(), _read("shallow_step"), _read("fidelity"))}
+    return {page: f"\n\n{text}\n\n" for page, text in shown.items()}
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """A page before, within and after the place of its figures."""
+    before, rest = text.split(BEGIN)
+    within, after = rest.split(END)
+    return before + BEGIN, within, END + after
+
+
+def ablation() -> dict[str, Any]:
+    return _read("ablation")
+
+
+def cell(
+    group: dict[str, Any],
+    interval: int,
+    branch: int = 0,
+    forecast: str = "none",
+    *,
+    non_uniform: bool = False,
+    guidance_reuse: bool = False,
+) -> dict[str, Any]:
+    """The cell of these settings in a group of the ablation."""
+    words = [f"I={interval}", f"B={branch}"]
+    words += [forecast] if forecast != "none" else []
+    words += ["guidance-reuse"] if guidance_reuse else []
+    words += ["non-uniform"] if non_uniform else []
+    return _labelled(group, " ".join(words))
+
+
+def fewer_steps(group: dict[str, Any], cost: float) -> dict[str, Any]:
+    """Fewer steps without caching at the cost nearest to this one; of two as near the dearer."""
+    fewer = [each for each in group["cells"] if each["method"] == "fewer steps"]
+    return min(fewer, key=lambda each: (round(abs(each["mac_share"] - cost), 6), -each["mac_share"]))
+
+
+def plans(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of tuned plans, the cheapest first."""
+    found = [each for each in group["cells"] if each["label"].startswith("plan ")]
+    return sorted(found, key=lambda each: each["mac_share"])
+
+
+def psnr(found: dict[str, Any]) -> float:
+    mean: float = found["psnr"]["mean"]
+    return mean
+
+
+def title(group: dict[str, Any]) -> str:
+    return f"{_NAMES[group['scheduler']]}, {group['steps']} steps"
+
+
+def choosing(result: dict[str, Any]) -> str:
+    """What docs/schedules.md shows."""
+    groups = result["groups"]
+    settings = result["settings"]
+    parts = [
+        f"The model in the box, {len(settings['prompts'])} held-out prompts, guidance {settings['guidance']:g}, each "
+        "picture against the same one without caching "
+        "([ablation.json](../benchmarks/ablation.json)). Left is cheaper, up is nearer.",
+        "### Forecast, guidance reuse and plan",
+        "![PSNR against the share of multiply-accumulates at branch 0, for re-use, linear and quadratic forecasts, "
+        "guidance reuse, tuned plans and fewer steps, in four panels](images/forecasts.png)",
+        "A line of caching has its points at intervals of 8, 5, 3 and 2, from left to right. What a setting gains or "
+        "loses, in dB:",
+        _gains(groups),
+        "### Branch",
+        "![PSNR against the share of multiply-accumulates at branches 0, 1 and 3, re-use and linear forecast, with "
+        "fewer steps for comparison, in four panels](images/branches.png)",
+        "What a deeper branch brings over branch 0 with a linear forecast, in dB, and what it costs in points of the "
+        "multiply-accumulates:",
+        _deeper(groups),
+        "### Uniform or not",
+        "![Bars of PSNR of the non-uniform schedule minus that of the uniform one, by interval and forecast, in four "
+        "panels; nearly all are below zero](images/non-uniform.png)",
+        _uniform(groups),
+        "### Or fewer steps",
+        "At branch 0, PSNR in dB: re-use, linear forecast, and *fewer steps without caching* at the nearest cost. Bold "
+        "is what comes nearest.",
+        _nearest(groups),
+    ]
+    return "\n\n".join(parts)
+
+
+def lost(frontiers: dict[str, dict[str, Any]], shallow: dict[str, Any], fidelity: dict[str, Any]) -> str:
+    """What docs/how-it-works.md shows."""
+    first = next(iter(frontiers.values()))
+    heads = [f"{SOLVERS[name]}, {result['steps']} steps" for name, result in frontiers.items()]
+    rows = ["| | | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    below = []
+    for interval in ("I=3", "I=5", "I=8"):
+        for method in ("re-use", "linear", "fewer steps"):
+            cells = [_of_method(result, method, interval) for result in frontiers.values()]
+            shown = " | ".join(f"{psnr(each):.1f} ({min(each['psnr']['values']):.1f})" for each in cells)
+            below += [psnr(each) - min(each["psnr"]["values"]) for each in cells]
+            rows.append(f"| {interval if method == 're-use' else ''} | {METHODS[method]} | {shown} |")
+    kept = {
+        (each["scheduler"], each["interval"], each["variant"]): psnr(each)
+        for each in shallow["cells"]
+        if each["forecast"] == "linear"
+    }
+    forgiven = "; ".join(
+        f"{_NAMES[name]} in {steps} steps {kept[name, 3, 'plain']:.1f} and "
+        f"{kept[name, 3, 'prediction forecast']:.1f} dB"
+        for name, steps in shallow["schedulers"].items()
+    )
+    deep = {(each["interval"], each["branch"]): each for each in fidelity["cached"]}
+    shallowest, deepest = deep[5, 0], deep[5, max(branch for _, branch in deep)]
+    return "\n\n".join(
+        [
+            f"PSNR in dB against the same picture without caching: the mean of {len(first['prompts'])} prompts with "
+            f"{len(first['seeds'])} seeds each, and in brackets the worst of those "
+            f"{len(first['prompts']) * len(first['seeds'])} pictures. The model in the box, guidance "
+            f"{first['guidance']:g}, branch 0 ([benchmarks/frontier/](../benchmarks/frontier/)).",
+            "\n".join(rows),
+            f"The worst picture is {min(below):.0f} to {max(below):.0f} dB below the mean, so look at more than one "
+            "before settling on something.",
+            f"A deeper branch loses less and saves less. At an interval of 5 with re-use, {_branch(shallowest)} and "
+            f"{_branch(deepest)} of the multiply-accumulates (DDIM, {fidelity['steps']} steps, "
+            "[fidelity.json](../benchmarks/fidelity.json)).",
+            "**The model in the box forgives more than a large one.** It draws simple scenes of 64 pixels at a low "
+            "guidance. How much it forgives has been measured: at an interval of 3, with a linear forecast of the deep "
+            "feature, and with the whole U-Net left out of shallow steps and its prediction forecast instead: "
+            f"{forgiven} ([shallow_step.json](../benchmarks/shallow_step.json)). That tells more of the model than of "
+            "the method. So take from these figures which of two settings is nearer, and not the decibels.",
+        ]
+    )
+
+
+def draw_forecasts(groups: list[dict[str, Any]], path: Path) -> None:
+    """PSNR against cost at branch 0: forecasts, guidance reuse, plans, fewer steps."""
+
+    def draw(axes: Any, group: dict[str, Any]) -> None:
+        for method, forecast in (("re-use", "none"), ("linear", "linear"), ("quadratic", "quadratic")):
+            cells = [cell(group, interval, forecast=forecast) for interval in INTERVALS]
+            _line(axes, cells, "o-", color=COLOURS[method], label=METHODS[method])
+        for interval in INTERVALS:
+            found = cell(group, interval, forecast="linear")
+            axes.annotate(
+                f"I={interval}",
+                (found["mac_share"], psnr(found)),
+                # Beside the point, where the lines do not run.
+                xytext=(-6, -13) if interval == 8 else (6, -12),
+                textcoords="offset points",
+                ha="right" if interval == 8 else "left",
+                color=COLOURS["linear"],
+            )
+        halved = [cell(group, interval, forecast="linear", guidance_reuse=True) for interval in (3, 5)]
+        name = "linear, guidance reuse"
+        _line(axes, halved, "D:", color=COLOURS[name], label=METHODS[name])
+        if plans(group):
+            _line(axes, plans(group), "*-", color=COLOURS["tuned plan"], label=METHODS["tuned plan"], markersize=12)
+
+    _panels(groups, path, draw, columns=3)
+
+
+def draw_branches(groups: list[dict[str, Any]], path: Path) -> None:
+    """PSNR against cost for each branch, with re-use and a linear forecast."""
+
+    def draw(axes: Any, group: dict[str, Any]) -> None:
+        for branch, colour in _BRANCH_COLOURS.items():
+            forecast = [cell(group, interval, branch, "linear") for interval in INTERVALS]
+            reuse = [cell(group, interval, branch) for interval in INTERVALS]
+            _line(axes, forecast, "o-", color=colour, label=f"branch {branch}, linear forecast")
+            _line(axes, reuse, "o:", color=colour, label=f"branch {branch}, re-use", markerfacecolor="white")
+
+    _panels(groups, path, draw, columns=4)
+
+
+def draw_non_uniform(groups: list[dict[str, Any]], path: Path) -> None:
+    """What the non-uniform schedule gains over the uniform one, by interval and forecast, at branch 0."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_SIZE[0], 5.6), layout="constrained")
+    width = 0.26
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, group in zip(panels.flat, groups, strict=True):
+        for index, forecast in enumerate(FORECASTS):
+            gains = [
+                psnr(cell(group, interval, forecast=forecast, non_uniform=True))
+                - psnr(cell(group, interval, forecast=forecast))
+                for interval in INTERVALS
+            ]
+            places = [place + (index - 1) * width for place in range(len(INTERVALS))]
+            method = "re-use" if forecast == "none" else forecast
+            axes.bar(places, gains, width, color=COLOURS[method], edgecolor="black", label=METHODS[method])
+        axes.axhline(0, color="black", linewidth=1)
+        axes.set_xticks(range(len(INTERVALS)), [f"I={interval}" for interval in INTERVALS])
+        axes.set_title(title(group), loc="left")
+        axes.grid(axis="y", alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("non-uniform minus uniform, dB")
+    _legend(figure, panels.flat, columns=3)
+    _save(figure, path)
+
+
+DRAWN: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
+    "forecasts": draw_forecasts,
+    "branches": draw_branches,
+    "non-uniform": draw_non_uniform,
+}
+
+
+def _frontiers() -> dict[str, dict[str, Any]]:
+    return {name: _read(f"frontier/{name}") for name in SOLVERS}
+
+
+def _labelled(group: dict[str, Any], label: str) -> dict[str, Any]:
+    (found,) = [each for each in group["cells"] if each["label"] == label]
+    chosen: dict[str, Any] = found
+    return chosen
+
+
+def _of_method(result: dict[str, Any], method: str, interval: str) -> dict[str, Any]:
+    by_name = {(each["method"], each["label"]): each for each in result["cells"]}
+    if method == "fewer steps":
+        return fewer_steps(result, by_name["re-use", interval]["mac_share"])
+    found: dict[str, Any] = by_name[method, interval]
+    return found
+
+
+def _gains(groups: list[dict[str, Any]]) -> str:
+    rows = _head("", groups)
+    for forecast in ("linear", "quadratic"):
+        for interval in INTERVALS:
+            gains = [psnr(cell(group, interval, forecast=forecast)) - psnr(cell(group, interval)) for group in groups]
+            rows.append(_row(f"{METHODS[forecast]} over re-use, I={interval}", [f"{gain:+.1f}" for gain in gains]))
+    for interval in (3, 5):
+        shown = []
+        for group in groups:
+            whole = cell(group, interval, forecast="linear")
+            halved = cell(group, interval, forecast="linear", guidance_reuse=True)
+            shown.append(f"{psnr(halved) - psnr(whole):+.1f} ({_points(halved, whole)})")
+        rows.append(_row(f"guidance reuse over none, linear forecast, I={interval} (points of the cost)", shown))
+    shown = []
+    for group in groups:
+        plan = next(reversed(plans(group)), None)
+        linear = cell(group, 5, forecast="linear")
+        shown.append("" if plan is None else f"{psnr(plan) - psnr(linear):+.1f} ({_points(plan, linear)})")
+    rows.append(_row("tuned plan over linear forecast, I=5 (points of the cost)", shown))
+    return "\n".join(rows)
+
+
+def _deeper(groups: list[dict[str, Any]]) -> str:
+    rows = _head("", groups)
+    for interval in (2, 3, 5):
+        for branch in (1, 3):
+            shown = []
+            for group in groups:
+                shallow, deep = (cell(group, interval, each, "linear") for each in (0, branch))
+                shown.append(f"{psnr(deep) - psnr(shallow):+.1f} ({_points(deep, shallow)})")
+            rows.append(_row(f"I={interval}, branch {branch}", shown))
+    return "\n".join(rows)
+
+
+def _uniform(groups: list[dict[str, Any]]) -> str:
+    settings = [(i, b, f) for i in INTERVALS for b in BRANCHES for f in FORECASTS]
+    behind, ahead = 0, set()
+    for group in groups:
+        for interval, branch, forecast in settings:
+            gain = psnr(cell(group, interval, branch, forecast, non_uniform=True)) - psnr(
+                cell(group, interval, branch, forecast)
+            )
+            behind += gain < 0
+            if gain >= 0:
+                ahead.add(f"{title(group)} at I={interval}")
+    return (
+        f"The non-uniform schedule is behind the uniform one in {behind} of {len(settings) * len(groups)} pairs of "
+        "settings that are alike but for that, those at branches 1 and 3 included. It is ahead in "
+        f"{len(settings) * len(groups) - behind}, all of them in {' or '.join(sorted(ahead))}. The paper's numbers for "
+        "it were found on other models."
+    )
+
+
+def _nearest(groups: list[dict[str, Any]]) -> str:
+    rows = _head("", groups)
+    for interval in INTERVALS:
+        shown = []
+        for group in groups:
+            reuse, linear = (cell(group, interval, forecast=forecast) for forecast in ("none", "linear"))
+            fewer = fewer_steps(group, reuse["mac_share"])
+            best = max(reuse, linear, fewer, key=psnr)
+            names = {"re-use": reuse, "linear": linear, f"*{fewer['label']} ({fewer['mac_share']:.0%})*": fewer}
+            lines = [
+                f"{name} **{psnr(found):.1f}**" if found is best else f"{name} {psnr(found):.1f}"
+                for name, found in names.items()
+            ]
+            shown.append(f"{reuse['mac_share']:.0%}:<br>" + "<br>".join(lines))
+        rows.append(_row(f"I={interval}", shown))
+    return "\n".join(rows)
+
+
+def _branch(found: dict[str, Any]) -> str:
+    return f"branch {found['branch']} comes to {psnr(found):.1f} dB for {found['mac_share']:.0%}"
+
+
+def _head(first: str, groups: list[dict[str, Any]]) -> list[str]:
+    return [_row(first, [title(group) for group in groups]), "|---" * (1 + len(groups)) + "|"]
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _points(found: dict[str, Any], other: dict[str, Any]) -> str:
+    return f"{100 * (found['mac_share'] - other['mac_share']):+.0f}"
+
+
+def _panels(
+    groups: list[dict[str, Any]], path: Path, draw: Callable[[Any, dict[str, Any]], None], columns: int
+) -> None:
+    """A panel for each group, with fewer steps in each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, group in zip(panels.flat, groups, strict=True):
+        draw(axes, group)
+        fewer = [each for each in group["cells"] if each["method"] == "fewer steps"]
+        _line(axes, fewer, "s--", color=COLOURS["fewer steps"], label="fewer steps, no caching")
+        axes.set_title(title(group), loc="left")
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.09)
+    for axes in panels[-1]:
+        axes.set_xlabel("multiply-accumulates of the U-Net, share")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("PSNR against no caching, dB")
+    _legend(figure, panels.flat, columns=columns)
+    _save(figure, path)
+
+
+def _line(axes: Any, cells: list[dict[str, Any]], style: str, *, markersize: float = 5, **options: Any) -> None:
+    ordered = sorted(cells, key=lambda each: each["mac_share"])
+    shares, means = [each["mac_share"] for each in ordered], [psnr(each) for each in ordered]
+    axes.plot(shares, means, style, markersize=markersize, **options)
+
+
+def _legend(figure: Any, panels: Any, columns: int) -> None:
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=_DPI)
+    # A palette takes a third of the bytes; this way of choosing it leaves out no colour of which there is little.
+    Image.open(drawn).convert("RGB").quantize(_PALETTE, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
