@@ -12,6 +12,7 @@ DOCUMENTED = (
     "DeepCache.app.drawing_request",
     "DeepCache.app.easel",
     "DeepCache.app.explorer",
+    "DeepCache.app.loopback",
     "DeepCache.app.python_lines",
     "DeepCache.app.recommendation",
     "DeepCache.app.step_strip",

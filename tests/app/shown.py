@@ -8,7 +8,10 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-__all__ = ["rows", "same", "shown"]
+__all__ = ["MILLISECONDS", "rows", "same", "shown"]
+
+MILLISECONDS = 60_000
+"""What a busy machine may take until something is shown."""
 
 
 def shown(page: Any, selector: str) -> Image.Image:

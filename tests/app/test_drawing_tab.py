@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+
+import pytest
 
 from DeepCache import DeepCacheConfig
 from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
-from tests.app.shown import rows, same, shown
+from tests.app.shown import MILLISECONDS, rows, same, shown
 
 PROMPT = "a red circle left of a blue square"
 ORIGINAL, PICTURE = ".wipe img:not(.wipe-over)", ".wipe-over"
@@ -23,9 +24,18 @@ def ask(page, prompt=PROMPT, **numbers):
     page.click("#draw")
 
 
+def ask_after_each_other(first, second):
+    """The second asks while the first is drawn for."""
+    ask(first, "a red circle", steps=8)
+    first.wait_for_selector("#draw[disabled]")
+    ask(second, "a blue square", steps=6)
+    told(second, "Waiting: one picture is drawn first.")
+
+
 def told(page, text):
-    page.wait_for_selector(f"#status :text({json.dumps(text)})")
-    return page.inner_text("#status")
+    # Which says what was told instead.
+    playwright = pytest.importorskip("playwright.sync_api")
+    playwright.expect(page.locator("#status")).to_contain_text(text, timeout=MILLISECONDS)
 
 
 def test_a_picture_is_drawn_with_and_without(visit, drawn):
@@ -116,10 +126,7 @@ def test_cancel_while_it_is_drawn_and_the_next_one_is_whole(visit, served, drawn
 def test_two_visitors_at_once_get_their_own_pictures(visit, served, drawn):
     first, second = visit(), visit()
     with served.held() as release:
-        ask(first, "a red circle", steps=8)
-        first.wait_for_selector("#draw[disabled]")
-        ask(second, "a blue square", steps=6)
-        told(second, "Waiting: one picture is drawn first.")
+        ask_after_each_other(first, second)
         release.set()
         for page in (first, second):
             page.wait_for_selector(".comparison")
@@ -132,10 +139,7 @@ def test_two_visitors_at_once_get_their_own_pictures(visit, served, drawn):
 def test_who_waits_can_cancel_and_that_is_nothing_to_the_other(visit, served, drawn):
     first, second = visit(), visit()
     with served.held() as release:
-        ask(first, "a red circle", steps=8)
-        first.wait_for_selector("#draw[disabled]")
-        ask(second, "a blue square", steps=6)
-        told(second, "Waiting: one picture is drawn first.")
+        ask_after_each_other(first, second)
         second.click("#cancel:not([disabled])")
         told(second, "Cancelled.")
         release.set()

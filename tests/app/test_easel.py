@@ -70,6 +70,23 @@ def test_a_stop_before_its_turn(easel):
     assert found == Stopped()
 
 
+def test_cancel_is_answered_while_the_model_is_being_loaded(easel, monkeypatch):
+    load, release, stop = easel.load, Event(), Event()
+
+    def slow(model):
+        assert release.wait(60)
+        return load(model)
+
+    monkeypatch.setattr(easel, "load", slow)
+    news = easel.draw(request(), stop)
+    while next(news) != Loading("shapes"):
+        pass
+    stop.set()
+    assert list(news)[-1] == Stopped()
+    release.set()
+    assert isinstance(last(easel, request()), Comparison)
+
+
 def test_an_error_of_the_program_is_told_and_the_next_picture_drawn(easel, caplog):
     unet = easel.load("shapes").unet
 

@@ -12,7 +12,8 @@ from uuid import uuid4
 import pytest
 
 from DeepCache.app.explorer import SHIPPED_ABLATION
-from DeepCache.app.server import AppSettings, address, is_loopback, listen, serve
+from DeepCache.app.loopback import is_loopback
+from DeepCache.app.server import AppSettings, address, listen, serve
 
 
 def ask(url, data=None, **headers):

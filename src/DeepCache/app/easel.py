@@ -174,7 +174,8 @@ class Easel:
                     latest = Waiting(self._before(stop))
                 yield latest
                 latest = _latest(news, latest)
-                if stop.is_set() and future.cancel():
+                # The easel may be busy for a while yet: a model that is being loaded is loaded to its end.
+                if stop.is_set() and not isinstance(latest, _LAST):
                     latest = Stopped()
             yield latest
         finally:

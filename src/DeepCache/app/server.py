@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
+from DeepCache.app.loopback import is_loopback
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -22,19 +22,6 @@ __all__ = ["AppSettings", "build_app", "serve"]
 
 _FIRST_PORT, _LAST_PORT = 7860, 7879
 _STYLES = ("page.css", "explorer.css", "step_strip.css")
-# What the page asks for. Gradio answers more: it takes files, hands them out and fetches them from elsewhere.
-_ANSWERED = re.compile(
-    r"/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt|(static|assets|svelte)/.*"
-    r"|gradio_api/(info|startup-events|queue/(join|data)|cancel|reset|heartbeat/.*))?"
-)
-# Gradio's page has scripts and styles in it and makes functions of text; what it may not do is ask anybody else.
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @dataclass(frozen=True)
@@ -107,26 +94,15 @@ def build_app(settings: AppSettings, easel: Easel) -> FastAPI:
     """The page as an ASGI application."""
     prepare_gradio()
     import gradio as gr
-    from fastapi import FastAPI, Request, Response
+    from fastapi import FastAPI
 
+    from DeepCache.app.guard import Guard
     from DeepCache.app.page import build_page, page_theme
     from DeepCache.app.rendering import asset
 
     page = build_page(easel, Explorer.from_file(settings.ablation), settings.models)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    for_this_machine = is_loopback(settings.host)
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Response:
-        # Else any page on the web could give this machine a name of its own, and read what it answers.
-        if for_this_machine and not is_loopback(request.url.hostname or ""):
-            return Response("This page is for its own machine.", status_code=400)
-        if _ANSWERED.fullmatch(request.url.path) is None:
-            return Response("There is nothing here.", status_code=404, headers=_HEADERS)
-        response: Response = await call_next(request)
-        response.headers.update(_HEADERS)
-        return response
-
+    app.add_middleware(Guard, for_this_machine=is_loopback(settings.host))
     gr.mount_gradio_app(
         app,
         page,
@@ -184,11 +160,3 @@ def address(listening: socket.socket) -> str:
     if ip_address(host).is_unspecified:
         host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,6 +4,7 @@ const field = () => element.querySelector("input");
 const remove = () => element.querySelector("button");
 let chosen = "";
 const show = () => {
+  if (!props.value) chosen = "";
   remove().textContent = `Remove ${chosen}`;
   remove().hidden = !chosen;
 };
