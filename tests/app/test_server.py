@@ -45,6 +45,13 @@ def test_another_name_for_this_machine_is_refused(served):
         assert ask(served.address, Host=name)[0] == 200, name
 
 
+def test_pages_elsewhere_are_not_answered(served):
+    url = f"{served.address}/gradio_api/queue/join"
+    for origin in ("https://example.org", "null", "http://127.0.0.1.example.org"):
+        assert ask(url, b"{}", Origin=origin)[0] == 400, origin
+    assert ask(url, b"{}", Origin=served.address)[0] == 422
+
+
 @pytest.mark.parametrize(
     "path",
     [

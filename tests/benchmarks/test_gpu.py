@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from DeepCache.bench import profiled_steps
 from DeepCache.bench.result_file import read_result
+from tests.bench.small_models import remember_costs
 
 REFERENCE = Path(__file__).resolve().parents[2] / "build" / "reference"
 
@@ -65,6 +67,9 @@ def test_a_dry_run_leaves_out_what_takes_a_card():
 def test_a_dry_run_goes_through_a_job_on_the_cpu_and_goes_on_where_it_was(monkeypatch, tmp_path):
     options = ["--dry-run", "--profile", "--jobs", "sd15-eager-unet", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    # One sample of each kind of step will do, and costs that are counted once.
+    monkeypatch.setattr(profiled_steps, "_SAMPLES", 1)
+    remember_costs(monkeypatch)
     gpu.main()
     (path,) = tmp_path.glob("*.json")
     result = read_result(path)

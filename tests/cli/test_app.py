@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -36,10 +35,9 @@ def test_it_says_where_it_is_and_ends_with_ctrl_c():
         (["--device", "abacus"], "'abacus'"),
     ],
 )
-def test_what_is_wrong_is_one_line(options, message):
-    command = [sys.executable, "-m", "DeepCache", "app", "--port", "0", *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
-    assert run.returncode == 2
-    (line,) = run.stderr.splitlines()
+def test_what_is_wrong_is_one_line(run, options, message):
+    found = run("app", "--port", "0", *options)
+    assert found.exit_code == 2
+    (line,) = found.stderr.splitlines()
     assert message in line
-    assert run.stdout == ""
+    assert found.stdout == ""

@@ -82,8 +82,8 @@ def _figures(comparison: Comparison) -> list[tuple[str, str, str]]:
         ("Speed-up", times(drawn.speed_up), "one run of each: the next one differs a little"),
     ]
     if stats.mac_share is not None:
-        limit = f"the U-Net's share; at most {times(1 / stats.mac_share)} as fast by that"
-        figures.append(("Multiply-accumulates", per_cent(stats.mac_share), limit))
+        by_them = f"of the U-Net's; by them alone {times(1 / stats.mac_share)} as fast"
+        figures.append(("Multiply-accumulates", per_cent(stats.mac_share), by_them))
     identical = drawn.psnr == math.inf
     figures.append(("PSNR", "identical" if identical else f"{decibels(drawn.psnr)} dB", "higher is nearer"))
     if drawn.ssim is not None:

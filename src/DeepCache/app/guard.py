@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -33,8 +34,8 @@ class Guard:
 
     Args:
         app: the application behind it.
-        for_this_machine: whether only requests to a loopback address are answered. Else any page on the web could give
-            this machine a name of its own, and read what it answers.
+        for_this_machine: whether only requests to a loopback address, and from pages of one, are answered. Else any page
+            on the web could have pictures drawn here, or give this machine a name of its own and read what it answers.
     """
 
     def __init__(self, app: ASGIApp, for_this_machine: bool) -> None:
@@ -49,8 +50,9 @@ class Guard:
 
         answer: ASGIApp = self._app
         if scope["type"] == "http":
-            url = Request(scope).url
-            if self._for_this_machine and not is_loopback(url.hostname or ""):
+            request = Request(scope)
+            url, origin = request.url, urlsplit(request.headers.get("origin", str(request.url)))
+            if self._for_this_machine and not (is_loopback(url.hostname or "") and is_loopback(origin.hostname or "")):
                 answer = Response("This page is for its own machine.", status_code=400)
             elif _ANSWERED.fullmatch(url.path) is None:
                 answer = Response("There is nothing here.", status_code=404)
