@@ -87,7 +87,8 @@ def _published() -> str:
     lead = (
         f"**Published.** Pictures per GPU-hour of Stable Diffusion 2.1 in {PUBLISHED_STEPS} steps on an RTX A5000, "
         f"worked out from the seconds a batch in the [documentation of diffusers]({PUBLISHED_PAGE}), which are of the "
-        "reference package; in brackets what 1,000 pictures cost where the hour costs 1:"
+        "reference package; in brackets what 1,000 pictures cost where the hour costs 1. I is the interval, "
+        "B the branch:"
     )
     return f"{lead}\n\n" + "\n".join(rows)
 

@@ -100,7 +100,7 @@ def choosing(result: dict[str, Any]) -> str:
     parts = [
         f"The model in the box, {len(settings['prompts'])} held-out prompts, guidance {settings['guidance']:g}, each "
         "picture against the same one without caching "
-        "([ablation.json](../benchmarks/ablation.json)). Left is cheaper, up is nearer.",
+        "([ablation.json](../benchmarks/ablation.json)). I is the interval. Left is cheaper, up is nearer.",
         "### Forecast, guidance reuse and plan",
         "![PSNR against the share of multiply-accumulates at branch 0, for re-use, linear and quadratic forecasts, "
         "guidance reuse, tuned plans and fewer steps, in four panels](images/forecasts.png)",
@@ -142,11 +142,13 @@ def lost(frontiers: dict[str, dict[str, Any]], shallow: dict[str, Any], fidelity
         for each in shallow["cells"]
         if each["forecast"] == "linear"
     }
-    forgiven = "; ".join(
-        f"{_NAMES[name]} in {steps} steps {kept[name, 3, 'plain']:.1f} and "
-        f"{kept[name, 3, 'prediction forecast']:.1f} dB"
+    first_left_out, *others_left_out = [
+        (f"{_NAMES[name]} in {steps} steps", kept[name, 3, "prediction forecast"], kept[name, 3, "plain"])
         for name, steps in shallow["schedulers"].items()
-    )
+    ]
+    left_out = "{} then comes to {:.1f} dB, against {:.1f} with a linear forecast of the deep feature".format(
+        *first_left_out
+    ) + "".join("; {} to {:.1f} against {:.1f}".format(*each) for each in others_left_out)
     deep = {(each["interval"], each["branch"]): each for each in fidelity["cached"]}
     shallowest, deepest = deep[5, 0], deep[5, max(branch for _, branch in deep)]
     return "\n\n".join(
@@ -154,18 +156,18 @@ def lost(frontiers: dict[str, dict[str, Any]], shallow: dict[str, Any], fidelity
             f"PSNR in dB against the same picture without caching: the mean of {len(first['prompts'])} prompts with "
             f"{len(first['seeds'])} seeds each, and in brackets the worst of those "
             f"{len(first['prompts']) * len(first['seeds'])} pictures. The model in the box, guidance "
-            f"{first['guidance']:g}, branch 0 ([benchmarks/frontier/](../benchmarks/frontier/)).",
+            f"{first['guidance']:g}, branch 0; I is the interval ([benchmarks/frontier/](../benchmarks/frontier/)).",
             "\n".join(rows),
             f"The worst picture is {min(below):.0f} to {max(below):.0f} dB below the mean, so look at more than one "
             "before settling on something.",
-            f"A deeper branch loses less and saves less. At an interval of 5 with re-use, {_branch(shallowest)} and "
-            f"{_branch(deepest)} of the multiply-accumulates (DDIM, {fidelity['steps']} steps, "
-            "[fidelity.json](../benchmarks/fidelity.json)).",
-            "**The model in the box forgives more than a large one.** It draws simple scenes of 64 pixels at a low "
-            "guidance. How much it forgives has been measured: at an interval of 3, with a linear forecast of the deep "
-            "feature, and with the whole U-Net left out of shallow steps and its prediction forecast instead: "
-            f"{forgiven} ([shallow_step.json](../benchmarks/shallow_step.json)). That tells more of the model than of "
-            "the method. So take from these figures which of two settings is nearer, and not the decibels.",
+            "As a rule a deeper branch loses less and saves less. At an interval of 5 with re-use, "
+            f"{_branch(shallowest)} and {_branch(deepest)} of the multiply-accumulates (DDIM, {fidelity['steps']} "
+            "steps, [fidelity.json](../benchmarks/fidelity.json)).",
+            "**The model in the box forgives much, very likely more than a large one.** It draws simple scenes of 64 "
+            "pixels at a low guidance. A test of that: at an interval of 3 the whole U-Net was left out of shallow "
+            f"steps, and its prediction forecast instead. {left_out} "
+            "([shallow_step.json](../benchmarks/shallow_step.json)). That tells more of the model than of the method. "
+            "So take from these figures which of two settings is nearer, and not the decibels.",
         ]
     )
 

@@ -110,8 +110,9 @@ def _speed(result: dict[str, Any]) -> str:
     lead = (
         f"**Sooner.** Stable Diffusion 1.5 at full size with random weights, {size[0]} px, batch {batch}, {dtype}, on "
         f"{_threads(settings['threads'])} of an {result['machine']['cpu']}. Of {settings['steps']} steps about the "
-        "same share are full as of 50 ([how and why](docs/benchmarks.md)). Seconds and speed-ups are medians of rounds "
-        "in which all ran in turn; the limit is the U-Net's, by its multiply-accumulates "
+        "same share are full as of 50 ([how and why](docs/benchmarks.md#how-many-steps-it-takes)). Seconds and "
+        "speed-ups are medians of rounds in which all ran in turn; the limit is the U-Net's, by its "
+        "multiply-accumulates "
         "([sd15_512_cpu.json](benchmarks/sd15_512_cpu.json))."
     )
     cells = {cell["scope"]: cell for cell in result["cells"]}
@@ -135,11 +136,11 @@ def _speed(result: dict[str, Any]) -> str:
 
 def _compiled(result: dict[str, Any]) -> str:
     lead = (
-        f"{_compiled_unet(result)}, without a GPU: {result['steps']} steps of {result['variant']}, of which a third "
-        "are full. Medians of rounds in which all ran in turn. A speed-up is over no caching in the same mode, "
-        f"compiled against compiled; the limit by multiply-accumulates is {result['limit']:.2f}×. Cold start: what the "
-        "first run takes beyond the second, with an empty cache of compiled code "
-        "([compiled_cpu.json](../benchmarks/compiled_cpu.json))."
+        f"{_compiled_unet(result)}, without a GPU: {result['steps']} steps of {result['variant']} "
+        "(I is the interval, B the branch), of which a third are full. Medians of rounds in which all ran in turn. A "
+        "speed-up is over no caching in the same mode, compiled against compiled; the limit by multiply-accumulates is "
+        f"{result['limit']:.2f}×. Cold start: what the first run takes beyond the second, with an empty cache of "
+        "compiled code ([compiled_cpu.json](../benchmarks/compiled_cpu.json))."
     )
     rows = [
         "| | | seconds | speed-up | of the limit | over eager without caching | cold start |",
@@ -309,8 +310,8 @@ def _fidelity(result: dict[str, Any]) -> str:
     lead = (
         f"**Fidelity to the pipeline without caching.** The model in the box, {len(result['prompts'])} held-out "
         f"prompts, {result['steps']} DDIM steps, guidance {result['guidance']:g}. Each cell: share of the U-Net's "
-        "multiply-accumulates, PSNR, SSIM; below, *fewer steps without caching* at a like cost "
-        "([fidelity.json](benchmarks/fidelity.json)):"
+        "multiply-accumulates, PSNR, SSIM; below, *fewer steps without caching* at a like cost. I is the interval, B "
+        "the branch ([fidelity.json](benchmarks/fidelity.json)):"
     )
     return lead + "\n\n" + "\n".join(rows)
 

@@ -1,6 +1,6 @@
 """A file of prompts, each drawn once, whatever interrupts it.
 
-    python examples/batch.py          # takes a GPU and `pip install 'DeepCache[batch]'`, and downloads the model
+    python examples/batch.py          # takes a GPU and `pip install '.[batch]'`, and downloads the model
     python examples/batch.py --tiny   # at once on a CPU, offline, with the model that comes with DeepCache
 
 Stop it at any time and run it again: it draws what is missing and nothing twice. Rows added to the file are drawn by

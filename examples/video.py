@@ -1,12 +1,12 @@
-"""Stable Video Diffusion: a film that begins with a picture.
+"""Stable Video Diffusion: a video that begins with a picture.
 
     python examples/video.py          # takes a GPU, and downloads the model and a picture
     python examples/video.py --tiny   # at once on a CPU, offline, with random weights: it draws noise
 
-The pipeline's `unet`, a UNetSpatioTemporalConditionModel, denoises all frames of the film in one call, and its branches
-0 to 11 are cut like those of Stable Diffusion: a layer in space and its counterpart in time go together. Afterwards the
-frames are decoded, which DeepCache leaves as it is; `decode_chunk_size` says how many at once, and fewer take less
-memory.
+The pipeline's `unet`, a UNetSpatioTemporalConditionModel, denoises all frames of the video in one call, and its
+branches 0 to 11 are cut like those of Stable Diffusion: a layer in space and its counterpart in time go together.
+Afterwards the frames are decoded, which DeepCache leaves as it is; `decode_chunk_size` says how many at once, and fewer
+take less memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load() -> StableVideoDiffusionPipeline:
     return StableVideoDiffusionPipeline.from_pretrained(name, dtype=torch.float16, variant="fp16").to("cuda")
 
 
-def film(pipe: StableVideoDiffusionPipeline, image: Image.Image) -> list[Image.Image]:
+def video(pipe: StableVideoDiffusionPipeline, image: Image.Image) -> list[Image.Image]:
     engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=0))
     size = {"width": image.width, "height": image.height}
     generator = torch.Generator().manual_seed(0)
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="draw with a tiny model of random weights")
     parser.add_argument("--image", default=ROCKET, help="file or URL of the first picture (default: a rocket)")
-    parser.add_argument("--output", default="video.gif", help="the film to write (default: %(default)s)")
+    parser.add_argument("--output", default="video.gif", help="the video to write (default: %(default)s)")
     options = parser.parse_args()
     if options.tiny:
         import tiny_models
@@ -51,7 +51,7 @@ def main() -> None:
         pipe, image = tiny_models.stable_video_diffusion(), tiny_models.picture()
     else:
         pipe, image = load(), ImageOps.fit(load_image(options.image), (1024, 576))
-    frames = film(pipe, image)
+    frames = video(pipe, image)
     export_to_gif(frames, options.output, fps=7)
     print("wrote", options.output, "with", len(frames), "frames")
 

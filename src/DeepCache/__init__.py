@@ -1,4 +1,4 @@
-"""DeepCache: the same pictures from U-Net diffusion pipelines in a fraction of the time."""
+"""DeepCache: pictures from U-Net diffusion pipelines in less time, close to those without it."""
 
 from __future__ import annotations
 

@@ -311,7 +311,7 @@ CASES = [
         run=lambda pipe: _colour_and_depth(pipe, height=64, width=64),
         run_other=lambda pipe: _colour_and_depth(pipe, height=64, width=128, guidance_scale=1.0),
         patterns=uniform(5),
-        note="colour and depth are made from the same latents, so both are accelerated",
+        note="colour and depth are made from the same latents, so both are cached",
     ),
 ]
 
@@ -320,6 +320,6 @@ REFUSED = [
         "StableDiffusionLatentUpscalePipeline",
         build=_build_latent_upscale,
         reason="its down path makes 20 skip connections, one a layer, and its up path takes 16",
-        note="its up blocks take one skip connection each and not one a layer; accelerate the pipeline before it",
+        note="its up blocks take one skip connection each and not one a layer; put DeepCache on the pipeline before it",
     ),
 ]

@@ -198,7 +198,7 @@ CASES = [
         run=lambda pipe: _of_size(pipe, parallel=3, tolerance=0.0),
         run_other=lambda pipe: _of_size(pipe, parallel=2, tolerance=0.0, guidance_scale=1.0),
         patterns=_all_full(5),
-        note="a call that works on several steps at once is full, so only `parallel=1` is accelerated",
+        note="a call that works on several steps at once is full, so only `parallel=1` is cached",
     ),
     PipelineCase(
         "StableDiffusionSAGPipeline",
