@@ -20,7 +20,7 @@ import uvicorn
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.app.easel import Easel
 from DeepCache.app.server import AppSettings, build_app, listen
-from DeepCache.models import load_pipeline
+from DeepCache.models import load_pipeline, set_scheduler
 from tests.app.shown import MILLISECONDS
 
 
@@ -111,7 +111,15 @@ def drawn() -> Callable[..., Image.Image]:
     pipe = load_pipeline("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
 
-    def draw(prompt: str, *, steps: int = 50, seed: int = 0, cache: DeepCacheConfig | None = None) -> Image.Image:
+    def draw(
+        prompt: str,
+        *,
+        steps: int = 50,
+        seed: int = 0,
+        scheduler: str = "ddim",
+        cache: DeepCacheConfig | None = None,
+    ) -> Image.Image:
+        set_scheduler(pipe, scheduler)
         apply_deepcache(pipe, cache or DeepCacheConfig(cache_interval=1))
         generator = torch.Generator("cpu").manual_seed(seed)
         return pipe(prompt, num_inference_steps=steps, guidance_scale=2.0, generator=generator).images[0]

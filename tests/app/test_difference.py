@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from DeepCache.app.difference import COLOURS, difference_map
+from DeepCache.app.difference import difference_map
 
 
 def picture(*colours):
@@ -48,18 +48,6 @@ def test_it_is_amplified_by_the_greatest_power_of_two_that_stays_within_the_rang
     assert found.in_words == (
         f"Difference of the two pictures, amplified ×{gain}: black is none. The largest is {largest} of 255."
     )
-
-
-def test_a_given_gain_is_kept_and_cuts_off_at_the_brightest():
-    found = difference_map(picture((7, 0, 0), (200, 0, 0)), picture((0, 0, 0), (0, 0, 0)), gain=8)
-    assert found.gain == 8
-    assert colours_of(found)[1] == COLOURS[-1]
-
-
-@pytest.mark.parametrize("gain", [0, -2, 3, 12])
-def test_a_gain_that_is_no_power_of_two_is_refused(gain):
-    with pytest.raises(ValueError, match=f"gain must be a power of two such as 8, got {gain}"):
-        difference_map(picture(GREY), picture(GREY), gain=gain)
 
 
 def test_different_sizes_are_refused():

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from DeepCache import DeepCacheConfig
+from DeepCache.app.python_lines import python_lines
 from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
@@ -27,7 +28,7 @@ def ask(page, prompt=PROMPT, **numbers):
 def ask_after_each_other(first, second):
     """The second asks while the first is drawn for."""
     ask(first, "a red circle", steps=8)
-    first.wait_for_selector("#draw[disabled]")
+    told(first, "Warming up")
     ask(second, "a blue square", steps=6)
     told(second, "Waiting: one picture is drawn first.")
 
@@ -113,8 +114,8 @@ def test_cancel_while_it_is_drawn_and_the_next_one_is_whole(visit, served, drawn
     page = visit()
     with served.held() as release:
         ask(page, steps=10)
-        page.wait_for_selector("#draw[disabled]")
-        page.click("#cancel:not([disabled])")
+        told(page, "Warming up")
+        page.click("#cancel")
         release.set()
         told(page, "Cancelled.")
     assert page.query_selector(".comparison") is None
@@ -140,7 +141,7 @@ def test_who_waits_can_cancel_and_that_is_nothing_to_the_other(visit, served, dr
     first, second = visit(), visit()
     with served.held() as release:
         ask_after_each_other(first, second)
-        second.click("#cancel:not([disabled])")
+        second.click("#cancel")
         told(second, "Cancelled.")
         release.set()
         first.wait_for_selector(".comparison")
@@ -152,16 +153,12 @@ def test_who_leaves_is_not_drawn_for(visit, served):
     first, second = visit(), visit()
     with served.held() as release:
         ask(first, steps=250)
-        first.wait_for_selector("#draw[disabled]")
+        told(first, "Warming up")
         ask(second, steps=4)
         told(second, "Waiting: one picture is drawn first.")
         first.close()
-        # Which is noticed while the easel is still held, or the picture of 250 steps would be drawn.
-        for _ in range(600):
-            if served.easel._line[0].is_set():
-                break
-            second.wait_for_timeout(100)
-        assert served.easel._line[0].is_set()
+        # Which is noticed while the easel is held: nobody is before the second any longer.
+        told(second, "Beginning")
         release.set()
         second.wait_for_selector(".comparison")
 
@@ -170,6 +167,7 @@ WRONG = (
     ("prompt", "  ", "the prompt is empty"),
     ("prompt", "x" * 2001, "the prompt has 2001 characters; at most 2000 are taken"),
     ("steps", "0", "steps must be a whole number from 1 to 250, got 0"),
+    ("steps", "2.5", "steps must be a whole number from 1 to 250, got 2.5"),
     ("steps", "", "steps must be a whole number from 1 to 250, got nothing"),
     ("seed", "-1", "seed must be a whole number from 0 to 9007199254740992, got -1"),
     ("interval", "0", "interval must be a whole number from 1 to 1000, got 0"),
@@ -217,6 +215,16 @@ def test_a_plan_is_drawn_with_and_what_is_none_is_refused(visit, served, drawn, 
     assert same(shown(page, PICTURE), drawn(PROMPT, steps=5, cache=DeepCacheConfig(plan=plan)))
 
 
+def test_a_plan_that_is_too_large_is_told(visit, tmp_path):
+    page = visit()
+    page.get_by_role("button", name="A plan of deepcache tune instead").click()
+    (tmp_path / "large.json").write_text(" " * 1_000_001)
+    page.set_input_files("#plan input[type=file]", tmp_path / "large.json")
+    page.wait_for_selector("#plan :text('large.json')")
+    ask(page, steps=4)
+    told(page, "Not drawn: the plan has more than 1000000 characters")
+
+
 def test_text_is_shown_as_text(visit):
     prompt = "a <b>red</b> circle <img src=x onerror=alert(1)> ${1 + 1} {{value}} \" ' &amp;"
     page = visit()
@@ -227,14 +235,25 @@ def test_text_is_shown_as_text(visit):
     assert "The prompt is longer than this model reads" in page.inner_text(".measured")
 
 
-def test_the_keyboard_is_enough(visit):
+def test_the_keyboard_is_enough(visit, served):
     page = visit()
     page.fill("#steps input", "4")
     page.focus("#prompt textarea")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "draw"
+    with served.held() as release:
+        page.keyboard.press("Enter")
+        told(page, "Warming up")
+        # The focus stays where it was.
+        assert page.evaluate("document.activeElement.id") == "draw"
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "cancel"
+        page.keyboard.press("Enter")
+        told(page, "Cancelled.")
+        release.set()
+    page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
     page.wait_for_selector(".comparison")
+    assert page.evaluate("document.activeElement.id") == "draw"
     reached = []
     for _ in range(60):
         page.keyboard.press("Tab")
@@ -248,3 +267,22 @@ def test_the_keyboard_is_enough(visit):
         "0001-a-big-striped-red-circle-left-of-a-blue-seed0.png",
         "0001-a-big-striped-red-circle-left-of-a-blue-seed0-original.png",
     ]
+
+
+def test_every_field_of_the_form_counts(visit, drawn):
+    page = visit()
+    page.get_by_label("Scheduler").locator("visible=true").click()
+    page.get_by_role("option", name="pndm", exact=True).click()
+    page.get_by_label("none (re-use)").check()
+    page.get_by_label("non-uniform").check()
+    page.get_by_label("Guidance reuse").check()
+    ask(page, steps=9, seed=5, interval=4, branch=1)
+    page.wait_for_selector(".comparison")
+    cache = DeepCacheConfig(4, 1, skip_mode="non-uniform", forecast="none", guidance_reuse=True)
+    wanted = {"steps": 9, "seed": 5, "scheduler": "pndm"}
+    assert same(shown(page, PICTURE), drawn(PROMPT, cache=cache, **wanted))
+    assert same(shown(page, ORIGINAL), drawn(PROMPT, **wanted))
+    page.get_by_role("button", name="The same in Python").click()
+    page.wait_for_selector("#lines .cm-line")
+    lines = page.eval_on_selector_all("#lines .cm-line", "lines => lines.map(line => line.textContent)")
+    assert lines == python_lines("shapes", cache, 9, "pndm", seed=5, prompt=PROMPT).splitlines()

@@ -9,7 +9,7 @@ from PIL import ImageChops
 
 from DeepCache import DeepCacheConfig
 from DeepCache.app.drawing_request import DrawingRequest
-from DeepCache.app.easel import Comparison, Easel, Failure, Loading, Stopped
+from DeepCache.app.easel import LONGEST_LINE, Comparison, Easel, Failure, Loading, Stopped, Waiting
 from DeepCache.generation import GenerationSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -53,14 +53,36 @@ def test_one_model_is_kept_at_a_time(easel):
 
 def test_what_nobody_waits_for_is_not_drawn(easel):
     """The iterator is left while the picture is drawn, as when a visitor goes away."""
-    calls = []
-    easel.load("shapes").unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    begun, calls = Event(), []
+
+    def count(*_):
+        calls.append(1)
+        begun.set()
+
+    easel.load("shapes").unet.register_forward_pre_hook(count)
     news = easel.draw(request(steps=250), stop := Event())
     next(news)
+    assert begun.wait(60)
     news.close()
     assert stop.is_set()
     assert isinstance(last(easel, request()), Comparison)
     assert len(calls) < 250
+
+
+def test_no_more_than_so_many_wait(easel):
+    release = Event()
+    handle = easel.load("shapes").unet.register_forward_pre_hook(lambda *_: release.wait(60))
+    waiting = [easel.draw(request(), Event()) for _ in range(LONGEST_LINE)]
+    for number, news in enumerate(waiting):
+        assert next(news) == Waiting(number)
+    assert last(easel, request()) == Failure("20 pictures wait already: try again in a while")
+    for news in waiting[1:]:
+        news.close()
+    # Those who left make room, though the first is still drawn.
+    assert next(easel.draw(request(), Event())) == Waiting(1)
+    release.set()
+    handle.remove()
+    assert isinstance(list(waiting[0])[-1], Comparison)
 
 
 def test_a_stop_before_its_turn(easel):
@@ -104,13 +126,18 @@ def test_an_error_of_the_program_is_told_and_the_next_picture_drawn(easel, caplo
     assert not unet._forward_hooks
 
 
+def test_too_little_memory_for_a_model_is_told(easel, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr("DeepCache.app.easel.load_pipeline", fail)
+    assert last(easel, request()) == Failure("the device has not enough memory for shapes")
+
+
 def test_what_was_done_is_told(easel):
-    news = list(easel.draw(request(steps=6, cache=DeepCacheConfig(cache_interval=2)), Event()))
-    found = news[-1]
+    found = last(easel, request(steps=6, cache=DeepCacheConfig(cache_interval=2)))
     assert found.drawn.stats.pattern == "F.F.F."
-    assert [step.full for step in found.steps] == [True, False] * 3
     assert found.png.startswith(b"\x89PNG")
     assert found.original_png.startswith(b"\x89PNG")
     assert not found.cut_off
     assert not found.drawn.drawing.path.exists()
-    assert Loading("shapes") in news or len(news) < 4

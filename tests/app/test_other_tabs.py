@@ -39,7 +39,7 @@ def test_a_cell_shows_its_pictures_and_figures(visit):
     assert page.locator("#grid button[aria-pressed=true]").get_attribute("data-interval") == "3"
     cell.focus()
     page.keyboard.press("Enter")
-    page.wait_for_selector("#choice h3:text('I=5 B=1 linear')")
+    page.wait_for_selector("#choice h2:text('I=5 B=1 linear')")
     assert page.locator("#grid button[aria-pressed=true]").count() == 1
     assert page.evaluate("[document.activeElement.dataset.interval, document.activeElement.dataset.branch]") == [
         "5",
@@ -56,11 +56,24 @@ def test_a_cell_shows_its_pictures_and_figures(visit):
     assert not same(shown(page, first.format(1)), shown(page, first.format(3)))
 
 
+def test_of_two_quick_clicks_the_last_counts(visit):
+    page = visit()
+    open_tab(page, "Explore")
+    page.evaluate(
+        """() => {
+            document.querySelector("#grid button[data-interval='5'][data-branch='1']").click();
+            setTimeout(() => document.querySelector("#grid button[data-interval='2'][data-branch='0']").click(), 20);
+        }"""
+    )
+    page.wait_for_selector("#choice h2:text('I=2 B=0 linear')")
+    assert page.locator("#grid button[aria-pressed=true]").get_attribute("data-interval") == "2"
+
+
 def test_another_scheduler_and_forecast(visit):
     page = visit()
     open_tab(page, "Explore")
     pick(page, "Forecast and schedule", "re-use, non-uniform")
-    page.wait_for_selector("#choice h3:text('I=3 B=0 non-uniform')")
+    page.wait_for_selector("#choice h2:text('I=3 B=0 non-uniform')")
     pick(page, "Scheduler and steps", "DPMSolverMultistepScheduler, 25 steps")
     wanted = GROUPS["DPMSolverMultistepScheduler", 25]["I=2 B=3 non-uniform"]["psnr"]["mean"]
     page.wait_for_selector(f"#grid button[data-interval='2'][data-branch='3'] :text('{wanted:.1f} dB')")
@@ -79,6 +92,9 @@ def test_settings_for_a_wish(visit):
         page.click("text=Save the plan as plan.json")
     plan = GROUPS["DDIMScheduler", 50]["plan ddim-299"]["config"]["plan"]
     assert Plan.from_file(download.value.path()) == Plan.from_dict(plan)
+    page.fill("#wanted input", "")
+    page.locator("#wanted input").press_sequentially("2.75", delay=20)
+    page.wait_for_selector("#advice :text('For a speed-up of 2.75 or more')")
     page.fill("#wanted input", "30")
     page.wait_for_selector("#advice .problem :text('No settings of DeepCache that were measured')")
     page.fill("#wanted input", "")

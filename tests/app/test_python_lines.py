@@ -2,7 +2,6 @@ import shlex
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
@@ -76,7 +75,7 @@ def run(tmp_path, monkeypatch, pipe):
 @pytest.mark.parametrize(
     ("cache", "others"),
     [
-        (OTHER, {"scheduler": "euler", "guidance": 3.5, "seed": 7}),
+        (OTHER, {"scheduler": "euler", "seed": 7}),
         (DeepCacheConfig(guidance_reuse=True, forecast="quadratic"), {"prompt": AWKWARD, "scheduler": "dpm++"}),
         (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(0, 1))), {}),
     ],
@@ -128,45 +127,34 @@ def test_without_a_seed_or_a_scheduler_the_lines_have_none():
     )
 
 
-def test_a_model_of_the_hub_is_loaded_as_diffusers_has_it(run, draw, monkeypatch):
+@pytest.mark.parametrize("model", ["owner/name", "./folder", '/a/it\'s "mine"'])
+def test_models_of_the_hub_and_folders_are_loaded_with_nothing_but_their_names(run, draw, monkeypatch, model):
     asked = []
 
-    class Loaded(DiffusionPipeline):
-        @classmethod
-        def from_pretrained(cls, name, torch_dtype):
-            asked.append((name, torch_dtype))
-            pipe = load_pipeline("shapes", device="cpu")
-            monkeypatch.setattr(pipe, "to", lambda device: asked.append(device) or pipe)
-            return pipe
+    def load(*arguments, **options):
+        asked.append((arguments, options))
+        return load_pipeline("shapes", device="cpu")
 
-    monkeypatch.setattr("diffusers.DiffusionPipeline", Loaded)
-    lines = python_lines("owner/name", DeepCacheConfig(), 4, "ddim", guidance=2.0, seed=0, prompt=PROMPT)
-    assert identical(run(lines), draw(DeepCacheConfig(), "ddim"))
-    assert asked == [("owner/name", torch.float16), "cuda"]
-
-
-def test_a_folder_is_loaded_by_load_pipeline_whatever_its_name(tmp_path, monkeypatch):
-    (tmp_path / "owner/name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    for name in ("owner/name", "./name", "~/name", "/a/b"):
-        assert f'pipe = load_pipeline("{name}")' in python_lines(name, DeepCacheConfig(), 50, None)
+    monkeypatch.setattr("DeepCache.models.load_pipeline", load)
+    picture = run(python_lines(model, DeepCacheConfig(), 4, "ddim", seed=0, prompt=PROMPT))
+    assert asked == [((model,), {})]
+    # Where no guidance scale is recommended, the pipeline takes its own.
+    assert identical(picture, draw(DeepCacheConfig(), "ddim", guidance=7.5))
 
 
 def test_the_command_draws_the_same_bits_as_the_settings(draw, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = command_line("shapes", OTHER, 4, "euler", 3.5, 7, AWKWARD)
-    assert identical(command_picture(line, tmp_path), draw(OTHER, "euler", 3.5, 7, AWKWARD))
+    line = command_line("shapes", OTHER, 4, "euler")
+    assert identical(command_picture(line, tmp_path), draw(OTHER, "euler"))
 
 
-def test_the_command_reads_a_plan_and_takes_a_prompt_that_begins_like_an_option(draw, plan, tmp_path, monkeypatch):
+def test_the_command_reads_a_plan(draw, plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan.to_file("plan.json")
     cache = DeepCacheConfig(plan=plan, force_plan=True)
-    line = command_line("shapes", cache, 4, None, prompt="--steps of a red circle")
-    assert line == (
-        "deepcache generate --model shapes --steps 4 --plan plan.json --force-plan -- '--steps of a red circle'"
-    )
-    assert identical(command_picture(line, tmp_path), draw(cache, prompt="--steps of a red circle"))
+    line = command_line("shapes", cache, 4, None)
+    assert line == f"deepcache generate '{PROMPT}' --model shapes --steps 4 --plan plan.json --force-plan"
+    assert identical(command_picture(line, tmp_path), draw(cache))
 
 
 def command_picture(line, folder):
@@ -183,9 +171,9 @@ def test_only_what_differs_from_the_defaults_is_in_the_command():
         f"deepcache generate '{PROMPT}' --model shapes --steps 50"
     )
     cache = DeepCacheConfig(5, 1, "non-uniform", "quadratic", True, compile="default")
-    assert command_line("a b/c", cache, 25, "dpm++", 7.5, 3, "red") == (
-        "deepcache generate red --model 'a b/c' --scheduler dpm++ --steps 25 --guidance 7.5 --seed 3 --interval 5 "
-        "--branch 1 --skip-mode non-uniform --forecast quadratic --guidance-reuse --compile default"
+    assert command_line("it's/c", cache, 25, "dpm++") == (
+        "deepcache generate 'a photo of an astronaut on a moon' --model 'it'\"'\"'s/c' --scheduler dpm++ --steps 25 "
+        "--interval 5 --branch 1 --skip-mode non-uniform --forecast quadratic --guidance-reuse --compile default"
     )
 
 

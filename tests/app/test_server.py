@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
@@ -12,6 +13,7 @@ from uuid import uuid4
 import pytest
 
 from DeepCache.app.explorer import SHIPPED_ABLATION
+from DeepCache.app.guard import LARGEST_BODY, Guard
 from DeepCache.app.loopback import is_loopback
 from DeepCache.app.server import AppSettings, address, listen, serve
 
@@ -39,17 +41,45 @@ def test_the_page_lets_the_browser_ask_nobody_else(served):
 
 
 def test_another_name_for_this_machine_is_refused(served):
-    for name in ("example.org", "127.0.0.1.example.org", "192.168.0.2"):
+    for name in ("example.org", "127.0.0.1.example.org", "192.168.0.2", "127.0.0.1/?", "[x"):
         assert ask(served.address, Host=name)[0] == 400, name
     for name in ("localhost", "localhost:80", "127.0.0.1:80", "[::1]:80"):
         assert ask(served.address, Host=name)[0] == 200, name
 
 
 def test_pages_elsewhere_are_not_answered(served):
-    url = f"{served.address}/gradio_api/queue/join"
-    for origin in ("https://example.org", "null", "http://127.0.0.1.example.org"):
-        assert ask(url, b"{}", Origin=origin)[0] == 400, origin
-    assert ask(url, b"{}", Origin=served.address)[0] == 422
+    url, kind = f"{served.address}/gradio_api/queue/join", {"Content-Type": "application/json"}
+    body = json.dumps({"data": [], "fn_index": 0, "session_hash": "somebody"}).encode()
+    for origin in ("https://example.org", "null", "http://127.0.0.1.example.org", "http://127.0.0.1:1", "http://[x"):
+        assert ask(url, body, Origin=origin, **kind)[0] == 400, origin
+    assert ask(url, body, Origin=served.address, **kind)[0] == 200
+    assert ask(url, body, **kind)[0] == 200
+
+
+def test_a_page_for_others_answers_to_any_name_but_to_no_other_page():
+    status = []
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        status.append(message.get("status"))
+
+    for host, origin in (("a.example", None), ("a.example", "http://a.example"), ("a.example", "http://b.example")):
+        headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
+        scope = {"type": "http", "path": "/", "headers": headers}
+        asyncio.run(Guard(application, for_this_machine=False)(scope, None, send))
+    assert [each for each in status if each] == [200, 200, 400]
+
+
+def test_bodies_have_an_end(served):
+    url, kind = f"{served.address}/gradio_api/queue/join", {"Content-Type": "application/json"}
+    body = json.dumps({"data": ["x" * LARGEST_BODY], "fn_index": 0, "session_hash": "somebody"}).encode()
+    try:
+        status = ask(url, body, **kind)[0]
+    except OSError:
+        status = 0  # hung up on
+    assert status not in (200, 500)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +94,10 @@ def test_pages_elsewhere_are_not_answered(served):
         "/assets/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
         "/docs",
         "/openapi.json",
+        "/gradio_api/component_server",
+        "/gradio_api/proxy=http://127.0.0.1:1/",
+        "/gradio_api/run/predict",
+        "/gradio_api/call/predict",
         "/monitoring",
     ],
 )

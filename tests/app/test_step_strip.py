@@ -51,7 +51,7 @@ def test_every_step_is_a_cell_however_many_there_are(count):
         ("F.", None, "1 full and 1 shallow step: full step 1"),
         ("F..F.", None, "2 full and 3 shallow steps: full steps 1, 4"),
         ("F..F.", 0, "2 full and 3 shallow steps: full steps 1, 4; 0 of 5 steps are done"),
-        ("F.  ", 2, "1 full and 1 shallow step: full step 1; 2 of 4 steps are done"),
+        ("F.F.", 2, "2 full and 2 shallow steps: full steps 1, 3; 2 of 4 steps are done"),
         ("F0c0", None, "1 full and 3 shallow steps (2 at branch 0, 1 at branch 12): full step 1"),
         (
             "F.." * 16 + "F.",
@@ -65,7 +65,7 @@ def test_in_words(pattern, done, words):
     assert strip_of(step_strip(pattern, done)).attributes["aria-label"] == words
 
 
-@pytest.mark.parametrize("pattern", ["", "F<b>", "F..X", 'F"'])
+@pytest.mark.parametrize("pattern", ["", "F<b>", "F..X", 'F"', "F. "])
 def test_what_is_no_pattern_is_refused(pattern):
     with pytest.raises(ValueError, match=r"a pattern has one character a step: F, \. or that of a branch, got"):
         step_strip(pattern)

@@ -41,3 +41,27 @@ def test_what_is_wrong_is_one_line(run, options, message):
     (line,) = found.stderr.splitlines()
     assert message in line
     assert found.stdout == ""
+
+
+QUIET = """
+import sys
+asked = []
+sys.addaudithook(lambda event, values: asked.append(values) if event in ("socket.connect", "socket.getaddrinfo") else 0)
+import uvicorn
+uvicorn.Server.run = lambda self, sockets: None
+sys.argv = ["deepcache", "app", "--port", "0", "--device", "cpu"]
+from DeepCache.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+import gradio.analytics, huggingface_hub.constants
+print(huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY, gradio.analytics.analytics_enabled())
+print([values for values in asked if "127.0.0.1" not in str(values)])
+"""
+
+
+def test_nobody_is_told_that_it_is_used():
+    command = [sys.executable, "-c", QUIET]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert said.stdout.splitlines()[-2:] == ["True False", "[]"], said.stderr

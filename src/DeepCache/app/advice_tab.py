@@ -23,7 +23,11 @@ Update = dict[Any, Any]
 
 
 def advice_tab(explorer: Explorer) -> None:
-    """Puts the tab together, within a `gr.Tab`."""
+    """Puts the tab together, within a `gr.Tab`.
+
+    Args:
+        explorer: the ablation to choose by.
+    """
     first = _advice(explorer, explorer.groups[0].title, _SPEED_UP, _USUAL[_SPEED_UP])
     with gr.Row():
         group = gr.Dropdown(
@@ -34,9 +38,7 @@ def advice_tab(explorer: Explorer) -> None:
         )
         wish = gr.Radio(_WISHES, value=_SPEED_UP, label="What you want", min_width=240, elem_id="wish")
         value = gr.Number(_USUAL[_SPEED_UP], label=_LABELS[_SPEED_UP], elem_id="wanted", step=0.1)
-    words = gr.HTML(
-        first[0], elem_id="advice", js_on_load="element.setAttribute('role', 'status')", apply_default_css=False
-    )
+    words = gr.HTML(first[0], elem_id="advice", js_on_load=None, apply_default_css=False)
     lines = gr.Code(first[1], language="python", label="In Python", interactive=False, lines=1, elem_id="advice-lines")
     command = gr.Code(
         first[2], language="shell", label="On the command line", interactive=False, lines=1, wrap_lines=True
@@ -50,7 +52,8 @@ def advice_tab(explorer: Explorer) -> None:
     def on_value(group: str, wish: str, value: float | None) -> tuple[str, str, str]:
         return _advice(explorer, group, wish, value)
 
-    event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # The last number counts, however quickly it was typed.
+    event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
     wish.input(on_wish, [group, wish], [value, words, lines, command], **event)
     gr.on([group.input, value.input], on_value, [group, wish, value], [words, lines, command], **event)
 
@@ -63,7 +66,7 @@ def _advice(explorer: Explorer, title: str, wish: str, value: float | None) -> t
         recommend = recommend_for_fidelity if wish == _FIDELITY else recommend_for_speed_up
         found = recommend(explorer.group(title), value)
     except ValueError as error:
-        return render("status.html", text=_sentence(str(error)), elapsed=None, problem=True, strip=""), "", ""
+        return render("status.html", text=_sentence(str(error)), more="", problem=True, strip=""), "", ""
     config = found.best.config
     assert config is not None
     plan = None if config.plan is None else embedded_json(config.plan.to_dict())

@@ -7,21 +7,26 @@ import math
 from markupsafe import Markup
 
 from DeepCache.app.difference import difference_map
-from DeepCache.app.easel import Comparison, Failure, Loading, News, Stopped, Waiting
-from DeepCache.app.rendering import embedded, embedded_picture, render
+from DeepCache.app.easel import Comparison, Failure, Loading, News, Stopped, Waiting, WarmingUp
+from DeepCache.app.rendering import embedded, embedded_picture, is_small, render
 from DeepCache.app.step_strip import step_strip
 from DeepCache.config import DeepCacheConfig
 from DeepCache.report.numerals import amount_of_memory, decibels, per_cent, seconds, times
 
 __all__ = ["comparison_html", "status_html"]
 
-# Smaller ones are shown larger, pixel by pixel.
-_SMALL = 256
 _WHOLE = DeepCacheConfig(cache_interval=1)
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """The two pictures under a slider, their difference, the figures and the steps."""
+    """The two pictures under a slider, their difference, the figures and the steps.
+
+    Args:
+        comparison: what was drawn.
+
+    Returns:
+        HTML that holds the pictures.
+    """
     drawn, original = comparison.drawn, comparison.drawn.original
     assert original is not None
     difference = difference_map(drawn.drawing.image, original.image)
@@ -31,12 +36,12 @@ def comparison_html(comparison: Comparison) -> str:
         name=drawn.drawing.path.stem,
         picture=embedded(comparison.png),
         original=embedded(comparison.original_png),
-        enlarged=drawn.drawing.image.width < _SMALL,
+        enlarged=is_small(drawn.drawing.image),
         difference=embedded_picture(difference.picture),
         difference_in_words=difference.in_words,
         cut_off=comparison.cut_off,
         figures=_figures(comparison),
-        strip=Markup(step_strip(comparison.steps)),
+        strip=Markup(step_strip(drawn.stats.pattern)),
     )
 
 
@@ -47,26 +52,39 @@ def status_html(news: News, elapsed: float = 0.0, cache: DeepCacheConfig = _WHOL
         news: the latest.
         elapsed: seconds since the visitor asked.
         cache: the settings that are drawn with.
+
+    Returns:
+        HTML.
     """
     match news:
+        case Waiting(before=0):
+            return _line("Beginning …", _seconds(elapsed))
         case Waiting(before=before):
             others = "one picture is" if before == 1 else f"{before} pictures are"
-            return _line(f"Waiting: {others} drawn first." if before else "Beginning …", elapsed)
+            return _line(f"Waiting: {others} drawn first.", _seconds(elapsed))
         case Loading(model=model):
-            return _line(f"Loading {model} …", elapsed)
+            return _line(f"Loading {model} …", _seconds(elapsed))
+        case WarmingUp():
+            return _line("Warming up …", _seconds(elapsed))
         case Stopped():
             return _line("Cancelled.")
         case Failure(message=message):
             return _line(f"Not drawn: {message}", problem=True)
         case Comparison():
-            return _line("Done.", elapsed)
+            return _line("Done.", _seconds(elapsed))
     how = "with DeepCache" if news.accelerated else "without DeepCache, to compare"
     strip = step_strip((cache if news.accelerated else _WHOLE).steps(news.steps), done=news.step)
-    return _line(f"Drawing {how}: step {news.step} of {news.steps}", elapsed, strip=Markup(strip))
+    # What comes after the last step takes its time too.
+    where = f"step {news.step} of {news.steps}" if news.step < news.steps else "finishing the picture"
+    return _line(f"Drawing {how}:", f"{where}, {_seconds(elapsed)}", strip=Markup(strip))
 
 
-def _line(text: str, elapsed: float | None = None, *, problem: bool = False, strip: str = "") -> str:
-    return render("status.html", text=text, elapsed=elapsed, problem=problem, strip=strip)
+def _seconds(elapsed: float) -> str:
+    return f"{elapsed:.1f} s"
+
+
+def _line(text: str, more: str = "", *, problem: bool = False, strip: str = "") -> str:
+    return render("status.html", text=text, more=more, problem=problem, strip=strip)
 
 
 def _figures(comparison: Comparison) -> list[tuple[str, str, str]]:

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 from PIL import Image, ImageChops
 
-__all__ = ["COLOURS", "DifferenceMap", "difference_map"]
+__all__ = ["DifferenceMap", "difference_map"]
 
-COLOURS = ((0, 0, 0), (16, 42, 110), (62, 96, 150), (140, 140, 128), (222, 184, 72), (255, 236, 110), (255, 255, 255))
-"""From no difference to the largest that can be shown, evenly spread: lighter all the way, from blue to yellow, which
-people tell apart whatever colours they see."""
+# From no difference to the largest that can be shown, evenly spread: lighter all the way, from blue to yellow, which
+# people tell apart whatever colours they see.
+_COLOURS = ((0, 0, 0), (16, 42, 110), (62, 96, 150), (140, 140, 128), (222, 184, 72), (255, 236, 110), (255, 255, 255))
 
 _BRIGHTEST = 255
 
@@ -52,19 +52,21 @@ class DifferenceMap:
         )
 
 
-def difference_map(image: Image.Image, original: Image.Image, gain: int | None = None) -> DifferenceMap:
+def difference_map(image: Image.Image, original: Image.Image) -> DifferenceMap:
     """The absolute difference of two pictures, pixel by pixel.
 
-    Of the three colour channels the largest difference counts: a change of hue can leave the luminance as it was.
+    Of the three colour channels the largest difference counts: a change of hue can leave the luminance as it was. It is
+    amplified as much as the largest difference can take and stay within the range.
 
     Args:
         image: a picture.
         original: the one to compare it with, of the same size.
-        gain: by how much to amplify, a power of two; by default as much as the largest difference can take and stay
-            within the range.
+
+    Returns:
+        The difference as a picture, and how large it is.
 
     Raises:
-        ValueError: the sizes differ, or `gain` is no power of two.
+        ValueError: the sizes differ.
 
     Example:
         >>> found = difference_map(Image.new("RGB", (8, 8), (10, 20, 37)), Image.new("RGB", (8, 8), (10, 20, 30)))
@@ -75,13 +77,10 @@ def difference_map(image: Image.Image, original: Image.Image, gain: int | None =
         raise ValueError(
             f"the pictures must be of one size, got {image.width}×{image.height} and {original.width}×{original.height}"
         )
-    if gain is not None and (gain < 1 or gain & (gain - 1)):
-        raise ValueError(f"gain must be a power of two such as 8, got {gain}")
     channels = ImageChops.difference(image.convert("RGB"), original.convert("RGB")).split()
     differences = reduce(ImageChops.lighter, channels)
     largest = max(value for value, count in enumerate(differences.histogram()) if count)
-    if gain is None:
-        gain = 1 << ((_BRIGHTEST // largest).bit_length() - 1) if largest else 1
+    gain = 1 << ((_BRIGHTEST // largest).bit_length() - 1) if largest else 1
     colours = [_colour(min(gain * value, _BRIGHTEST)) for value in range(_BRIGHTEST + 1)]
     ramps = [differences.point([colour[channel] for colour in colours]) for channel in range(3)]
     return DifferenceMap(Image.merge("RGB", ramps), largest, gain)
@@ -89,8 +88,8 @@ def difference_map(image: Image.Image, original: Image.Image, gain: int | None =
 
 def _colour(value: int) -> tuple[int, ...]:
     """The colour of an amplified difference, 0 to 255."""
-    place = value / _BRIGHTEST * (len(COLOURS) - 1)
-    between = list(pairwise(COLOURS))
+    place = value / _BRIGHTEST * (len(_COLOURS) - 1)
+    between = list(pairwise(_COLOURS))
     number = min(int(place), len(between) - 1)
     darker, lighter = between[number]
     part = place - number

@@ -9,12 +9,16 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.generation import GenerationSettings
 from DeepCache.plan import Plan
 
-__all__ = ["LONGEST_PROMPT", "MOST_STEPS", "DrawingRequest", "read_request"]
+__all__ = ["LARGEST_PLAN", "LONGEST_PROMPT", "MOST_STEPS", "DrawingRequest", "read_request"]
 
 MOST_STEPS = 250
 """The steps that a visitor may ask for: one who asks for all that a scheduler has keeps the others waiting."""
 LONGEST_PROMPT = 2000
 """The characters of a prompt, far more than a text encoder reads."""
+
+
+LARGEST_PLAN = 1_000_000
+"""The characters of a plan, far more than one of as many steps has."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ def _whole(name: str, value: float | None, least: int, most: int) -> int:
 
 
 def _read_plan(text: str) -> Plan:
+    if len(text) > LARGEST_PLAN:
+        raise ValueError(f"the plan has more than {LARGEST_PLAN} characters: that is no plan of deepcache tune")
     try:
         return Plan.from_dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"the file is no plan of deepcache tune: {error}") from error

@@ -11,7 +11,7 @@ import gradio as gr
 
 from DeepCache.app.comparison_view import comparison_html, status_html
 from DeepCache.app.drawing_request import read_request
-from DeepCache.app.easel import Comparison, Easel, Failure, Stopped
+from DeepCache.app.easel import Comparison, Easel, Failure
 from DeepCache.app.python_lines import python_lines
 from DeepCache.app.rendering import asset, render
 from DeepCache.config import DeepCacheConfig
@@ -35,7 +35,11 @@ class _Visitors:
         self._stops: dict[str, Event] = {}
 
     def begin(self, visitor: str) -> Event:
-        """Raises ValueError where the visitor waits for a picture already."""
+        """What to set to cancel the picture that this visitor asks for.
+
+        Raises:
+            ValueError: the visitor waits for one already.
+        """
         with self._lock:
             if visitor in self._stops:
                 raise ValueError("a picture is being drawn for you already: wait for it, or cancel it")
@@ -52,29 +56,30 @@ class _Visitors:
 
 
 def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
-    """Puts the tab together, within a `gr.Tab`."""
+    """Puts the tab together, within a `gr.Tab`.
+
+    Args:
+        page: the page.
+        easel: where pictures are drawn.
+        models: those that can be drawn with, the first of which is set.
+    """
     # In the order of a narrow screen; on a wide one the result stands beside the form.
     with gr.Column(elem_classes="studio"):
-        with gr.Column(elem_classes="studio-prompt"):
+        with gr.Column():
             prompt = gr.Textbox(_EXAMPLE, label="Prompt", lines=2, max_lines=8, elem_id="prompt")
             with gr.Row():
                 draw = gr.Button("Draw", variant="primary", min_width=90, elem_id="draw")
-                cancel = gr.Button("Cancel", min_width=90, interactive=False, elem_id="cancel")
+                cancel = gr.Button("Cancel", min_width=90, elem_id="cancel")
         with gr.Column(elem_classes="studio-result"):
-            status = gr.HTML(
-                "<p>Nothing is drawn yet.</p>",
-                elem_id="status",
-                js_on_load="element.setAttribute('role', 'status')",
-                apply_default_css=False,
-            )
+            status = gr.HTML("<p>Nothing is drawn yet.</p>", elem_id="status", js_on_load=None, apply_default_css=False)
             result = gr.HTML("", elem_id="result", js_on_load=asset("wipe.js"), apply_default_css=False)
             with gr.Accordion("The same in Python", open=False, visible=False) as same:
                 lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="lines")
-        with gr.Column(elem_classes="studio-settings"):
+        with gr.Column():
             fields = {"prompt": prompt} | _settings(models)
 
     visitors = _Visitors()
-    outputs = [status, result, same, lines, draw, cancel]
+    outputs = [status, result, same, lines]
 
     def on_draw(request: gr.Request, *values: Any) -> Iterator[Update]:
         visitor = str(request.session_hash)
@@ -87,12 +92,7 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
         began = time.monotonic()
         try:
             for news in easel.draw(wanted, stop):
-                ended = isinstance(news, (Comparison, Failure, Stopped))
-                update: Update = {
-                    status: status_html(news, time.monotonic() - began, wanted.settings.cache),
-                    draw: gr.update(interactive=ended),
-                    cancel: gr.update(interactive=not ended),
-                }
+                update: Update = {status: status_html(news, time.monotonic() - began, wanted.settings.cache)}
                 if isinstance(news, Comparison):
                     settings = wanted.settings
                     text = python_lines(
@@ -124,8 +124,8 @@ def _settings(models: tuple[str, ...]) -> dict[str, gr.components.Component]:
         "model": gr.Dropdown(list(models), value=models[0], label="Model", interactive=len(models) > 1),
     }
     with gr.Row():
-        fields["steps"] = gr.Number(50, label="Steps", precision=0, min_width=90, elem_id="steps")
-        fields["seed"] = gr.Number(0, label="Seed", precision=0, min_width=90, elem_id="seed")
+        fields["steps"] = gr.Number(50, label="Steps", min_width=90, elem_id="steps")
+        fields["seed"] = gr.Number(0, label="Seed", min_width=90, elem_id="seed")
     fields["scheduler"] = gr.Dropdown(
         [(_OWN_SCHEDULER, ""), *((name, name) for name in SCHEDULER_ALIASES)], value="", label="Scheduler"
     )
@@ -135,7 +135,6 @@ def _settings(models: tuple[str, ...]) -> dict[str, gr.components.Component]:
                 _DEFAULT.cache_interval,
                 label="Interval",
                 info="Steps from one full step to the next",
-                precision=0,
                 min_width=130,
                 elem_id="interval",
             )
@@ -143,7 +142,6 @@ def _settings(models: tuple[str, ...]) -> dict[str, gr.components.Component]:
                 _DEFAULT.cache_branch_id,
                 label="Branch",
                 info="0 is the shallowest skip branch",
-                precision=0,
                 min_width=130,
                 elem_id="branch",
             )

@@ -11,17 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from DeepCache.app.drawing_request import DrawingRequest
+from DeepCache.bench.clock import is_out_of_memory
 from DeepCache.generation import GeneratedImage, OutputFolder, StepProgress, generate
 from DeepCache.models.loading import load_pipeline
 from DeepCache.models.schedulers import set_scheduler
 
-if TYPE_CHECKING:
-    from DeepCache.schedule import Step
+__all__ = ["LONGEST_LINE", "Comparison", "Easel", "Failure", "Loading", "News", "Stopped", "Waiting", "WarmingUp"]
 
-__all__ = ["Comparison", "Easel", "Failure", "Loading", "Stopped", "Waiting"]
+LONGEST_LINE = 20
+"""How many pictures may wait: everybody who waits takes a little of what the page is answered with."""
 
 # Seconds from one news to the next: every step told at once would take time from the drawing that is measured.
 _PAUSE = 0.2
@@ -50,23 +51,24 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class WarmingUp:
+    """The short run before the clock starts."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A picture drawn with and without DeepCache.
 
     Args:
-        request: what was asked for.
         drawn: the pictures, their times and what the trajectory did. The files that it names are gone.
         png: the picture with DeepCache, as a file that holds its settings.
         original_png: the same without DeepCache.
-        steps: what each step did.
         cut_off: whether the model read but the beginning of the prompt.
     """
 
-    request: DrawingRequest
     drawn: GeneratedImage
     png: bytes
     original_png: bytes
-    steps: tuple[Step, ...]
     cut_off: bool
 
 
@@ -86,7 +88,9 @@ class Failure:
     message: str
 
 
-News = Waiting | Loading | StepProgress | Comparison | Stopped | Failure
+News = Waiting | Loading | WarmingUp | StepProgress | Comparison | Stopped | Failure
+"""What a visitor hears."""
+
 _LAST = (Comparison, Stopped, Failure)
 # What the library raises for settings that it cannot work with.
 _LIBRARY_ERRORS = (ValueError, TypeError, OSError, MemoryError, ImportError)
@@ -140,17 +144,28 @@ class Easel:
 
         Raises:
             ValueError: the model is none of those that may be drawn with.
-            OSError, TypeError: as `load_pipeline`.
+            OSError: it cannot be loaded.
+            TypeError: it has no U-Net that DeepCache can work on.
+            MemoryError: the device has not enough memory for it.
         """
         if model not in self._models:
             raise ValueError(f"the model must be one of {', '.join(self._models)}, got {model!r}")
-        if self._loaded is None or self._loaded[0] != model:
+        if not self._has(model):
             # Two of them might not fit into the memory of the device.
             self._loaded = None
-            pipe = load_pipeline(model, dtype=self._dtype, device=self._device)
+            try:
+                pipe = load_pipeline(model, dtype=self._dtype, device=self._device)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise MemoryError(f"the device has not enough memory for {model}") from error
             pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
             self._loaded = model, pipe
+        assert self._loaded is not None
         return self._loaded[1]
+
+    def _has(self, model: str) -> bool:
+        return self._loaded is not None and self._loaded[0] == model
 
     def draw(self, request: DrawingRequest, stop: Event) -> Iterator[News]:
         """Draws a picture with and without DeepCache when it is its turn, and tells how far it is.
@@ -165,8 +180,13 @@ class Easel:
         """
         news: SimpleQueue[News] = SimpleQueue()
         with self._lock:
-            self._line.append(stop)
-        future = self._worker.submit(self._work, request, stop, news)
+            future = None
+            if len(self._line) < LONGEST_LINE:
+                self._line.append(stop)
+                future = self._worker.submit(self._work, request, stop, news)
+        if future is None:
+            yield Failure(f"{LONGEST_LINE} pictures wait already: try again in a while")
+            return
         latest: News = Waiting(self._before(stop))
         try:
             while not isinstance(latest, _LAST):
@@ -185,7 +205,9 @@ class Easel:
 
     def _before(self, stop: Event) -> int:
         with self._lock:
-            return self._line.index(stop) if stop in self._line else 0
+            before = self._line[: self._line.index(stop)] if stop in self._line else []
+        # Who has cancelled is not waited for any longer than a step takes.
+        return sum(not each.is_set() for each in before)
 
     def _leave(self, stop: Event) -> None:
         with self._lock:
@@ -200,8 +222,11 @@ class Easel:
         except _LIBRARY_ERRORS as error:
             last = Failure(str(error) or type(error).__name__)
         except Exception as error:
-            logging.getLogger(__name__).exception("a picture could not be drawn")
-            last = Failure(f"this is a mistake in the program, please report it: {type(error).__name__}: {error}")
+            if is_out_of_memory(error):
+                last = Failure("the device has not enough memory for this picture")
+            else:
+                logging.getLogger(__name__).exception("a picture could not be drawn")
+                last = Failure(f"this is a mistake in the program, please report it: {type(error).__name__}: {error}")
         # Who comes next is told so before this one hears the end.
         self._leave(stop)
         news.put(last)
@@ -211,7 +236,8 @@ class Easel:
 
         if stop.is_set():
             raise _Cancelled
-        news.put(Loading(request.settings.model))
+        if not self._has(request.settings.model):
+            news.put(Loading(request.settings.model))
         pipe = self.load(request.settings.model)
         own_scheduler = pipe.scheduler
 
@@ -223,13 +249,13 @@ class Easel:
         try:
             if request.scheduler is not None:
                 set_scheduler(pipe, request.scheduler)
+            news.put(WarmingUp())
             with tempfile.TemporaryDirectory(prefix="deepcache-app-") as folder:
                 output = OutputFolder(folder)
                 (drawn,) = generate(pipe, request.settings, output, compare=True, on_step=news.put)
                 assert drawn.original is not None
                 png, original_png = drawn.drawing.path.read_bytes(), drawn.original.path.read_bytes()
-            steps = request.settings.cache.steps(len(drawn.stats.pattern))
-            return Comparison(request, drawn, png, original_png, steps, _is_cut_off(pipe, drawn.prompt))
+            return Comparison(drawn, png, original_png, _is_cut_off(pipe, drawn.prompt))
         finally:
             for handle in handles:
                 handle.remove()

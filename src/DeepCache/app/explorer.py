@@ -63,11 +63,6 @@ class Way:
         return str(self.cell["label"])
 
     @property
-    def steps(self) -> int:
-        """The denoising steps asked for."""
-        return int(self.cell["steps"])
-
-    @property
     def pattern(self) -> str:
         """One character a step; see `DeepCache.schedule.pattern_of`."""
         return str(self.cell["pattern"])
@@ -92,11 +87,6 @@ class Way:
         """The 95 % confidence interval of that."""
         low, high = self.cell["psnr"]["confidence"]
         return float(low), float(high)
-
-    @property
-    def ssim(self) -> float | None:
-        """The mean SSIM; None where it was not measured."""
-        return None if self.cell["ssim"] is None else float(self.cell["ssim"]["mean"])
 
     @property
     def seconds(self) -> float:
@@ -162,8 +152,20 @@ class Grid:
     def way(self, interval: int, branch: int) -> Way:
         """The one at an interval and branch.
 
+        Args:
+            interval: the column.
+            branch: the row.
+
+        Returns:
+            What was measured there.
+
         Raises:
             ValueError: it was not measured.
+
+        Example:
+            >>> group = Explorer.from_file(SHIPPED_ABLATION).groups[0]
+            >>> group.grids[0].way(interval=3, branch=0).label
+            'I=3 B=0'
         """
         found = self.cells.get((interval, branch))
         if found is None:
@@ -211,21 +213,38 @@ class ExploredGroup:
         """Those with DeepCache, the cheapest first."""
         return [way for way in self.ways if way.config is not None]
 
-    @property
-    def fewer_steps(self) -> list[Way]:
-        """Those with fewer steps and no caching, the cheapest first."""
-        return [way for way in self.ways if way.config is None]
-
     def fewer_steps_like(self, way: Way) -> Way | None:
-        """Those fewer steps whose cost is nearest; None where none were drawn."""
+        """Those fewer steps whose cost is nearest.
+
+        Args:
+            way: a way to draw of this group.
+
+        Returns:
+            The fewer steps; None where none were drawn.
+
+        Example:
+            >>> group = Explorer.from_file(SHIPPED_ABLATION).groups[0]
+            >>> group.fewer_steps_like(group.named("I=3 B=0")).label
+            '22 steps'
+        """
         cell = self.measured.fewer_steps_like(way.cell)
         return None if cell is None else self.named(cell["label"])
 
     def named(self, label: str) -> Way:
         """The one with this label.
 
+        Args:
+            label: its label in the result file.
+
+        Returns:
+            The way to draw.
+
         Raises:
             ValueError: there is none.
+
+        Example:
+            >>> Explorer.from_file(SHIPPED_ABLATION).groups[0].named("I=3 B=0").config.cache_interval
+            3
         """
         for way in self.ways:
             if way.label == label:
@@ -252,8 +271,18 @@ class ExploredGroup:
     def grid(self, title: str) -> Grid:
         """The grid whose kind has this title.
 
+        Args:
+            title: the title.
+
+        Returns:
+            The grid.
+
         Raises:
             ValueError: there is none.
+
+        Example:
+            >>> Explorer.from_file(SHIPPED_ABLATION).groups[0].grid("linear forecast, uniform").intervals
+            [2, 3, 5, 8]
         """
         return _titled(title, {grid.kind.title: grid for grid in self.grids})
 
@@ -264,7 +293,6 @@ class Sample:
 
     Args:
         prompt: the prompt.
-        seed: the seed.
         cached: with DeepCache.
         original: without caching.
         fewer_steps: without caching, with fewer steps at the nearest cost; None where there is none.
@@ -273,7 +301,6 @@ class Sample:
     """
 
     prompt: str
-    seed: int
     cached: Image.Image
     original: Image.Image
     fewer_steps: Image.Image | None
@@ -321,9 +348,12 @@ class Explorer:
         Args:
             path: the file; its pictures are read from its folder and nowhere else.
 
+        Returns:
+            The ablation.
+
         Raises:
-            ValueError: it is no such result, is damaged, holds nothing of DeepCache yet, or names a picture outside its
-                folder.
+            ValueError: it is no such result, is damaged, has no prompts, holds nothing of DeepCache yet, or names a
+                picture outside its folder.
             OSError: it cannot be read.
             ImportError: jsonschema is not installed.
 
@@ -340,6 +370,8 @@ class Explorer:
         (source,) = read_sources([Path(path)])
         if source.is_benchmark:
             raise ValueError(f"{str(path)!r} is a benchmark; give a result of `deepcache ablate`")
+        if not source.result["settings"]["prompts"]:
+            raise ValueError(f"{str(path)!r} is damaged: it has no prompts")
         # The pictures lie beside the file itself, also where it is reached by a link.
         source = replace(source, path=source.path.resolve())
         try:
@@ -359,8 +391,18 @@ class Explorer:
     def group(self, title: str) -> ExploredGroup:
         """The group of this title.
 
+        Args:
+            title: scheduler and steps.
+
+        Returns:
+            The group.
+
         Raises:
             ValueError: there is none.
+
+        Example:
+            >>> Explorer.from_file(SHIPPED_ABLATION).group("DDIMScheduler, 50 steps").images
+            24
         """
         return _titled(title, {group.title: group for group in self.groups})
 
@@ -371,8 +413,17 @@ class Explorer:
             group: one of `groups`.
             label: the label of the setting.
 
+        Returns:
+            The setting, what it is compared with, their figures and their pictures.
+
         Raises:
             ValueError: there is no such setting.
+
+        Example:
+            >>> explorer = Explorer.from_file(SHIPPED_ABLATION)
+            >>> choice = explorer.choose(explorer.groups[0], "I=3 B=0")
+            >>> choice.columns, len(choice.samples)
+            (['I=3 B=0', '22 steps, no caching', 'no caching'], 4)
         """
         way = group.named(label)
         if way.config is None:
@@ -396,14 +447,12 @@ class Explorer:
                 fewer_pictures = self._pictures(group, fewer.label, fewer.cell["samples"])
             except (OSError, ValueError) as error:
                 note = f"No pictures of fewer steps: {error}."
-        settings = self.source.result["settings"]
-        prompts, seeds = settings["prompts"], settings["seeds"]
+        prompts = self.source.result["settings"]["prompts"]
         # As many as all strips hold.
         pictures = zip(cached, originals, fewer_pictures, strict=False)
         samples = [
             Sample(
                 prompts[number % len(prompts)],
-                seeds[number // len(prompts)] + number % len(prompts),
                 *three,
                 _value(way, number),
                 None if fewer is None else _value(fewer, number),
@@ -424,6 +473,9 @@ def grid_html(grid: Grid, chosen: str = "") -> str:
     Args:
         grid: the grid.
         chosen: the label of the cell that is marked as chosen.
+
+    Returns:
+        The table as HTML.
 
     Example:
         >>> grid = Explorer.from_file(SHIPPED_ABLATION).groups[0].grids[0]

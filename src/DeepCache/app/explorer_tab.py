@@ -8,7 +8,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from DeepCache.app.explorer import Choice, ExploredGroup, Explorer, Grid, Kind, Sample, Way, grid_html
-from DeepCache.app.rendering import asset, embedded_picture, render
+from DeepCache.app.rendering import asset, embedded_picture, is_small, render
 from DeepCache.app.step_strip import step_strip
 from DeepCache.config import DeepCacheConfig
 from DeepCache.report.numerals import decibels
@@ -19,7 +19,11 @@ Update = dict[Any, Any]
 
 
 def explorer_tab(explorer: Explorer) -> None:
-    """Puts the tab together, within a `gr.Tab`."""
+    """Puts the tab together, within a `gr.Tab`.
+
+    Args:
+        explorer: the ablation.
+    """
     groups = [group for group in explorer.groups if group.grids]
     gr.HTML(render("explored.html", explorer=explorer, grids=bool(groups)))
     if not groups:
@@ -60,10 +64,12 @@ def explorer_tab(explorer: Explorer) -> None:
         return _choice(explorer.choose(group, way.label))
 
     kind, both = kind_title, [group_title, kind_title]
-    event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # The last choice counts, however quickly it comes after the one before.
+    event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
     group_title.input(on_group, both, [kind, table, details], **event)
     kind.input(on_kind, both, [table, details], **event)
-    table.select(on_cell, both, details, **event)
+    # With "always_last" Gradio would call it again with the cell that was clicked first; in turn, the last one stays.
+    table.select(on_cell, both, details, **(event | {"trigger_mode": "multiple"}))
 
 
 def _first_grid(group: ExploredGroup) -> Grid:
@@ -91,7 +97,9 @@ def _choice(choice: Choice) -> str:
         {"prompt": sample.prompt, "pictures": _pictures(choice, sample), "words": _words(sample)}
         for sample in choice.samples
     ]
-    return render("choice.html", choice=choice, samples=samples, strip=Markup(step_strip(choice.way.pattern)))
+    strip = Markup(step_strip(choice.way.pattern))
+    enlarged = any(is_small(sample.cached) for sample in choice.samples)
+    return render("choice.html", choice=choice, samples=samples, enlarged=enlarged, strip=strip)
 
 
 def _pictures(choice: Choice, sample: Sample) -> list[tuple[str, str]]:

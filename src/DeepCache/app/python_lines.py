@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields
-from pathlib import Path
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.models.architectures import ARCHITECTURES
 from DeepCache.models.registry import MODELS, named_model
 
 __all__ = ["PLAN_FILE", "command_line", "python_lines"]
@@ -23,20 +21,21 @@ def python_lines(
     cache: DeepCacheConfig,
     steps: int,
     scheduler: str | None,
-    guidance: float | None = None,
     seed: int | None = None,
     prompt: str | None = None,
 ) -> str:
-    """A whole program that draws a picture with these settings.
+    """A whole program that draws a picture with these settings, and with the guidance scale recommended for the model.
 
     Args:
-        model: as `load_pipeline` takes it. A model of the hub is loaded onto a GPU in half precision.
+        model: as `load_pipeline` takes it.
         cache: the settings of DeepCache; a plan is read from the file `plan.json`.
         steps: denoising steps.
         scheduler: as `set_scheduler` takes it; None for the model's own.
-        guidance: the guidance scale; the one recommended for the model by default.
         seed: the seed; another picture each time by default.
         prompt: what to draw; an example that suits the model by default.
+
+    Returns:
+        The lines of Python.
 
     Example:
         >>> print(python_lines("shapes", DeepCacheConfig(cache_interval=5), 50, "ddim", seed=0))
@@ -57,33 +56,21 @@ def python_lines(
         image.save("picture.png")
         <BLANKLINE>
     """
-    from_hub = _is_hub_id(model)
-    models = [*([] if from_hub else ["load_pipeline"]), *([] if scheduler is None else ["set_scheduler"])]
-    libraries = [
-        *(["import torch"] if from_hub or seed is not None else []),
-        *(["from diffusers import DiffusionPipeline"] if from_hub else []),
-    ]
     settings, imports = _settings(cache)
-    ours = [
-        "from DeepCache import DeepCacheConfig, apply_deepcache",
-        *([f"from DeepCache.models import {', '.join(models)}"] if models else []),
-        *imports,
-    ]
     named = named_model(model)
-    scale = guidance if guidance is not None or named is None else named.guidance
     arguments = [
         _literal(_example(model) if prompt is None else prompt),
         f"num_inference_steps={steps}",
-        *([] if scale is None else [f"guidance_scale={scale}"]),
+        *([] if named is None else [f"guidance_scale={named.guidance}"]),
         *([] if seed is None else [f'generator=torch.Generator("cpu").manual_seed({seed})']),
     ]
     lines = [
-        *([*libraries, ""] if libraries else []),
-        *ours,
+        *([] if seed is None else ["import torch", ""]),
+        "from DeepCache import DeepCacheConfig, apply_deepcache",
+        f"from DeepCache.models import load_pipeline{'' if scheduler is None else ', set_scheduler'}",
+        *imports,
         "",
-        f'pipe = DiffusionPipeline.from_pretrained({_literal(model)}, torch_dtype=torch.float16).to("cuda")'
-        if from_hub
-        else f"pipe = load_pipeline({_literal(model)})",
+        f"pipe = load_pipeline({_literal(model)})",
         *([] if scheduler is None else [f"set_scheduler(pipe, {_literal(scheduler)})"]),
         f"apply_deepcache(pipe, {settings})",
         "image = pipe(",
@@ -94,43 +81,30 @@ def python_lines(
     return "\n".join(lines) + "\n"
 
 
-def command_line(
-    model: str,
-    cache: DeepCacheConfig,
-    steps: int,
-    scheduler: str | None,
-    guidance: float | None = None,
-    seed: int | None = None,
-    prompt: str | None = None,
-) -> str:
-    """The same as a line of `deepcache generate`, quoted for a shell of Unix.
+def command_line(model: str, cache: DeepCacheConfig, steps: int, scheduler: str | None) -> str:
+    """The settings as a line of `deepcache generate` with an example of a prompt, quoted for a shell of Unix.
 
     Args:
         model: as for `python_lines`.
         cache: as for `python_lines`.
         steps: as for `python_lines`.
         scheduler: as for `python_lines`.
-        guidance: as for `python_lines`.
-        seed: the seed; 0 by default, as for the command.
-        prompt: as for `python_lines`.
+
+    Returns:
+        The line, without a line break.
 
     Raises:
         ValueError: the settings hold a schedule, which the command does not take.
 
     Example:
-        >>> command_line("shapes", DeepCacheConfig(forecast="none"), 50, "ddim", prompt="it's red")
-        'deepcache generate \\'it\\'"\\'"\\'s red\\' --model shapes --scheduler ddim --steps 50 --forecast none'
+        >>> print(command_line("sd15-tiny", DeepCacheConfig(forecast="none"), 50, None))
+        deepcache generate 'a photo of an astronaut on a moon' --model sd15-tiny --steps 50 --forecast none
     """
     if cache.schedule is not None and cache.plan is None:
         raise ValueError("`deepcache generate` takes no schedule of its own; take the lines of Python")
-    text = _example(model) if prompt is None else prompt
-    # One that begins like an option comes last, after the end of the options.
-    first, last = ([], ["--", text]) if text.startswith("-") else ([text], [])
     options: list[object] = ["--model", model]
     options += [] if scheduler is None else ["--scheduler", scheduler]
     options += ["--steps", steps]
-    options += [] if guidance is None else ["--guidance", guidance]
-    options += [] if seed is None else ["--seed", seed]
     if cache.plan is not None:
         options += ["--plan", PLAN_FILE, *(["--force-plan"] if cache.force_plan else [])]
     else:
@@ -144,14 +118,7 @@ def command_line(
             options += [name, value] if value != default else []
         options += ["--guidance-reuse"] if cache.guidance_reuse else []
     options += ["--compile", cache.compile] if cache.compile != _DEFAULT.compile else []
-    return shlex.join(["deepcache", "generate", *first, *map(str, options), *last])
-
-
-def _is_hub_id(model: str) -> bool:
-    """Whether `load_pipeline` would look for it on the hub."""
-    looks_like_a_path = model.startswith((".", "~", "/"))
-    here = model in MODELS or model in ARCHITECTURES or Path(model).is_dir()
-    return model.count("/") == 1 and not looks_like_a_path and not here
+    return shlex.join(["deepcache", "generate", _example(model), *map(str, options)])
 
 
 def _settings(cache: DeepCacheConfig) -> tuple[str, list[str]]:

@@ -80,6 +80,9 @@ def recommend_for_speed_up(group: ExploredGroup, speed_up: float) -> Recommendat
         group: what was measured.
         speed_up: of the U-Net by its multiply-accumulates, from 1: the settings cost at most the reciprocal of it.
 
+    Returns:
+        The settings, with what they are to be compared with.
+
     Raises:
         ValueError: it is no number from 1, or no settings that were measured are that fast.
 
@@ -99,13 +102,15 @@ def recommend_for_speed_up(group: ExploredGroup, speed_up: float) -> Recommendat
     return _recommendation(group, wish, allowed, f"the fastest are {_words(nearest)}")
 
 
-def recommend_for_fidelity(group: ExploredGroup, psnr: float, *, lower_end: bool = False) -> Recommendation:
+def recommend_for_fidelity(group: ExploredGroup, psnr: float) -> Recommendation:
     """The cheapest settings among those whose pictures are near enough.
 
     Args:
         group: what was measured.
         psnr: the least mean PSNR against no caching, in dB.
-        lower_end: whether the lower end of its 95 % confidence interval must reach that too.
+
+    Returns:
+        The settings, with what they are to be compared with.
 
     Raises:
         ValueError: it is no number of dB up to what identical images count as, or no settings that were measured come
@@ -119,16 +124,11 @@ def recommend_for_fidelity(group: ExploredGroup, psnr: float, *, lower_end: bool
     """
     if not 0 <= psnr <= IDENTICAL:
         raise ValueError(f"the PSNR must be a number of dB from 0 to {IDENTICAL:g}, got {psnr}")
-
-    def reached(way: Way) -> float:
-        return way.psnr_interval[0] if lower_end else way.psnr
-
-    allowed = [way for way in group.ways if reached(way) >= psnr]
+    allowed = [way for way in group.ways if way.psnr >= psnr]
     allowed.sort(key=lambda way: (_cost(way), -way.psnr))
-    wish = f"{psnr:g} dB or more" + (", at the lower end of the confidence interval too" if lower_end else "")
-    nearest = max(group.deepcache, key=lambda way: (reached(way), -_cost(way)))
-    low = f", at the lower end {decibels(reached(nearest))} dB" if lower_end else ""
-    return _recommendation(group, wish, allowed, f"the nearest are {_words(nearest)}{low}")
+    wish = f"{psnr:g} dB or more"
+    nearest = max(group.deepcache, key=lambda way: (way.psnr, -_cost(way)))
+    return _recommendation(group, wish, allowed, f"the nearest are {_words(nearest)}")
 
 
 def _recommendation(group: ExploredGroup, wish: str, allowed: list[Way], instead: str) -> Recommendation:

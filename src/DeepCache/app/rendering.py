@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-__all__ = ["asset", "embedded", "embedded_json", "embedded_picture", "render"]
+__all__ = ["asset", "embedded", "embedded_json", "embedded_picture", "is_small", "render"]
 
 
 def render(template: str, **values: Any) -> str:
@@ -34,6 +34,11 @@ def _environment() -> Environment:
 def asset(name: str) -> str:
     """The text of a file that the page is made of: a style sheet or a script."""
     return (files("DeepCache.app") / "assets" / name).read_text(encoding="utf-8")
+
+
+def is_small(picture: Image.Image) -> bool:
+    """Whether a picture is shown larger than it is, pixel by pixel."""
+    return picture.width < 256
 
 
 def embedded(png: bytes) -> str:

@@ -60,7 +60,7 @@ class AppSettings:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
 
 
-def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda address: None) -> None:
+def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where: None) -> None:
     """Serves the page until it is interrupted.
 
     Args:
@@ -81,7 +81,7 @@ def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda addres
         listen(settings.host, settings.port) as listening,
         Easel(settings.models, dtype=settings.dtype, device=settings.device) as easel,
     ):
-        app = build_app(settings, easel)
+        app = build_app(settings, easel, for_this_machine=is_loopback(listening.getsockname()[0]))
         # What is wrong with it is told before anybody opens the page.
         easel.load(settings.models[0])
         # Pages that are open keep a connection each, which would never end by itself.
@@ -90,8 +90,19 @@ def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda addres
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def build_app(settings: AppSettings, easel: Easel) -> FastAPI:
-    """The page as an ASGI application."""
+def build_app(settings: AppSettings, easel: Easel, *, for_this_machine: bool = True) -> FastAPI:
+    """The page as an ASGI application.
+
+    Args:
+        settings: what the page offers.
+        easel: where pictures are drawn.
+        for_this_machine: whether it answers only to the names of a loopback address.
+
+    Raises:
+        ImportError: Gradio is not installed.
+        OSError: the ablation cannot be read.
+        ValueError: it is no result of `deepcache ablate`.
+    """
     prepare_gradio()
     import gradio as gr
     from fastapi import FastAPI
@@ -102,7 +113,7 @@ def build_app(settings: AppSettings, easel: Easel) -> FastAPI:
 
     page = build_page(easel, Explorer.from_file(settings.ablation), settings.models)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, for_this_machine=is_loopback(settings.host))
+    app.add_middleware(Guard, for_this_machine=for_this_machine)
     gr.mount_gradio_app(
         app,
         page,
@@ -139,6 +150,10 @@ def prepare_gradio() -> None:
 def listen(host: str, port: int | None) -> socket.socket:
     """A socket at the address, on the first free port where none is given.
 
+    Args:
+        host: an address or a name of this machine.
+        port: the port; 0 for any that is free, None for the first from 7860 on.
+
     Raises:
         OSError: the port is taken, or this machine has no such address.
     """
@@ -155,7 +170,11 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """The address to open in a browser."""
+    """The address to open in a browser.
+
+    Args:
+        listening: what `listen` returned.
+    """
     host, port = listening.getsockname()[:2]
     if ip_address(host).is_unspecified:
         host = socket.gethostname()

@@ -22,9 +22,11 @@ def step_strip(steps: Sequence[Step] | str, done: int | None = None) -> str:
     Steps to come are hollow.
 
     Args:
-        steps: the steps, or their pattern (see `DeepCache.schedule.pattern_of`), with blanks for steps of which it is
-            not known yet what they do.
+        steps: the steps, or their pattern (see `DeepCache.schedule.pattern_of`).
         done: how many are done; all by default.
+
+    Returns:
+        HTML with a cell for each step, which says in words what they are.
 
     Raises:
         ValueError: there is no step, the pattern has another character, or fewer or more are done than there are.
@@ -34,7 +36,7 @@ def step_strip(steps: Sequence[Step] | str, done: int | None = None) -> str:
         <div class="step-strip" role="img" aria-label="1 full and 1 shallow step: full step 1"><b>F</b><i>.</i></div>
     """
     pattern = steps if isinstance(steps, str) else pattern_of(steps)
-    if re.fullmatch(r"[F.0-9a-z ]+", pattern) is None:
+    if re.fullmatch(r"[F.0-9a-z]+", pattern) is None:
         raise ValueError(f"a pattern has one character a step: F, . or that of a branch, got {pattern[:100]!r}")
     if done is None:
         done = len(pattern)
@@ -53,7 +55,7 @@ def _cells(pattern: str) -> str:
 
 def _in_words(pattern: str, done: int) -> str:
     full = [str(number) for number, sign in enumerate(pattern, start=1) if sign == "F"]
-    shallow = Counter(sign for sign in pattern if sign not in "F ")
+    shallow = Counter(sign for sign in pattern if sign != "F")
     branches = [f"{count} at branch {int(sign, 36)}" for sign, count in sorted(shallow.items()) if sign != "."]
     words = f"{len(full)} full and {shallow.total()} shallow step{'' if shallow.total() == 1 else 's'}"
     if branches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,7 @@ def app_command(
     """
     from DeepCache.app import AppSettings, serve
     from DeepCache.app.explorer import SHIPPED_ABLATION
+    from DeepCache.app.server import prepare_gradio
     from DeepCache.cli.loading import quiet_libraries, set_threads
 
     settings = AppSettings(
@@ -69,14 +71,18 @@ def app_command(
         dtype=dtype,
         device=device,
     )
+    # Before anything else imports the library of the hub, which looks but once whether it may tell that it is used.
+    prepare_gradio()
     set_threads(threads)
     console = Console(stderr=True)
+    note = console.status(f"Loading {settings.models[0]} …")
 
     def tell(address: str) -> None:
+        note.stop()
         print(f"DeepCache is at {address}", flush=True)
         console.print("Ctrl-C ends it.")
         if open_browser:
             typer.launch(address)
 
-    with quiet_libraries():
+    with note if console.is_terminal else nullcontext(), quiet_libraries():
         serve(settings, tell)

@@ -62,7 +62,7 @@ _BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0
 _EULER = Component("EulerDiscreteScheduler", _BETAS | {"steps_offset": 1, "timestep_spacing": "leading"})
 
 # The published configurations say 2, and transformers then takes the pooled state where the id is highest: at the end
-# of the text, as in the vocabulary of the shipped model.
+# of the text, as in the vocabulary of the model in the box.
 _TEXT = {"vocab_size": 49408, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 _CLIP_L = Component(
     "CLIPTextModel",
@@ -407,7 +407,8 @@ def random_pipeline(
     """Builds a well-known pipeline with random weights, right on the device.
 
     It takes the time and the memory of the published one, but draws noise. Nothing is downloaded: the tokenizer is that
-    of the shipped model, which cuts or pads a prompt to 77 tokens as the published ones do. There is no safety checker.
+    of the model in the box, which cuts or pads a prompt to 77 tokens as the published ones do. There is no safety
+    checker.
 
     Args:
         name (`str`):

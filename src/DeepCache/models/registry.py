@@ -42,5 +42,5 @@ MODELS = {
 
 
 def named_model(model: str) -> NamedModel | None:
-    """The model of that name, or None where the name is that of no shipped model."""
+    """The model of that name, or None where the name is that of none that comes with the package."""
     return MODELS.get(model)
