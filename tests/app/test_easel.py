@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Event
+from threading import Event, current_thread
 
 import pytest
 from PIL import ImageChops
@@ -11,6 +11,7 @@ from DeepCache import DeepCacheConfig
 from DeepCache.app.drawing_request import DrawingRequest
 from DeepCache.app.easel import LONGEST_LINE, Comparison, Easel, Failure, Loading, Stopped, Waiting
 from DeepCache.generation import GenerationSettings
+from DeepCache.models import load_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -42,6 +43,21 @@ def test_the_scheduler_of_one_picture_is_not_that_of_the_next(easel, drawn):
     assert last(easel, request(scheduler="nonsense")).message.startswith("there is no scheduler 'nonsense'")
     found = last(easel, request())
     assert ImageChops.difference(found.drawn.original.image, drawn("a red circle", steps=4)).getbbox() is None
+
+
+def test_nothing_is_computed_on_any_other_thread(easel, monkeypatch):
+    """Two threads that compute slow each other down, one after the other too."""
+    threads = set()
+
+    def load(*arguments, **options):
+        threads.add(current_thread())
+        return load_pipeline(*arguments, **options)
+
+    monkeypatch.setattr("DeepCache.app.easel.load_pipeline", load)
+    easel.load("shapes").unet.register_forward_pre_hook(lambda *_: threads.add(current_thread()))
+    assert isinstance(last(easel, request()), Comparison)
+    (thread,) = threads
+    assert thread is not current_thread()
 
 
 def test_one_model_is_kept_at_a_time(easel):
@@ -93,13 +109,13 @@ def test_a_stop_before_its_turn(easel):
 
 
 def test_cancel_is_answered_while_the_model_is_being_loaded(easel, monkeypatch):
-    load, release, stop = easel.load, Event(), Event()
+    load, release, stop = easel._load, Event(), Event()
 
     def slow(model):
         assert release.wait(60)
         return load(model)
 
-    monkeypatch.setattr(easel, "load", slow)
+    monkeypatch.setattr(easel, "_load", slow)
     news = easel.draw(request(), stop)
     while next(news) != Loading("shapes"):
         pass

@@ -5,7 +5,9 @@ from itertools import product
 import pytest
 from PIL import Image, ImageChops
 
-from DeepCache.app.explorer import SHADES, SHIPPED_ABLATION, Explorer, Grid, Kind, grid_html
+from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
+from DeepCache.app.grid_table import SHADES, grid_html
+from DeepCache.app.measured_group import Grid, Kind
 from DeepCache.app.rendering import asset
 from DeepCache.bench.variants import parse_variant
 from DeepCache.plan import Plan

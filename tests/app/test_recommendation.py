@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from DeepCache.app.explorer import SHIPPED_ABLATION, ExploredGroup, Explorer, Way
+from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
+from DeepCache.app.measured_group import ExploredGroup, Way
 from DeepCache.app.recommendation import recommend_for_fidelity, recommend_for_speed_up
 from DeepCache.config import DeepCacheConfig
 from DeepCache.report.fidelity import FidelityGroup

@@ -181,8 +181,13 @@ def test_the_address_of_the_sixth_version():
 
 
 def test_an_address_that_is_not_of_this_machine_is_told():
-    with pytest.raises(OSError, match=r"cannot listen at '192\.0\.2\.1'"):
+    with pytest.raises(OSError, match=r"'192\.0\.2\.1' is no address of this machine; give another with --host"):
         listen("192.0.2.1", 0)
+
+
+def test_a_name_that_nobody_has_is_told():
+    with pytest.raises(OSError, match="there is no address 'no such name'; give another with --host"):
+        listen("no such name", 0)
 
 
 def test_loopback():

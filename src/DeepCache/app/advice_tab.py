@@ -6,7 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from DeepCache.app.explorer import ExploredGroup, Explorer
+from DeepCache.app.explorer import Explorer
+from DeepCache.app.measured_group import ExploredGroup
 from DeepCache.app.python_lines import PLAN_FILE, command_line, python_lines
 from DeepCache.app.recommendation import recommend_for_fidelity, recommend_for_speed_up
 from DeepCache.app.rendering import embedded_json, render

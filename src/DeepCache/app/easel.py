@@ -18,6 +18,7 @@ from DeepCache.bench.clock import is_out_of_memory
 from DeepCache.generation import GeneratedImage, OutputFolder, StepProgress, generate
 from DeepCache.models.loading import load_pipeline
 from DeepCache.models.schedulers import set_scheduler
+from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
 __all__ = ["LONGEST_LINE", "Comparison", "Easel", "Failure", "Loading", "News", "Stopped", "Waiting", "WarmingUp"]
 
@@ -92,8 +93,6 @@ News = Waiting | Loading | WarmingUp | StepProgress | Comparison | Stopped | Fai
 """What a visitor hears."""
 
 _LAST = (Comparison, Stopped, Failure)
-# What the library raises for settings that it cannot work with.
-_LIBRARY_ERRORS = (ValueError, TypeError, OSError, MemoryError, ImportError)
 
 
 class _Cancelled(Exception):
@@ -142,12 +141,18 @@ class Easel:
     def load(self, model: str) -> Any:
         """The pipeline of a model; one that was loaded before is let go first.
 
+        It is loaded on the easel's own thread. Were it another that computes first, PyTorch would keep two sets of
+        threads on the CPU, more than there are cores, and each would sleep between two layers: a third of the speed.
+
         Raises:
             ValueError: the model is none of those that may be drawn with.
             OSError: it cannot be loaded.
             TypeError: it has no U-Net that DeepCache can work on.
             MemoryError: the device has not enough memory for it.
         """
+        return self._worker.submit(self._load, model).result()
+
+    def _load(self, model: str) -> Any:
         if model not in self._models:
             raise ValueError(f"the model must be one of {', '.join(self._models)}, got {model!r}")
         if not self._has(model):
@@ -219,7 +224,7 @@ class Easel:
             last: News = self._compare(request, stop, news)
         except _Cancelled:
             last = Stopped()
-        except _LIBRARY_ERRORS as error:
+        except WRONG_INPUT_ERRORS as error:
             last = Failure(str(error) or type(error).__name__)
         except Exception as error:
             if is_out_of_memory(error):
@@ -238,7 +243,7 @@ class Easel:
             raise _Cancelled
         if not self._has(request.settings.model):
             news.put(Loading(request.settings.model))
-        pipe = self.load(request.settings.model)
+        pipe = self._load(request.settings.model)
         own_scheduler = pipe.scheduler
 
         def stop_where_asked(*_: Any) -> None:

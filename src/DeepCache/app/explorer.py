@@ -1,4 +1,4 @@
-"""An ablation to explore: grids of interval by branch, and the pictures and figures of one setting."""
+"""An ablation to explore: the pictures and figures of one setting, with what it is to be compared with."""
 
 from __future__ import annotations
 
@@ -6,285 +6,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
+from DeepCache.app.measured_group import ExploredGroup, Way, titled
 from DeepCache.config import DeepCacheConfig
-from DeepCache.report.fidelity import IDENTICAL, FidelityGroup, Metric, fidelity_groups
+from DeepCache.report.fidelity import FidelityGroup, Metric, fidelity_groups
 from DeepCache.report.gallery import read_strip
 from DeepCache.report.numerals import confidence, decibels, per_cent, seconds, times
 from DeepCache.report.sources import Source, read_sources
 
-__all__ = [
-    "SHADES",
-    "SHIPPED_ABLATION",
-    "Choice",
-    "ExploredGroup",
-    "Explorer",
-    "Grid",
-    "Kind",
-    "Sample",
-    "Way",
-    "grid_html",
-]
+__all__ = ["SHIPPED_ABLATION", "Choice", "Explorer", "Sample"]
 
 SHIPPED_ABLATION = Path(__file__).with_name("ablation.json")
 """The ablation of the model in the box that comes with the package."""
 
-SHADES = 9
-"""How many colours a grid has: the classes `shade-0`, the lowest PSNR of the group, to `shade-8` in `explorer.css`."""
-
-Titled = TypeVar("Titled")
-
 _NONE = "–"
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to draw that was measured: DeepCache with some settings, or fewer steps without caching.
-
-    Args:
-        cell: its cell in the result file, which has a PSNR.
-        images: how many images were drawn.
-        config: the settings of DeepCache; None for fewer steps.
-    """
-
-    cell: Mapping[str, Any]
-    images: int
-    config: DeepCacheConfig | None
-
-    @property
-    def label(self) -> str:
-        """Its short name, unique in its group."""
-        return str(self.cell["label"])
-
-    @property
-    def pattern(self) -> str:
-        """One character a step; see `DeepCache.schedule.pattern_of`."""
-        return str(self.cell["pattern"])
-
-    @property
-    def mac_share(self) -> float:
-        """The U-Net's multiply-accumulates as a share of those without caching."""
-        return float(self.cell["mac_share"])
-
-    @property
-    def speed_up(self) -> float:
-        """Of the U-Net, by its multiply-accumulates."""
-        return 1 / self.mac_share
-
-    @property
-    def psnr(self) -> float:
-        """The mean PSNR against no caching, in dB."""
-        return float(self.cell["psnr"]["mean"])
-
-    @property
-    def psnr_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of that."""
-        low, high = self.cell["psnr"]["confidence"]
-        return float(low), float(high)
-
-    @property
-    def seconds(self) -> float:
-        """What an image took, on average over one run."""
-        return float(self.cell["seconds"]) / self.images
-
-    @property
-    def front(self) -> bool:
-        """Whether it is on the Pareto front of its group."""
-        return bool(self.cell["front"])
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What is alike in a grid of interval by branch.
-
-    Args:
-        forecast: as in `DeepCacheConfig`.
-        skip_mode: as in `DeepCacheConfig`.
-        guidance_reuse: as in `DeepCacheConfig`.
-
-    Example:
-        >>> Kind("none", "uniform", guidance_reuse=True).title
-        're-use, uniform, guidance reuse'
-    """
-
-    forecast: str
-    skip_mode: str
-    guidance_reuse: bool
-
-    @property
-    def title(self) -> str:
-        """In words."""
-        words = ["re-use" if self.forecast == "none" else f"{self.forecast} forecast", self.skip_mode]
-        return ", ".join([*words, "guidance reuse"] if self.guidance_reuse else words)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Interval by branch, all else alike.
-
-    Args:
-        kind: what is alike.
-        cells: what was measured, by interval and branch.
-        psnr_range: the lowest and the highest PSNR of all grids of the group, so that their colours can be compared;
-            identical images are left out.
-    """
-
-    kind: Kind
-    cells: Mapping[tuple[int, int], Way]
-    psnr_range: tuple[float, float]
-
-    @property
-    def intervals(self) -> list[int]:
-        """The columns."""
-        return sorted({interval for interval, _ in self.cells})
-
-    @property
-    def branches(self) -> list[int]:
-        """The rows."""
-        return sorted({branch for _, branch in self.cells})
-
-    def way(self, interval: int, branch: int) -> Way:
-        """The one at an interval and branch.
-
-        Args:
-            interval: the column.
-            branch: the row.
-
-        Returns:
-            What was measured there.
-
-        Raises:
-            ValueError: it was not measured.
-
-        Example:
-            >>> group = Explorer.from_file(SHIPPED_ABLATION).groups[0]
-            >>> group.grids[0].way(interval=3, branch=0).label
-            'I=3 B=0'
-        """
-        found = self.cells.get((interval, branch))
-        if found is None:
-            raise ValueError(f"{self.kind.title}: interval {interval} with branch {branch} was not measured")
-        return found
-
-
-@dataclass(frozen=True)
-class ExploredGroup:
-    """All ways to draw with one scheduler and number of steps.
-
-    Args:
-        measured: the group of the ablation.
-        model: what `load_pipeline` was given.
-        ways: every way to draw that has a PSNR, the cheapest first.
-    """
-
-    measured: FidelityGroup
-    model: str
-    ways: Sequence[Way]
-
-    @property
-    def title(self) -> str:
-        """Scheduler and steps."""
-        return self.measured.title
-
-    @property
-    def scheduler(self) -> str | None:
-        """The scheduler as `set_scheduler` takes it; None where it is the model's own."""
-        name = str(self.measured.group["scheduler"])
-        return None if name == "model" else name
-
-    @property
-    def steps(self) -> int:
-        """The denoising steps."""
-        return int(self.measured.group["steps"])
-
-    @property
-    def images(self) -> int:
-        """How many images were drawn in each way."""
-        return self.measured.images
-
-    @property
-    def deepcache(self) -> list[Way]:
-        """Those with DeepCache, the cheapest first."""
-        return [way for way in self.ways if way.config is not None]
-
-    def fewer_steps_like(self, way: Way) -> Way | None:
-        """Those fewer steps whose cost is nearest.
-
-        Args:
-            way: a way to draw of this group.
-
-        Returns:
-            The fewer steps; None where none were drawn.
-
-        Example:
-            >>> group = Explorer.from_file(SHIPPED_ABLATION).groups[0]
-            >>> group.fewer_steps_like(group.named("I=3 B=0")).label
-            '22 steps'
-        """
-        cell = self.measured.fewer_steps_like(way.cell)
-        return None if cell is None else self.named(cell["label"])
-
-    def named(self, label: str) -> Way:
-        """The one with this label.
-
-        Args:
-            label: its label in the result file.
-
-        Returns:
-            The way to draw.
-
-        Raises:
-            ValueError: there is none.
-
-        Example:
-            >>> Explorer.from_file(SHIPPED_ABLATION).groups[0].named("I=3 B=0").config.cache_interval
-            3
-        """
-        for way in self.ways:
-            if way.label == label:
-                return way
-        raise ValueError(f"there is no {label!r} with {self.title}")
-
-    @cached_property
-    def grids(self) -> list[Grid]:
-        """One for each forecast, schedule and guidance reuse. A plan or a schedule of its own is in none."""
-        found: dict[Kind, dict[tuple[int, int], Way]] = {}
-        for way in self.deepcache:
-            config = way.config
-            assert config is not None
-            if config.plan is None and config.schedule is None:
-                kind = Kind(config.forecast, config.skip_mode, config.guidance_reuse)
-                found.setdefault(kind, {})[config.cache_interval, config.cache_branch_id] = way
-        values = [way.psnr for cells in found.values() for way in cells.values()]
-        values = [value for value in values if value < IDENTICAL] or [IDENTICAL]
-        # In the order in which the file has them, and not by cost.
-        order = [way["label"] for way in self.measured.group["cells"]]
-        kinds = sorted(found, key=lambda kind: min(order.index(way.label) for way in found[kind].values()))
-        return [Grid(kind, found[kind], (min(values), max(values))) for kind in kinds]
-
-    def grid(self, title: str) -> Grid:
-        """The grid whose kind has this title.
-
-        Args:
-            title: the title.
-
-        Returns:
-            The grid.
-
-        Raises:
-            ValueError: there is none.
-
-        Example:
-            >>> Explorer.from_file(SHIPPED_ABLATION).groups[0].grid("linear forecast, uniform").intervals
-            [2, 3, 5, 8]
-        """
-        return _titled(title, {grid.kind.title: grid for grid in self.grids})
 
 
 @dataclass(frozen=True)
@@ -404,7 +143,7 @@ class Explorer:
             >>> Explorer.from_file(SHIPPED_ABLATION).group("DDIMScheduler, 50 steps").images
             24
         """
-        return _titled(title, {group.title: group for group in self.groups})
+        return titled(title, {group.title: group for group in self.groups})
 
     def choose(self, group: ExploredGroup, label: str) -> Choice:
         """A setting of DeepCache, with its pictures and figures and those to compare it with.
@@ -465,56 +204,6 @@ class Explorer:
         if name is None:
             raise ValueError(f"those of {label} were not kept")
         return [picture.image for picture in read_strip(self.source, name, group.images)]
-
-
-def grid_html(grid: Grid, chosen: str = "") -> str:
-    """A grid as an accessible table of HTML, each cell a button coloured by its PSNR; the styles are in `explorer.css`.
-
-    Args:
-        grid: the grid.
-        chosen: the label of the cell that is marked as chosen.
-
-    Returns:
-        The table as HTML.
-
-    Example:
-        >>> grid = Explorer.from_file(SHIPPED_ABLATION).groups[0].grids[0]
-        >>> html = grid_html(grid, chosen="I=3 B=0")
-        >>> html.count("<button"), html.count('aria-pressed="true"')
-        (12, 1)
-    """
-    caption = f"PSNR against no caching and share of the U-Net's multiply-accumulates: {grid.kind.title}"
-    columns = "".join(f'<th scope="col">Interval {interval}</th>' for interval in grid.intervals)
-    rows = "".join(
-        f'<tr><th scope="row">Branch {branch}</th>'
-        + "".join(f"<td>{_button(grid, interval, branch, chosen)}</td>" for interval in grid.intervals)
-        + "</tr>"
-        for branch in grid.branches
-    )
-    return (
-        f'<div class="ablation-grid"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr><td></td>{columns}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _button(grid: Grid, interval: int, branch: int, chosen: str) -> str:
-    way = grid.cells.get((interval, branch))
-    if way is None:
-        return '<span class="not-measured">not measured</span>'
-    pressed = "true" if way.label == chosen else "false"
-    psnr = "identical" if way.psnr >= IDENTICAL else f"{way.psnr:.1f} dB"
-    front = '<small class="front">Pareto front</small>' if way.front else ""
-    return (
-        f'<button type="button" class="shade-{_shade(way.psnr, grid.psnr_range)}" data-interval="{interval}" '
-        f'data-branch="{branch}" aria-pressed="{pressed}"><span class="for-readers">Interval {interval}, branch '
-        f"{branch}: </span><b>{psnr}</b> <small>{escape(per_cent(way.mac_share))}</small> {front}</button>"
-    )
-
-
-def _shade(psnr: float, psnr_range: tuple[float, float]) -> int:
-    low, high = psnr_range
-    # One shade for all where there is no range.
-    return min(SHADES - 1, math.floor(SHADES * (psnr - low) / ((high - low) or math.inf)))
 
 
 def _explored(source: Source, measured: FidelityGroup) -> ExploredGroup:
@@ -582,9 +271,3 @@ def _on_the_front(way: Way) -> str:
 def _value(way: Way, number: int) -> float | None:
     values = way.cell["psnr"]["values"]
     return float(values[number]) if number < len(values) else None
-
-
-def _titled(title: str, found: Mapping[str, Titled]) -> Titled:
-    if title not in found:
-        raise ValueError(f"there is no {title!r}; there are {'; '.join(found)}")
-    return found[title]

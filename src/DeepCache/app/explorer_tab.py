@@ -7,7 +7,9 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from DeepCache.app.explorer import Choice, ExploredGroup, Explorer, Grid, Kind, Sample, Way, grid_html
+from DeepCache.app.explorer import Choice, Explorer, Sample
+from DeepCache.app.grid_table import grid_html
+from DeepCache.app.measured_group import ExploredGroup, Grid, Kind, Way
 from DeepCache.app.rendering import asset, embedded_picture, is_small, render
 from DeepCache.app.step_strip import step_strip
 from DeepCache.config import DeepCacheConfig

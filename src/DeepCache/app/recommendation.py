@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from DeepCache.app.explorer import ExploredGroup, Way
+from DeepCache.app.measured_group import ExploredGroup, Way
 from DeepCache.report.fidelity import IDENTICAL
 from DeepCache.report.numerals import decibels, per_cent, times
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -157,14 +158,18 @@ def listen(host: str, port: int | None) -> socket.socket:
     Raises:
         OSError: the port is taken, or this machine has no such address.
     """
+    try:
+        family, _, _, _, (numeric, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise OSError(f"there is no address {host!r}; give another with --host") from error
     ports = range(_FIRST_PORT, _LAST_PORT + 1) if port is None else (port,)
     for number in ports:
         try:
-            return socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except socket.gaierror as error:
-            raise OSError(f"there is no address {host!r}: {error.strerror}") from error
+            return socket.create_server((numeric, number), family=family)
         except OSError as error:
-            reason = error.strerror or str(error)
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise OSError(f"{host!r} is no address of this machine; give another with --host") from error
+            reason = os.strerror(error.errno or 0)
     where = f"port {port}" if port is not None else f"any port from {_FIRST_PORT} to {_LAST_PORT}"
     raise OSError(f"cannot listen at {host!r} on {where} ({reason}); give another with --port")
 

@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from DeepCache.wrong_input import WRONG_INPUT_ERRORS
+
 __all__ = ["WRONG_INPUT", "CommandGroup"]
 
 WRONG_INPUT = 2
 
-# What the library raises for input that it cannot work with.
-_LIBRARY_ERRORS = (ValueError, TypeError, OSError, MemoryError, ImportError)
 # The class of typer's own complaints, which it does not export: the base of one that it does.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
@@ -29,7 +29,7 @@ class CommandGroup(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             status = super().main(*args, **kwargs | {"standalone_mode": False})
-        except _LIBRARY_ERRORS as error:
+        except WRONG_INPUT_ERRORS as error:
             if os.environ.get("DEEPCACHE_TRACEBACK"):
                 raise
             _stop(str(error) or type(error).__name__)

@@ -8,7 +8,16 @@ from typing import Any
 
 from DeepCache.report.sources import Source
 
-__all__ = ["IDENTICAL", "METRICS", "FidelityGroup", "HeatMap", "Metric", "fidelity_groups", "unfinished_groups"]
+__all__ = [
+    "IDENTICAL",
+    "METRICS",
+    "FidelityGroup",
+    "HeatMap",
+    "Metric",
+    "fidelity_groups",
+    "kind_in_words",
+    "unfinished_groups",
+]
 
 Cell = Mapping[str, Any]
 
@@ -135,7 +144,7 @@ class FidelityGroup:
             intervals = sorted({interval for interval, _ in cells})
             branches = sorted({branch for _, branch in cells})
             if len(intervals) > 1 and len(branches) > 1:
-                maps.append(HeatMap(_kind_in_words(*kind), intervals, branches, cells))
+                maps.append(HeatMap(kind_in_words(*kind), intervals, branches, cells))
         return maps
 
 
@@ -162,7 +171,13 @@ def unfinished_groups(source: Source) -> int:
     return sum(group.reference is None or bool(group.missing) for group in fidelity_groups(source))
 
 
-def _kind_in_words(forecast: str, skip_mode: str, guidance_reuse: bool) -> str:
+def kind_in_words(forecast: str, skip_mode: str, guidance_reuse: bool) -> str:
+    """What a heat map has in common, in words; the arguments are as in `DeepCacheConfig`.
+
+    Example:
+        >>> kind_in_words("none", "uniform", guidance_reuse=True)
+        're-use, uniform, guidance reuse'
+    """
     words = ["re-use" if forecast == "none" else f"{forecast} forecast", skip_mode]
     return ", ".join([*words, "guidance reuse"] if guidance_reuse else words)
 
