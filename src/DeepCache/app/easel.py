@@ -142,7 +142,7 @@ class Easel:
         """The pipeline of a model; one that was loaded before is let go first.
 
         It is loaded on the easel's own thread. Were it another that computes first, PyTorch would keep two sets of
-        threads on the CPU, more than there are cores, and each would sleep between two layers: a third of the speed.
+        threads on the CPU, more than there are cores, and each would sleep between two layers.
 
         Raises:
             ValueError: the model is none of those that may be drawn with.
