@@ -41,6 +41,7 @@ DOCUMENTED = (
 LEFT_OUT = {
     "DeepCache.app": "a program, which docs/app.md is about",
     "DeepCache.cli": "a program, which docs/commands.md is about",
+    "DeepCache.wrong_input": "what the programs tell in a line, of no use to others",
     "DeepCache.engine": "the inside; what programs meet of it is listed by hand, docs/design.md tells of the rest",
 } | dict.fromkeys(
     (
