@@ -1,123 +1,32 @@
-"""The little world of the model: scenes of one to three objects, and the captions for them."""
+"""The captions that the model is trained on, and those that are held out."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross")
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-SIZES = ("small", "medium", "big")  # medium has no word
-TEXTURES = ("plain", "striped", "spotted", "checkered")  # plain has no word
-BACKGROUNDS = (  # the first, a light studio backdrop, has no phrase
-    "",
-    "on a grey table",
-    "on sand",
-    "on grass",
-    "on snow",
-    "at night",
-    "at dusk",
+from DeepCache.judge.captions import (
+    BACKGROUNDS,
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    THIRD_PLACES,
+    Scene,
+    SceneObject,
 )
-RELATIONS = ("left of", "right of", "above", "below")
-THIRD_PLACES = ("above", "below", "on the left", "on the right")
 
-MAX_OBJECTS = 3
 HELD_OUT_FILE = Path(__file__).with_name("held_out.txt")
 HELD_OUT_SHARE = 10  # one combination of coloured shapes in this many is never trained on
 
 
-@dataclass(frozen=True)
-class SceneObject:
-    """One object by its words."""
-
-    colour: str
-    shape: str
-    size: str = "medium"
-    texture: str = "plain"
-
-    @property
-    def phrase(self) -> str:
-        """The object with its article, such as "an orange star"."""
-        words = [] if self.size == "medium" else [self.size]
-        words += [] if self.texture == "plain" else [self.texture]
-        words += [self.colour, self.shape]
-        return ("an " if words[0][0] in "aeiou" else "a ") + " ".join(words)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Objects, how the first stands to the second, where the third is, and the background."""
-
-    objects: tuple[SceneObject, ...]
-    relation: str = ""
-    third_place: str = ""
-    background: str = ""
-
-    @property
-    def caption(self) -> str:
-        """The scene in words."""
-        text = self.objects[0].phrase
-        if len(self.objects) > 1:
-            text += f" {self.relation} {self.objects[1].phrase}"
-        if len(self.objects) > 2:
-            text += f", with {self.objects[2].phrase} {self.third_place}"
-        return f"{text} {self.background}".strip()
-
-    @property
-    def is_held_out(self) -> bool:
-        """Whether this combination of coloured shapes is kept out of training."""
-        pairs = sorted(f"{item.colour} {item.shape}" for item in self.objects)
-        digest = hashlib.sha256("|".join(pairs).encode()).digest()
-        return digest[0] % HELD_OUT_SHARE == 0
-
-    @property
-    def places(self) -> list[tuple[float, float]]:
-        """The centre of each object, (x, y) as shares of the picture's width and height."""
-        if len(self.objects) == 1:
-            return [(0.5, 0.5)]
-        near, far = 0.26, 0.74
-        across = 0.5
-        if self.third_place in ("above", "on the left"):
-            across = far
-        elif self.third_place in ("below", "on the right"):
-            across = near
-        horizontal = self.relation in ("left of", "right of")
-        first = near if self.relation in ("left of", "above") else far
-        second = near + far - first
-        third = near + far - across
-        if horizontal:
-            places = [(first, across), (second, across), (0.5, third)]
-        else:
-            places = [(across, first), (across, second), (third, 0.5)]
-        return places[: len(self.objects)]
-
-
-_OBJECT = (
-    rf"an? (?:(small|big) )?(?:(striped|spotted|checkered) )?({'|'.join(COLOURS)}) "
-    rf"({'|'.join(SHAPES)})"
-)
-_CAPTION = re.compile(
-    rf"{_OBJECT}(?: ({'|'.join(RELATIONS)}) {_OBJECT})?"
-    rf"(?:, with {_OBJECT} ({'|'.join(THIRD_PLACES)}))?"
-    rf"(?: ({'|'.join(BACKGROUNDS[1:])}))?"
-)
-
-
-def parse_caption(caption: str) -> Scene:
-    """The scene that a caption of this world describes."""
-    match = _CAPTION.fullmatch(caption)
-    if match is None:
-        raise ValueError(f"not a caption of this world: {caption!r}")
-    found = match.groups()
-    objects = [
-        SceneObject(colour, shape, size or "medium", texture or "plain")
-        for size, texture, colour, shape in (found[0:4], found[5:9], found[9:13])
-        if shape
-    ]
-    return Scene(tuple(objects), found[4] or "", found[13] or "", found[14] or "")
+def is_held_out(scene: Scene) -> bool:
+    """Whether this combination of coloured shapes is kept out of training."""
+    pairs = sorted(f"{item.colour} {item.shape}" for item in scene.objects)
+    digest = hashlib.sha256("|".join(pairs).encode()).digest()
+    return digest[0] % HELD_OUT_SHARE == 0
 
 
 def sample_scene(rng: random.Random) -> Scene:
@@ -149,7 +58,7 @@ def training_scenes(count: int, seed: int) -> list[Scene]:
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample_scene(rng)
-        if not scene.is_held_out:
+        if not is_held_out(scene):
             scenes.append(scene)
     return scenes
 
@@ -160,7 +69,7 @@ def held_out_scenes(count: int, seed: int) -> list[Scene]:
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
         scene = sample_scene(rng)
-        if scene.is_held_out:
+        if is_held_out(scene):
             scenes.setdefault(scene.caption, scene)
     return list(scenes.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.captions import BACKGROUNDS, COLOURS, SHAPES
+from DeepCache.judge.captions import BACKGROUNDS, COLOURS, SHAPES
 
 _CARD = """\
 ---
@@ -81,7 +81,7 @@ Measured on {captions} held-out captions with {objects} objects, {sampler} with 
 guidance {guidance}, picture number n from seed n. An object is right when the recogniser finds
 its colour and its shape within {tolerance} of the picture's width of the place that the caption
 gives it. The recogniser was trained on renders alone and is right on {recogniser} of the objects
-of held-out renders.
+of held-out renders; `DeepCache.judge` has it.
 
 | | Share |
 |---|---|
@@ -89,7 +89,7 @@ of held-out renders.
 | Something at the place | {place_right} |
 | Right colour at the place | {colour_right} |
 | Right shape at the place | {shape_right} |
-| Pictures with every object right and none too many | {pictures_right} |
+| Pictures with every object right and none too many | {images_right} |
 
 Guidance and other samplers, on {few} of the captions:
 
@@ -124,7 +124,7 @@ def write_card(results: dict[str, Any], path: Path) -> None:
     """Write the card from the measured figures."""
     held_out, training = results["held_out"], results["training"]
     names = {"vae": "Autoencoder", "text": "Text encoder", "unet": "U-Net",
-             "recogniser": "Recogniser (not shipped)"}  # fmt: skip
+             "recogniser": "Recogniser"}  # fmt: skip
     stages = [
         f"| {names[stage]} | {figures['steps']:,} | {figures['minutes']:.0f} |" for stage, figures in training.items()
     ]

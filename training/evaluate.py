@@ -25,10 +25,11 @@ from diffusers import (
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from training.captions import Scene, parse_caption, read_held_out
+from DeepCache.judge import PLACE_TOLERANCE, Judge, shares
+from training.captions import read_held_out
 from training.card import write_card
 from training.progress import progress_bar
-from training.recogniser import TOLERANCE, Recogniser, judge, load_recogniser, measure_recogniser
+from training.recogniser import load_recogniser, measure_recogniser
 from training.vae import measure_psnr
 
 matplotlib.use("Agg")
@@ -54,7 +55,7 @@ class Result:
     colour_right: float
     shape_right: float
     place_right: float
-    pictures_right: float
+    images_right: float
     seconds: float
 
 
@@ -74,7 +75,7 @@ def sample(
     steps: int = STEPS,
     note: str = "samples",
 ) -> Tensor:
-    """A picture for each caption, in -1 to 1; picture number n starts from seed n."""
+    """An image for each caption, in 0 to 1; image number n starts from seed n."""
     images = []
     with progress_bar() as bar:
         task = bar.add_task(note, total=len(captions), note="")
@@ -88,34 +89,33 @@ def sample(
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
             )
-            images.append(output.images.float() * 2 - 1)
+            images.append(output.images.float())
             bar.advance(task, len(part))
     return torch.cat(images)
 
 
 def measure(
     pipeline: StableDiffusionPipeline,
-    recogniser: Recogniser,
-    scenes: list[Scene],
+    judge: Judge,
+    captions: list[str],
     guidance: float,
     steps: int = STEPS,
 ) -> tuple[Result, Tensor]:
-    """Sample the scenes' captions and judge the pictures."""
+    """Sample the captions and judge the images."""
     name = type(pipeline.scheduler).__name__.removesuffix("Scheduler")
     started = time.time()
     note = f"{name} {steps} steps, guidance {guidance}"
-    images = sample(pipeline, [scene.caption for scene in scenes], guidance, steps, note)
+    images = sample(pipeline, captions, guidance, steps, note)
     seconds = time.time() - started
-    verdict = judge(recogniser, scenes, images)
-    shares = {name: round(share, 4) for name, share in verdict.shares().items()}
+    verdicts = judge.verdicts(images, captions)
     result = Result(
         sampler=name,
         steps=steps,
         guidance=guidance,
-        captions=len(scenes),
-        objects=verdict.objects,
+        captions=len(captions),
+        objects=sum(verdict.objects for verdict in verdicts),
         seconds=round(seconds, 1),
-        **shares,
+        **{name: round(share, 4) for name, share in shares(verdicts).items()},
     )
     print(f"{note}: {100 * result.objects_right:.1f} % of objects right")
     return result, images
@@ -123,20 +123,20 @@ def measure(
 
 def evaluate(folder: Path, model: Path, report: Path, seed: int, quick: bool) -> None:
     """Measure the model; write results, log, loss curve and samples to ``report``, and the card."""
-    recogniser = load_recogniser(folder)
+    judge = load_recogniser(folder / "recogniser.safetensors")
     pipeline = load_pipeline(model)
-    scenes = [parse_caption(caption) for caption in read_held_out()]
+    captions = read_held_out()
 
-    few = scenes[:SEARCH_CAPTIONS]
-    search = [measure(pipeline, recogniser, few, value, SEARCH_STEPS)[0] for value in GUIDANCES]
-    best = max(search, key=lambda result: (result.objects_right, result.pictures_right)).guidance
-    final, images = measure(pipeline, recogniser, scenes[:128] if quick else scenes, best)
+    few = captions[:SEARCH_CAPTIONS]
+    search = [measure(pipeline, judge, few, value, SEARCH_STEPS)[0] for value in GUIDANCES]
+    best = max(search, key=lambda result: (result.objects_right, result.images_right)).guidance
+    final, images = measure(pipeline, judge, captions[:128] if quick else captions, best)
 
     ddim = pipeline.scheduler
     others = []
     for scheduler in (DPMSolverMultistepScheduler, EulerDiscreteScheduler):
         pipeline.scheduler = scheduler.from_config(ddim.config)
-        others.append(measure(pipeline, recogniser, few, best, SEARCH_STEPS)[0])
+        others.append(measure(pipeline, judge, few, best, SEARCH_STEPS)[0])
 
     shutil.copy(folder / "log.csv", report / "log.csv")
     figures = training_figures(report / "log.csv")
@@ -145,9 +145,9 @@ def evaluate(folder: Path, model: Path, report: Path, seed: int, quick: bool) ->
         "guidance_search": [asdict(result) for result in search],
         "other_samplers": [asdict(result) for result in others],
         "recommended_guidance": best,
-        "place_tolerance": TOLERANCE,
+        "place_tolerance": PLACE_TOLERANCE,
         "vae_psnr_db": round(measure_psnr(pipeline.vae, seed), 2),
-        "recogniser_objects_right": round(measure_recogniser(recogniser, seed), 4),
+        "recogniser_objects_right": round(measure_recogniser(judge, seed), 4),
         "training": figures,
         "parameters": {
             name: sum(weight.numel() for weight in getattr(pipeline, name).parameters())
@@ -170,7 +170,7 @@ def evaluate(folder: Path, model: Path, report: Path, seed: int, quick: bool) ->
     }
     (report / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     contact_sheet(images[:48], report / "samples.png")
-    labelled_sheet(images[:24], [scene.caption for scene in scenes[:24]], folder / "labelled.png")
+    labelled_sheet(images[:24], captions[:24], folder / "labelled.png")
     loss_curve(report / "log.csv", report / "loss.png")
     write_card(results, model / "README.md")
 
@@ -196,7 +196,7 @@ def _rows(log: Path) -> list[dict[str, str]]:
 
 
 def _as_image(tile: Tensor) -> Image.Image:
-    pixels = ((tile + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = (tile * 255).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

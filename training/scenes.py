@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.captions import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene
+from DeepCache.judge.captions import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene
 
 RESOLUTION = 64
 PALETTE = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.captions import (
+from DeepCache.judge.captions import (
     BACKGROUNDS,
     COLOURS,
     MAX_OBJECTS,
@@ -24,9 +24,8 @@ from training.captions import (
     SIZES,
     TEXTURES,
     Scene,
-    held_out_scenes,
-    training_scenes,
 )
+from training.captions import held_out_scenes, training_scenes
 from training.progress import CsvLog, cosine_rate, progress_bar, save_model, set_rate
 from training.tokenizer import MAX_LENGTH, build_tokenizer
 

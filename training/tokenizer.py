@@ -6,7 +6,7 @@ from collections import Counter
 
 from transformers import CLIPTokenizer
 
-from training.captions import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, THIRD_PLACES
+from DeepCache.judge.captions import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, THIRD_PLACES
 
 MAX_LENGTH = 32
 _WORD_END = "</w>"

@@ -14,15 +14,17 @@ import torch
 
 from training.evaluate import evaluate
 from training.export import export
+from training.judge import ship_judge
 from training.progress import CsvLog, parse_deadline
 from training.recogniser import train_recogniser
 from training.text_encoder import train_text_encoder
 from training.unet import cache_latents, train_unet
 from training.vae import train_vae
 
-STAGES = ("vae", "text", "recogniser", "latents", "unet", "export", "evaluate")
+STAGES = ("vae", "text", "recogniser", "latents", "unet", "export", "judge", "evaluate")
 HERE = Path(__file__).resolve().parent
-MODEL = HERE.parent / "src" / "DeepCache" / "models" / "shapes"
+PACKAGE = HERE.parent / "src" / "DeepCache"
+MODEL = PACKAGE / "models" / "shapes"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -76,13 +78,17 @@ def main(arguments: list[str] | None = None) -> None:
     if wanted("text", "text_encoder"):
         train_text_encoder(folder, log, seed, options.text_steps)
     if wanted("recogniser", "recogniser.safetensors"):
-        train_recogniser(folder, log, seed, options.recogniser_steps)
+        # The finished model's where only the recogniser is trained again.
+        vae = folder / "vae" if (folder / "vae").exists() else options.model / "vae"
+        train_recogniser(folder, vae, log, seed, options.recogniser_steps)
     if wanted("latents", "latents.safetensors"):
         cache_latents(folder, seed)
     if wanted("unet", "unet"):
         train_unet(folder, log, seed, options.unet_steps, options.unet_until)
     if "export" in options.stages:
         print(f"{options.model}: {export(folder, options.model):,} bytes")
+    if "judge" in options.stages:
+        print(f"{PACKAGE / 'judge'}: {ship_judge(folder, options.model, PACKAGE / 'judge', seed):,} bytes")
     if "evaluate" in options.stages:
         evaluate(folder, options.model, options.report, seed, options.quick)
 
