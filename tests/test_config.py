@@ -6,6 +6,8 @@ import pytest
 from DeepCache import DeepCacheConfig
 from DeepCache.plan import Plan
 from DeepCache.schedule import (
+    FORECASTS,
+    AdaptiveSchedule,
     BranchSchedule,
     ExplicitSchedule,
     NonUniformSchedule,
@@ -33,8 +35,21 @@ PLAN = Plan(
         DeepCacheConfig(schedule=WindowSchedule(BranchSchedule(NonUniformSchedule(4, 9), (0, 2)), start=3)),
         DeepCacheConfig(plan=PLAN, force_plan=True),
         DeepCacheConfig(schedule=UniformSchedule(2), plan=PLAN),
+        DeepCacheConfig(9, skip_mode="adaptive", forecast="response", between="alternating", threshold=0.0625),
+        DeepCacheConfig(schedule=AdaptiveSchedule(0.3, 7, branch=1), between="skipped"),
+        DeepCacheConfig(schedule=StepSchedule((Step(True), Step(False, forecast="response", skipped=True)))),
     ],
-    ids=["plain", "each field", "schedule", "schedule in a schedule", "plan", "schedule and plan"],
+    ids=[
+        "plain",
+        "each field",
+        "schedule",
+        "schedule in a schedule",
+        "plan",
+        "schedule and plan",
+        "adaptive and alternating",
+        "adaptive schedule",
+        "skipped steps",
+    ],
 )
 def test_json_round_trip(config, tmp_path):
     assert DeepCacheConfig.from_json(config.to_json()) == config
@@ -77,14 +92,30 @@ def test_what_is_no_json_object_is_refused(text):
         ({"cache_interval": True}, TypeError, "cache_interval must be an int, got True"),
         ({"cache_branch_id": -1}, ValueError, "cache_branch_id must be 0 or more, got -1"),
         ({"cache_branch_id": "0"}, TypeError, "cache_branch_id must be an int, got '0'"),
-        ({"skip_mode": "random"}, ValueError, "skip_mode must be one of 'uniform', 'non-uniform', got 'random'"),
+        (
+            {"skip_mode": "random"},
+            ValueError,
+            "skip_mode must be one of 'uniform', 'non-uniform', 'adaptive', got 'random'",
+        ),
         ({"skip_mode": None}, TypeError, "skip_mode must be a str, got None"),
-        ({"forecast": "cubic"}, ValueError, "forecast must be one of 'none', 'linear', 'quadratic', got 'cubic'"),
+        (
+            {"forecast": "cubic"},
+            ValueError,
+            "forecast must be one of 'none', 'linear', 'quadratic', 'limited', 'response', got",
+        ),
         ({"forecast": 1}, TypeError, "forecast must be a str, got 1"),
         ({"forecast": None}, TypeError, "forecast must be a str, got None"),
         ({"guidance_reuse": 1}, TypeError, "guidance_reuse must be a bool, got 1"),
         ({"guidance_reuse": None}, TypeError, "guidance_reuse must be a bool, got None"),
         ({"force_plan": "yes"}, TypeError, "force_plan must be a bool, got 'yes'"),
+        ({"between": "none"}, ValueError, "between must be one of 'shallow', 'skipped', 'alternating', got 'none'"),
+        ({"between": None}, TypeError, "between must be a str, got None"),
+        ({"threshold": 0}, ValueError, "threshold must be above 0, got 0"),
+        ({"threshold": -0.5}, ValueError, "threshold must be above 0, got -0.5"),
+        ({"threshold": True}, TypeError, "threshold must be a number, got True"),
+        ({"threshold": "0.1"}, TypeError, "threshold must be a number, got '0.1'"),
+        ({"forecast": "response"}, ValueError, "'response' is for skipped steps: take between='skipped' or"),
+        ({"guidance_reuse": True, "between": "skipped"}, ValueError, "guidance_reuse halves shallow steps"),
     ],
 )
 def test_bad_values_are_named_with_what_is_allowed(values, error, message):
@@ -159,3 +190,55 @@ def test_where_no_step_is_shallow_nothing_is_cut_or_halved():
     config = DeepCacheConfig(1, 2, guidance_reuse=True)
     assert config.branches == ()
     assert not config.any_guidance_reuse
+
+
+def test_an_adaptive_mode_has_the_threshold_interval_and_branch_of_the_settings():
+    config = DeepCacheConfig(9, 2, "adaptive", threshold=0.4)
+    assert config.effective_schedule == AdaptiveSchedule(0.4, 9, 2)
+    assert pattern_of(config.steps(12)) == "FF.........F"
+
+
+def test_the_steps_between_full_ones_are_as_asked_for():
+    patterns = {"shallow": "F....F....F.", "skipped": "F----F----F-", "alternating": "F.-.-F.-.-F."}
+    for between, pattern in patterns.items():
+        config = DeepCacheConfig(5, 1, between=between)
+        assert pattern_of(config.steps(12)) == pattern
+        assert pattern_of(config.step(number, None) for number in range(12)) == pattern
+        assert config.any_skipped == ("-" in pattern)
+        assert config.branches == ((1,) if "." in pattern else ())
+
+
+def test_alternating_steps_are_counted_from_the_last_full_one():
+    config = DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 3, 6)), between="alternating", forecast="none")
+    assert pattern_of(config.steps(10)) == "FF.F.-F.-."
+    # A full step that was decided upon during the run counts as well.
+    assert [config.step(9, 10, since).skipped for since in (1, 2, 3, 4)] == [False, True, False, True]
+
+
+def test_skipped_and_shallow_steps_have_a_forecast_each():
+    config = DeepCacheConfig(3, 1, forecast="response", between="alternating", guidance_reuse=True)
+    _, shallow, skipped, _ = config.steps(4)
+    assert shallow == Step(False, 1, "limited", guidance_reuse=True)
+    assert skipped == Step(False, forecast="response", skipped=True)
+    assert (config.highest_order, config.any_response, config.any_guidance_reuse) == (2, True, True)
+
+
+@pytest.mark.parametrize("between", ["shallow", "skipped", "alternating"])
+@pytest.mark.parametrize("mode", ["uniform", "non-uniform", "adaptive"])
+def test_an_interval_of_one_skips_nothing(mode, between):
+    config = DeepCacheConfig(1, skip_mode=mode, between=between)
+    assert pattern_of(config.steps(10)) == "F" * 10
+    assert (config.branches, config.any_skipped, config.any_response) == ((), False, False)
+
+
+def test_a_plan_says_for_each_step_whether_it_is_skipped():
+    each = (Step(True), Step(False, 1), Step(False, forecast="response", skipped=True))
+    config = DeepCacheConfig(schedule=StepSchedule(each), forecast="linear", between="skipped")
+    assert config.steps(3) == each
+    assert (config.branches, config.any_skipped, config.any_response, config.highest_order) == ((1,), True, True, 2)
+    assert not DeepCacheConfig(schedule=StepSchedule(each[:2]), between="skipped").any_skipped
+
+
+def test_the_limited_forecast_is_the_default():
+    assert DeepCacheConfig().forecast == "limited"
+    assert FORECASTS[:3] == ("none", "linear", "quadratic"), "plans that are saved number them"

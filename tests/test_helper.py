@@ -213,7 +213,7 @@ def test_the_helper_reuses_the_deep_feature_and_the_configuration_forecasts_it_b
     apply_deepcache(pipe, DeepCacheConfig(2))
     forecast = draw(pipe)
     assert not torch.equal(forecast, reused)
-    apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"))
+    apply_deepcache(pipe, DeepCacheConfig(2, forecast="limited"))
     assert torch.equal(draw(pipe), forecast)
     remove_deepcache(pipe)
 
@@ -254,6 +254,9 @@ def test_function_dict_is_a_mapping_to_go_through(pipe):
         ({"cache_interval": 2, "forecast": "linear"}, "F.F.F."),
         ({"cache_interval": 3, "forecast": "quadratic", "guidance_reuse": True}, "F..F.."),
         ({"schedule": BranchSchedule(UniformSchedule(3), after=(0, 2)), "forecast": "none"}, "F02F02"),
+        ({"cache_interval": 3, "between": "skipped", "forecast": "response"}, "F--F--"),
+        ({"cache_interval": 3, "between": "alternating", "forecast": "limited"}, "F.-F.-"),
+        ({"cache_interval": 4, "skip_mode": "adaptive", "threshold": 1e9, "forecast": "none"}, "FFF..F"),
     ],
 )
 def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern):
@@ -272,8 +275,16 @@ def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern
         ({"cache_interval": 0}, ValueError, "cache_interval must be 1 or more, got 0"),
         ({"cache_branch_id": -1}, ValueError, "cache_branch_id must be 0 or more, got -1"),
         ({"cache_branch_id": 6}, ValueError, "cache_branch_id must be from 0 to 5 .*UNet2DConditionModel, got 6"),
-        ({"skip_mode": "jump"}, ValueError, "skip_mode must be one of 'uniform', 'non-uniform', got 'jump'"),
-        ({"forecast": "cubic"}, ValueError, "forecast must be one of 'none', 'linear', 'quadratic', got 'cubic'"),
+        (
+            {"skip_mode": "jump"},
+            ValueError,
+            "skip_mode must be one of 'uniform', 'non-uniform', 'adaptive', got 'jump'",
+        ),
+        (
+            {"forecast": "cubic"},
+            ValueError,
+            "forecast must be one of 'none', 'linear', 'quadratic', 'limited', 'response', got",
+        ),
         (
             {"schedule": BranchSchedule(UniformSchedule(3), after=(0, 6))},
             ValueError,

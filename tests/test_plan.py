@@ -1,6 +1,7 @@
 """Plans: saved, loaded, and refused on what they were not tuned on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ SCHEDULE = StepSchedule(
     )
 )
 
+# The pipelines of these tests are run at their own scale, which is 7.5.
+GUIDANCE = (5, 7.5)
+
 
 def plan_for(pipe, schedule=SCHEDULE):
     return Plan(
@@ -31,7 +35,15 @@ def plan_for(pipe, schedule=SCHEDULE):
         scheduler_settings(pipe.scheduler),
         tuned={"name": "a tiny model", "steps": 6, "prompts": ["a circle", "ein Würfel"]},
         results={"cost": 0.4, "fidelity": None},
+        guidance=GUIDANCE,
     )
+
+
+def old_plan(plan):
+    """What a plan is in a file of format 1."""
+    return {name: value for name, value in plan.to_dict().items() if name != "guidance"} | {
+        "format": "DeepCache plan 1"
+    }
 
 
 @pytest.fixture
@@ -190,6 +202,84 @@ def test_a_unet_that_is_put_into_the_pipeline_later_is_refused(plan, pipe):
     apply_deepcache(pipe, DeepCacheConfig(plan=plan))
     with pytest.raises(ValueError, match="other weights"):
         pipe.unet = tiny_unet(seed=1)
+
+
+@pytest.mark.parametrize("scale", [4.5, 5, 6, 7.5, 8.25])
+def test_a_guidance_scale_up_to_a_tenth_outside_the_range_is_run(scale, plan, pipe):
+    engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan))
+    draw(pipe, guidance_scale=scale)
+    assert engine.stats.pattern == "F1F02F"
+
+
+@pytest.mark.parametrize(
+    ("guidance", "scale", "reason"),
+    [
+        ((5, 7.5), 4.4, "the guidance scale is 4.4 and not from 5 to 7.5"),
+        ((5, 7.5), 8.3, "the guidance scale is 8.3 and not from 5 to 7.5"),
+        ((2, 2), 7.5, "the guidance scale is 7.5 and not 2"),
+        # Guidance of 1 or less is disabled.
+        ((2, 2), 0.5, "the guidance scale is 1 and not 2"),
+    ],
+)
+def test_at_another_guidance_scale_it_is_refused_before_the_unet_runs(guidance, scale, reason, plan, pipe):
+    apply_deepcache(pipe, DeepCacheConfig(plan=replace(plan, guidance=guidance)))
+    ran = []
+    pipe.unet.conv_in.register_forward_pre_hook(lambda *_: ran.append(1))
+    message = f"^the plan was tuned for something else: {reason}; tune one for this, or force it .*--force-plan"
+    with pytest.raises(ValueError, match=message):
+        draw(pipe, guidance_scale=scale)
+    assert not ran
+
+
+def test_at_another_guidance_scale_it_runs_where_it_is_forced(plan, pipe):
+    engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan, force_plan=True))
+    draw(pipe, guidance_scale=15.0)
+    assert engine.stats.pattern == "F1F02F"
+
+
+def test_a_plan_of_format_1_is_read_and_knows_no_guidance(plan, tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old_plan(plan)), encoding="utf-8")
+    expected = replace(plan, guidance=None)
+    assert Plan.from_file(path) == DeepCacheConfig.from_file(path).plan == expected
+    assert Plan.from_dict(expected.to_dict()) == expected
+    with pytest.raises(ValueError, match="the plan has the unknown key 'guidance'"):
+        Plan.from_dict(old_plan(plan) | {"guidance": [1, 2]})
+
+
+def test_a_plan_that_knows_no_guidance_warns_once_when_it_runs(plan, pipe):
+    config = DeepCacheConfig(plan=Plan.from_dict(old_plan(plan)))
+    message = r"does not record the guidance scales .* at guidance 7\.5 .* deepcache tune --guidance 7\.5"
+    for _ in range(2):
+        engine = apply_deepcache(pipe, config)
+        with pytest.warns(UserWarning, match=message) as caught:
+            draw(pipe)
+        assert len(caught) == 1
+        draw(pipe)
+        assert engine.stats.pattern == "F1F02F"
+
+
+def test_a_plan_that_knows_no_guidance_does_not_warn_where_it_is_forced(plan, pipe):
+    apply_deepcache(pipe, DeepCacheConfig(plan=Plan.from_dict(old_plan(plan)), force_plan=True))
+    draw(pipe)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "error", "message"),
+    [
+        (7.5, TypeError, "guidance of a plan must be the lowest and the highest scale, got 7.5"),
+        ([7.5], TypeError, r"got \[7.5\]"),
+        ([2, "3"], TypeError, r"got \[2, '3'\]"),
+        ([True, 2], TypeError, r"got \[True, 2\]"),
+        ([3, 2], ValueError, "guidance of a plan must be a range of scales from 0, got 3 to 2"),
+        ([-1, 2], ValueError, "got -1 to 2"),
+        ([1, float("inf")], ValueError, "got 1 to inf"),
+        ([float("nan"), 2], ValueError, "got nan to 2"),
+    ],
+)
+def test_a_guidance_that_is_no_range_is_refused(guidance, error, message, plan):
+    with pytest.raises(error, match=message):
+        Plan.from_dict(plan.to_dict() | {"guidance": guidance})
 
 
 @pytest.mark.parametrize("steps", [5, 7])

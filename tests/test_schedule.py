@@ -5,6 +5,7 @@ import pytest
 
 from DeepCache.engine.cost import Costs
 from DeepCache.schedule import (
+    AdaptiveSchedule,
     BranchSchedule,
     ExplicitSchedule,
     NonUniformSchedule,
@@ -26,6 +27,14 @@ EACH = (
     Step(True, guidance_reuse=True),
     Step(False),
 )
+MIXED = (
+    Step(True),
+    Step(False, forecast="response", skipped=True),
+    Step(False, 1, "limited"),
+    Step(False, forecast="limited", skipped=True),
+    Step(True),
+    Step(False, forecast="none", skipped=True),
+)
 SCHEDULES = [
     UniformSchedule(3),
     UniformSchedule(5, branch=2),
@@ -36,7 +45,9 @@ SCHEDULES = [
     WindowSchedule(ExplicitSchedule((0, 2)), start=1),
     BranchSchedule(UniformSchedule(5), after=(0, 0, 1, 3)),
     WindowSchedule(BranchSchedule(NonUniformSchedule(5), after=(2, 1)), start=1, stop=9),
+    AdaptiveSchedule(threshold=0.25, interval=6, branch=1),
     StepSchedule(EACH),
+    StepSchedule(MIXED),
 ]
 
 
@@ -200,6 +211,10 @@ def test_a_pattern_names_branches_where_there_are_several():
         (Step(False), 0, 0.1),
         (Step(False, 2, "linear"), 1, 0.5),
         (Step(False, 1, "quadratic", guidance_reuse=True), 2, 0.1),
+        (Step(False, 1, "limited"), 2, 0.2),
+        (Step(False, forecast="limited", skipped=True), 2, 0),
+        (Step(False, forecast="response", skipped=True), 2, 0),
+        (Step(False, skipped=True), 0, 0),
     ],
 )
 def test_order_and_cost_of_a_step(step, order, cost):
@@ -219,6 +234,8 @@ def test_order_and_cost_of_a_step(step, order, cost):
         (WindowSchedule(UniformSchedule(3), start=2, stop=7), 10, (7 + 3 * 0.1) / 10),
         (BranchSchedule(UniformSchedule(4), after=(0, 1, 2)), 8, (2 + 2 * (0.1 + 0.2 + 0.5)) / 8),
         (StepSchedule((Step(True), Step(True, guidance_reuse=True), Step(False, 2, "none", True))), 3, 1.75 / 3),
+        (StepSchedule(MIXED), 6, (2 + 0.2) / 6),
+        (AdaptiveSchedule(0.1, 5, branch=1), 30, (4 + 26 * 0.2) / 30),
     ],
     ids=str,
 )
@@ -233,7 +250,8 @@ def test_json_round_trip(schedule):
     again = schedule_from_dict(json.loads(text))
     assert again == schedule
     assert hash(again) == hash(schedule)
-    assert again.steps(5) == schedule.steps(5)
+    count = len(schedule.each) if isinstance(schedule, StepSchedule) else 5
+    assert again.steps(count) == schedule.steps(count)
 
 
 def test_every_kind_is_saved_under_a_name_of_its_own():
@@ -250,6 +268,57 @@ def test_steps_are_saved_as_lines_of_one_character_a_step():
         "forecast": "01200",
         "guidance_reuse": "..xx.",
     }
+
+
+def test_skipped_steps_are_saved_with_their_sign():
+    assert StepSchedule(MIXED).to_dict() == {
+        "kind": "steps",
+        "full": "F-.-F-",
+        "branch": "001000",
+        "forecast": "043300",
+        "guidance_reuse": "......",
+    }
+
+
+def test_no_branch_is_prepared_for_skipped_steps():
+    assert StepSchedule(MIXED).branches == (1,)
+    assert StepSchedule((Step(True), Step(False, 5, skipped=True))).branches == ()
+
+
+def test_stretched_a_skipped_step_stays_one():
+    assert StepSchedule(MIXED).pattern(6) == "F-.-F-"
+    assert StepSchedule(MIXED).stretched(12).pattern(12) == "F---..--F---"
+    assert StepSchedule(MIXED).stretched(3).pattern(3) == "F.F"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"full": True, "skipped": True},
+        {"full": False, "skipped": True, "guidance_reuse": True},
+        {"full": False, "forecast": "response"},
+        {"full": True, "forecast": "response"},
+    ],
+)
+def test_a_step_that_contradicts_itself_is_refused(values):
+    with pytest.raises(ValueError, match="skipped step"):
+        Step(**values)
+
+
+@pytest.mark.parametrize(
+    ("steps", "pattern"),
+    [(1, "F"), (2, "FF"), (3, "FFF"), (4, "FF.F"), (20, "FF" + "." * 17 + "F"), (50, "F" * 5 + "." * 44 + "F")],
+)
+def test_of_an_adaptive_schedule_the_first_tenth_and_the_last_step_are_certain(steps, pattern):
+    schedule = AdaptiveSchedule(0.1, interval=5)
+    assert schedule.pattern(steps) == pattern
+    assert AdaptiveSchedule(0.1, interval=1).pattern(steps) == "F" * steps
+    assert (schedule.branches, AdaptiveSchedule(0.1, interval=1).branches) == ((0,), ())
+
+
+def test_an_adaptive_schedule_says_that_it_must_know_how_many_steps_there_are():
+    with pytest.raises(ValueError, match="depends on how many steps there are, and nothing tells"):
+        AdaptiveSchedule(0.1, 5).step(0, None)
 
 
 def test_absent_keys_take_their_defaults():
@@ -324,7 +393,25 @@ def test_absent_keys_take_their_defaults():
             "a branch must be an int, got None",
         ),
         (StepSchedule, {"each": ()}, ValueError, "the first step must be full and without guidance reuse"),
-        (WindowSchedule, {"schedule": StepSchedule(EACH)}, ValueError, "is no part of another schedule"),
+        (
+            WindowSchedule,
+            {"schedule": StepSchedule(EACH)},
+            ValueError,
+            "a schedule of the kind 'steps' cannot be part of another schedule",
+        ),
+        (
+            BranchSchedule,
+            {"schedule": AdaptiveSchedule(0.1, 5), "after": (0, 1)},
+            ValueError,
+            "a schedule of the kind 'adaptive' cannot be part of another schedule",
+        ),
+        (AdaptiveSchedule, {"threshold": 0, "interval": 3}, ValueError, "threshold must be above 0, got 0"),
+        (AdaptiveSchedule, {"threshold": math.inf, "interval": 3}, ValueError, "threshold must be above 0, got inf"),
+        (AdaptiveSchedule, {"threshold": math.nan, "interval": 3}, ValueError, "threshold must be above 0, got nan"),
+        (AdaptiveSchedule, {"threshold": True, "interval": 3}, TypeError, "threshold must be a number, got True"),
+        (AdaptiveSchedule, {"threshold": "1", "interval": 3}, TypeError, "threshold must be a number, got '1'"),
+        (AdaptiveSchedule, {"threshold": 0.1, "interval": 0}, ValueError, "interval must be 1 or more, got 0"),
+        (StepSchedule, {"each": (Step(False, skipped=True),)}, ValueError, "the first step must be full"),
         (BranchSchedule, {"schedule": UniformSchedule(2), "after": (0, 36)}, ValueError, "must be 35 or less, got 36"),
         (StepSchedule, {"each": (None,)}, TypeError, "a step must be a Step, got None"),
         (StepSchedule, {"each": (Step(True), Step(False, -1))}, ValueError, "a branch must be 0 or more, got -1"),
@@ -345,7 +432,11 @@ LINES = StepSchedule(EACH).to_dict()
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        (None, ValueError, "'kind' is one of uniform, non-uniform, explicit, window, branches, steps, got None"),
+        (
+            None,
+            ValueError,
+            "'kind' is one of uniform, non-uniform, explicit, window, branches, adaptive, steps, got None",
+        ),
         ([], ValueError, r"'kind' is one of .*, got \[\]"),
         ({}, ValueError, r"'kind' is one of .*, got \{\}"),
         ({"kind": "random"}, ValueError, "'kind' is one of .*, got {'kind': 'random'}"),
@@ -356,9 +447,15 @@ LINES = StepSchedule(EACH).to_dict()
         ({"kind": "explicit"}, TypeError, "kind 'explicit': .*'at'"),
         ({"kind": "window", "schedule": {"kind": "uniform"}}, TypeError, "kind 'uniform': .*'interval'"),
         ({"kind": "window", "schedule": "uniform"}, ValueError, "'kind' is one of .*, got 'uniform'"),
-        (LINES | {"full": "F..G."}, ValueError, r"'full' of a schedule of steps takes the characters F\., got 'F..G.'"),
+        (
+            LINES | {"full": "F..G."},
+            ValueError,
+            r"'full' of a schedule of steps takes the characters F\.-, got 'F..G.'",
+        ),
         (LINES | {"branch": "02B00"}, ValueError, "'branch' .* takes the characters 0123.*xyz, got '02B00'"),
-        (LINES | {"forecast": "01300"}, ValueError, "'forecast' .* takes the characters 012, got '01300'"),
+        (LINES | {"forecast": "01500"}, ValueError, "'forecast' .* takes the characters 01234, got '01500'"),
+        (LINES | {"forecast": "01400"}, ValueError, "'response' is for skipped steps: take 'limited'"),
+        (LINES | {"full": "F.-F."}, ValueError, "a skipped step runs no layer"),
         (LINES | {"guidance_reuse": "..yy."}, ValueError, r"'guidance_reuse' .* takes the characters x\., got"),
         (LINES | {"full": None}, ValueError, "'full' .*, got None"),
         (LINES | {"full": "F."}, ValueError, "differ in length: full 2, branch 5, forecast 5, guidance_reuse 5"),

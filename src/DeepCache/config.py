@@ -7,16 +7,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from DeepCache.plan import PLAN_FORMAT, Plan
+from DeepCache.plan import PLAN_FORMATS, Plan
 from DeepCache.schedule import (
+    BETWEEN,
     FORECASTS,
     SKIP_MODES,
+    AdaptiveSchedule,
     NonUniformSchedule,
     Schedule,
     Step,
     StepSchedule,
     UniformSchedule,
     check_integer,
+    check_threshold,
     schedule_from_dict,
 )
 
@@ -42,11 +45,16 @@ class DeepCacheConfig:
             is too deep is refused when the configuration meets the U-Net.
         skip_mode (`str`, defaults to `"uniform"`):
             How the full steps are spread over a trajectory. `"uniform"`: every `cache_interval`-th step is full.
-            `"non-uniform"`: as many, but denser around three tenths of the way, as the paper has it.
-        forecast (`str`, defaults to `"linear"`):
-            How a shallow step continues the deep features of the full steps before it. `"linear"` and `"quadratic"`: a
-            polynomial through the last two or three, at no cost but one or two tensors of memory. `"none"`: the last
-            one is re-used as it is, which is the paper's, and what `DeepCacheSDHelper` does by default.
+            `"non-uniform"`: as many, but denser around three tenths of the way, as the paper has it. `"adaptive"`: a
+            step is full where the forecasts would become too wrong, see `threshold`, and `cache_interval` is the most
+            steps from one full step to the next.
+        forecast (`str`, defaults to `"limited"`):
+            How a shallow step continues the deep features of the full steps before it, and a skipped step the
+            predictions. `"limited"`: a line through the last two whose slope is bounded by the one before it, which is
+            good at every guidance scale. `"linear"` and `"quadratic"`: a polynomial through the last two or three,
+            for guidance scales of 1 to 3. `"none"`: the last one is re-used as it is, which is the paper's, and what
+            `DeepCacheSDHelper` does by default. `"response"`, for skipped steps: the last prediction, moved as
+            predictions have answered to their inputs so far.
         guidance_reuse (`bool`, defaults to `False`):
             Whether a shallow step runs only the half of a guided batch that has the prompt, and rebuilds the other
             half from the forecast difference of the two. It halves the cost of shallow steps. Refused at the start of
@@ -54,11 +62,18 @@ class DeepCacheConfig:
         schedule (`Schedule`, *optional*):
             Any schedule of `DeepCache.schedule`, in the place of `cache_interval`, `cache_branch_id` and `skip_mode`.
         plan (`Plan`, *optional*):
-            What `deepcache tune` found for a model, a scheduler and a number of steps, in the place of all of the
-            above. Refused on others.
+            What `deepcache tune` found for a model, a scheduler, a number of steps and a range of guidance scales,
+            instead of all of the above. Refused on others.
         force_plan (`bool`, defaults to `False`):
-            Whether to use the plan on another model, scheduler or number of steps all the same; over another number of
-            steps it is stretched.
+            Whether to use the plan on another model, scheduler, number of steps or guidance scale all the same; over
+            another number of steps it is stretched.
+        between (`str`, defaults to `"shallow"`):
+            What the steps between full ones are: `"shallow"`, `"skipped"` (no layer of the U-Net runs, and its
+            prediction is forecast), or `"alternating"` (a shallow step, then a skipped one, and so on). A plan says it
+            for each step.
+        threshold (`float`, defaults to `0.1`):
+            With `skip_mode="adaptive"`, how large the expected error of a forecast may become as a share of what is
+            forecast. Larger is faster and less faithful.
         compile (`str`, defaults to `"none"`):
             Whether DeepCache puts `torch.compile` on the U-Net. `"default"`, `"reduce-overhead"` (CUDA graphs),
             `"max-autotune"` (the fastest kernels, CUDA graphs) and `"max-autotune-no-cudagraphs"` are its modes: one
@@ -78,12 +93,14 @@ class DeepCacheConfig:
     cache_interval: int = 3
     cache_branch_id: int = 0
     skip_mode: str = "uniform"
-    forecast: str = "linear"
+    forecast: str = "limited"
     guidance_reuse: bool = False
     schedule: Schedule | None = None
     plan: Plan | None = None
     force_plan: bool = False
     compile: str = "none"
+    between: str = "shallow"
+    threshold: float = 0.1
 
     def __post_init__(self) -> None:
         check_integer("cache_interval", self.cache_interval, minimum=1)
@@ -91,6 +108,18 @@ class DeepCacheConfig:
         _check_name("skip_mode", self.skip_mode, SKIP_MODES)
         _check_name("forecast", self.forecast, FORECASTS)
         _check_name("compile", self.compile, COMPILE_MODES)
+        _check_name("between", self.between, BETWEEN)
+        check_threshold(self.threshold)
+        if self.forecast == "response" and self.between == "shallow":
+            raise ValueError(
+                "forecast 'response' is for skipped steps: take between='skipped' or between='alternating', or "
+                "forecast='limited'"
+            )
+        if self.guidance_reuse and self.between == "skipped":
+            raise ValueError(
+                "guidance_reuse halves shallow steps, and between='skipped' has none: leave guidance_reuse out, or "
+                "take between='shallow'"
+            )
         for name, kind in (("guidance_reuse", bool), ("force_plan", bool), ("schedule", Schedule), ("plan", Plan)):
             value = getattr(self, name)
             if not isinstance(value, kind) and not (value is None and kind is not bool):
@@ -103,13 +132,16 @@ class DeepCacheConfig:
             return self.plan.schedule
         if self.schedule is not None:
             return self.schedule
+        if self.skip_mode == "adaptive":
+            return AdaptiveSchedule(self.threshold, self.cache_interval, self.cache_branch_id)
         kind = NonUniformSchedule if self.skip_mode == "non-uniform" else UniformSchedule
         return kind(self.cache_interval, branch=self.cache_branch_id)
 
     @property
     def branches(self) -> tuple[int, ...]:
-        """Every skip branch that a shallow step may use, from the shallowest; none where nothing is cached."""
-        return self.effective_schedule.branches
+        """Every skip branch that a shallow step may use, from the shallowest; none where no step is shallow."""
+        schedule = self.effective_schedule
+        return () if self._each_step_skipped(schedule) else schedule.branches
 
     @property
     def highest_order(self) -> int:
@@ -117,7 +149,31 @@ class DeepCacheConfig:
         schedule = self.effective_schedule
         if isinstance(schedule, StepSchedule):
             return max(step.order for step in schedule.each)
-        return FORECASTS.index(self.forecast)
+        return Step(False, forecast=self.forecast, skipped=True).order
+
+    @property
+    def feature_forecast(self) -> str:
+        """How shallow steps continue deep features; `"response"` has a meaning for predictions only."""
+        return "limited" if self.forecast == "response" else self.forecast
+
+    @property
+    def any_skipped(self) -> bool:
+        """Whether any step may run no layer at all."""
+        schedule = self.effective_schedule
+        if isinstance(schedule, StepSchedule):
+            return any(step.skipped for step in schedule.each)
+        return self.between != "shallow" and bool(schedule.branches)
+
+    @property
+    def any_response(self) -> bool:
+        """Whether any skipped step asks for the response of predictions to their inputs."""
+        schedule = self.effective_schedule
+        if isinstance(schedule, StepSchedule):
+            return any(step.forecast == "response" for step in schedule.each)
+        return self.forecast == "response" and self.any_skipped
+
+    def _each_step_skipped(self, schedule: Schedule) -> bool:
+        return self.between == "skipped" and not isinstance(schedule, StepSchedule)
 
     @property
     def any_guidance_reuse(self) -> bool:
@@ -127,14 +183,32 @@ class DeepCacheConfig:
             return any(step.guidance_reuse for step in schedule.each)
         return self.guidance_reuse and bool(schedule.branches)
 
-    def step(self, number: int, steps: int | None) -> Step:
-        """What a step of a trajectory does; see `Schedule.step`."""
+    def step(self, number: int, steps: int | None, since: int | None = None) -> Step:
+        """What a step of a trajectory does; see `Schedule.step`.
+
+        Args:
+            number: the step.
+            steps: how many there are; None where nothing tells.
+            since: how many steps after the last full one it is, where that was decided during the run; by default as
+                the schedule says.
+        """
         schedule = self._schedule_of(steps)
         step = schedule.step(number, steps)
         # Each step of a plan says for itself what it forecasts.
         if step.full or isinstance(schedule, StepSchedule):
             return step
-        return replace(step, forecast=self.forecast, guidance_reuse=self.guidance_reuse)
+        if self._is_skipped(schedule, number, steps, since):
+            return Step(False, forecast=self.forecast, skipped=True)
+        return replace(step, forecast=self.feature_forecast, guidance_reuse=self.guidance_reuse)
+
+    def _is_skipped(self, schedule: Schedule, number: int, steps: int | None, since: int | None) -> bool:
+        if self.between != "alternating":
+            return self.between == "skipped"
+        if since is None:
+            since = 1
+            while not schedule.step(number - since, steps).full:
+                since += 1
+        return since % 2 == 0
 
     def steps(self, count: int) -> tuple[Step, ...]:
         """What every step of a trajectory of so many steps does.
@@ -180,7 +254,7 @@ class DeepCacheConfig:
             raise ValueError(f"a DeepCacheConfig is a JSON object, and this is no JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"a DeepCacheConfig is a JSON object, got {type(values).__name__}")
-        if values.get("format") == PLAN_FORMAT:
+        if values.get("format") in PLAN_FORMATS:
             return cls(plan=Plan.from_dict(values))
         known = [field.name for field in fields(cls)]
         unknown = [key for key in values if key not in known]

@@ -65,6 +65,8 @@ class DeepCacheSDHelper:
         plan: Plan | str | Path | None = None,
         force_plan: bool = False,
         compile: str = "none",  # noqa: A002
+        between: str = "shallow",
+        threshold: float = 0.1,
     ) -> None:
         """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.
 
@@ -80,7 +82,17 @@ class DeepCacheSDHelper:
         if isinstance(plan, (str, Path)):
             plan = Plan.from_file(plan)
         config = DeepCacheConfig(
-            cache_interval, cache_branch_id, skip_mode, forecast, guidance_reuse, schedule, plan, force_plan, compile
+            cache_interval,
+            cache_branch_id,
+            skip_mode,
+            forecast,
+            guidance_reuse,
+            schedule,
+            plan,
+            force_plan,
+            compile,
+            between,
+            threshold,
         )
         if self.pipe is not None:
             for unet in unets_of(self.pipe).values():

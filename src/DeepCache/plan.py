@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 from DeepCache.schedule import StepSchedule, schedule_from_dict
 
-__all__ = ["PLAN_FORMAT", "Plan"]
+__all__ = ["PLAN_FORMAT", "PLAN_FORMATS", "Plan"]
 
-PLAN_FORMAT = "DeepCache plan 1"
+PLAN_FORMAT = "DeepCache plan 2"
 """The `format` in the file of a plan."""
 
-_KEYS = ("format", "schedule", "model", "scheduler", "tuned", "results")
+PLAN_FORMATS = (PLAN_FORMAT, "DeepCache plan 1")
+"""Every `format` that is read. Plans of format 1 do not say for which guidance scales they hold."""
+
+_KEYS = ("format", "schedule", "model", "scheduler", "guidance", "tuned", "results")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Plan:
         scheduler: class and configuration of the scheduler.
         tuned: how it was tuned: the model's name, the steps asked for, guidance, prompts, seeds, the goal.
         results: cost and fidelity, predicted and measured, on the prompts that it was tuned on and on others.
+        guidance: the lowest and the highest guidance scale that it was tuned at; None where that is unknown (plans of
+            format 1) or the pipeline has no guidance.
+
+    Raises:
+        TypeError: `guidance` is not a pair of numbers.
+        ValueError: `guidance` is not a range of scales from 0.
 
     Example:
         >>> from DeepCache.schedule import Step
@@ -41,6 +51,11 @@ class Plan:
     scheduler: Mapping[str, Any]
     tuned: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
+    guidance: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None:
+            object.__setattr__(self, "guidance", _range(self.guidance))
 
     def __hash__(self) -> int:
         return hash(self.schedule)
@@ -52,6 +67,7 @@ class Plan:
             "schedule": self.schedule.to_dict(),
             "model": dict(self.model),
             "scheduler": dict(self.scheduler),
+            "guidance": None if self.guidance is None else list(self.guidance),
             "tuned": dict(self.tuned),
             "results": dict(self.results),
         }
@@ -61,23 +77,24 @@ class Plan:
         """The plan that `to_dict` made this of.
 
         Raises:
-            ValueError: it is no plan, or one of another version, or its schedule is out of order.
+            ValueError: it is no plan, or one of another version, or its schedule or guidance is out of order.
             TypeError: a value is of the wrong type.
         """
-        if not isinstance(values, dict) or values.get("format") != PLAN_FORMAT:
+        if not isinstance(values, dict) or values.get("format") not in PLAN_FORMATS:
             found = values.get("format") if isinstance(values, dict) else values
             raise ValueError(f"a plan is a JSON object with the 'format' {PLAN_FORMAT!r}, got {found!r}")
         missing = [key for key in ("schedule", "model", "scheduler") if not isinstance(values.get(key), dict)]
         missing += [key for key in ("tuned", "results") if not isinstance(values.get(key, {}), dict)]
-        unknown = [key for key in values if key not in _KEYS]
+        keys = [key for key in _KEYS if key != "guidance" or values["format"] == PLAN_FORMAT]
+        unknown = [key for key in values if key not in keys]
         if missing or unknown:
             wrong = f"lacks the object {missing[0]!r}" if missing else f"has the unknown key {unknown[0]!r}"
-            raise ValueError(f"the plan {wrong}; its keys are {', '.join(_KEYS)}")
+            raise ValueError(f"the plan {wrong}; its keys are {', '.join(keys)}")
         schedule = schedule_from_dict(values["schedule"])
         if not isinstance(schedule, StepSchedule):
             raise ValueError(f"the schedule of a plan is of the kind 'steps', got {schedule.kind!r}")
         others = {key: values.get(key, {}) for key in ("model", "scheduler", "tuned", "results")}
-        return cls(schedule, **others)
+        return cls(schedule, **others, guidance=values.get("guidance"))
 
     def to_file(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
@@ -97,3 +114,12 @@ class Plan:
             return cls.from_dict(json.loads(text))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{str(path)!r} holds no plan: {error}") from error
+
+
+def _range(guidance: Any) -> tuple[float, float]:
+    pair = tuple(guidance) if isinstance(guidance, (list, tuple)) else ()
+    if len(pair) != 2 or not all(isinstance(scale, (int, float)) and not isinstance(scale, bool) for scale in pair):
+        raise TypeError(f"guidance of a plan must be the lowest and the highest scale, got {guidance!r}")
+    if not 0 <= pair[0] <= pair[1] < math.inf:
+        raise ValueError(f"guidance of a plan must be a range of scales from 0, got {pair[0]} to {pair[1]}")
+    return float(pair[0]), float(pair[1])

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from DeepCache.engine.cost import Costs
 
 __all__ = [
+    "BETWEEN",
     "FORECASTS",
+    "FORECAST_ORDERS",
     "SKIP_MODES",
+    "AdaptiveSchedule",
     "BranchSchedule",
     "ExplicitSchedule",
     "NonUniformSchedule",
@@ -37,11 +40,18 @@ __all__ = [
     "schedule_from_dict",
 ]
 
-SKIP_MODES = ("uniform", "non-uniform")
+SKIP_MODES = ("uniform", "non-uniform", "adaptive")
 """The values that `skip_mode` takes."""
 
-FORECASTS = ("none", "linear", "quadratic")
-"""The values that `forecast` takes, each at the place of its order."""
+FORECAST_ORDERS = {"none": 0, "linear": 1, "quadratic": 2, "limited": 2, "response": 2}
+"""For each forecast, how many values before the latest one it takes into account; a plan knows them by their place."""
+
+FORECASTS = tuple(FORECAST_ORDERS)
+"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`."""
+
+BETWEEN = ("shallow", "skipped", "alternating")
+"""The values that `between` takes: what the steps between full ones are."""
+
 
 _BRANCH_SIGNS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -53,40 +63,60 @@ class Step:
     Args:
         full: whether the whole U-Net runs.
         branch: the skip branch at which a shallow step cuts it.
-        forecast: how a shallow step, or one with guidance reuse, continues what earlier steps stored; see `FORECASTS`.
+        forecast: how a shallow or skipped step, or one with guidance reuse, continues what earlier steps stored; see
+            `FORECASTS`. `"response"` is for skipped steps only.
         guidance_reuse: whether only the half of a guided batch with the prompt runs, and the other half is rebuilt
             from the forecast difference of the two.
+        skipped: whether no layer of the U-Net runs, and its prediction is forecast.
+
+    Raises:
+        ValueError: the step is full and skipped, or skipped with guidance reuse, or its forecast does not suit it.
     """
 
     full: bool
     branch: int = 0
     forecast: str = "none"
     guidance_reuse: bool = False
+    skipped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.skipped and (self.full or self.guidance_reuse):
+            raise ValueError("a skipped step runs no layer: it cannot be full or have guidance reuse")
+        if self.forecast == "response" and not self.skipped:
+            raise ValueError("forecast 'response' is for skipped steps: take 'limited' for a shallow step")
+
+    @property
+    def shallow(self) -> bool:
+        """Whether the layers above the skip branch run and no others."""
+        return not (self.full or self.skipped)
 
     @property
     def order(self) -> int:
-        """The order of the polynomial that the forecast is."""
-        return FORECASTS.index(self.forecast)
+        """How many values before the latest one the forecast takes into account, as far as there are so many."""
+        return FORECAST_ORDERS[self.forecast]
 
     def cost(self, costs: Costs) -> float:
         """Multiply-accumulates as a share of those of a full step."""
+        if self.skipped:
+            return 0.0
         share = 1.0 if self.full else costs.share(self.branch)
         return share / 2 if self.guidance_reuse else share
 
 
 def pattern_of(steps: Iterable[Step]) -> str:
-    """One character a step: `F` for a full step; `.` for a shallow one, or where several branches are used the number
-    of its branch (`a` for 10, `b` for 11, …).
+    """One character a step: `F` for a full step; `-` for a skipped one; `.` for a shallow one, or where several
+    branches are used the number of its branch (`a` for 10, `b` for 11, …).
 
     Example:
-        >>> pattern_of([Step(True), Step(False, branch=2), Step(False, branch=2)])
-        'F..'
+        >>> pattern_of([Step(True), Step(False, branch=2), Step(False, skipped=True)])
+        'F.-'
         >>> pattern_of([Step(True), Step(False, branch=0), Step(False, branch=2)])
         'F02'
     """
     steps = tuple(steps)
-    several = len({step.branch for step in steps if not step.full}) > 1
-    return "".join("F" if step.full else _BRANCH_SIGNS[step.branch] if several else "." for step in steps)
+    several = len({step.branch for step in steps if step.shallow}) > 1
+    signs = {step: _BRANCH_SIGNS[step.branch] if several else "." for step in set(steps) if step.shallow}
+    return "".join("F" if step.full else signs.get(step, "-") for step in steps)
 
 
 def mean_cost(steps: Iterable[Step], costs: Costs) -> float:
@@ -346,6 +376,52 @@ class BranchSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class AdaptiveSchedule(Schedule):
+    """Full steps come where the forecasts have become too wrong, which is found out during the run.
+
+    At every full step the engine measures how far the forecast would have been off, and from that how fast its error
+    grows with the distance that the input of the U-Net has moved. A step is full where the error expected of its
+    forecast exceeds the threshold. The first tenth of the steps, two at least, and the last step are full.
+
+    The same input on the same device gives the same steps; a batch is decided upon as a whole.
+
+    Args:
+        threshold: how large the error of a forecast may be, as a share of what is forecast (root mean square), above 0.
+        interval: the most steps from one full step to the next.
+        branch: the skip branch of shallow steps.
+
+    Example:
+        >>> AdaptiveSchedule(threshold=0.1, interval=3).pattern(12)
+        'FF.........F'
+    """
+
+    threshold: float
+    interval: int
+    branch: int = 0
+
+    kind = "adaptive"
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        check_integer("interval", self.interval, minimum=1)
+        check_integer("branch", self.branch, minimum=0)
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        return (self.branch,) if self.interval > 1 else ()
+
+    def step(self, number: int, steps: int | None) -> Step:
+        """The steps that are full in any case; which others are is decided during the run."""
+        if steps is None:
+            raise ValueError(
+                "an adaptive schedule depends on how many steps there are, and nothing tells: the U-Net is called "
+                "without a scheduler and with a timestep that is no element of a list"
+            )
+        start = max(2, -(-steps // 10))
+        return Step(self.interval == 1 or number < start or number == steps - 1, self.branch)
+
+
+@dataclass(frozen=True)
 class StepSchedule(Schedule):
     """Every step is spelled out, with its branch, forecast and guidance reuse, for a trajectory of that many steps.
 
@@ -370,7 +446,7 @@ class StepSchedule(Schedule):
 
     @property
     def branches(self) -> tuple[int, ...]:
-        return tuple(sorted({step.branch for step in self.each if not step.full}))
+        return tuple(sorted({step.branch for step in self.each if step.shallow}))
 
     def step(self, number: int, steps: int | None) -> Step:
         if steps is not None and steps != len(self.each):
@@ -406,9 +482,9 @@ class StepSchedule(Schedule):
         """One character a step and a line for each of the four things that it says."""
         return {
             "kind": self.kind,
-            "full": "".join("F" if step.full else "." for step in self.each),
+            "full": "".join("F" if step.full else "-" if step.skipped else "." for step in self.each),
             "branch": "".join(_BRANCH_SIGNS[step.branch] for step in self.each),
-            "forecast": "".join(str(step.order) for step in self.each),
+            "forecast": "".join(str(FORECASTS.index(step.forecast)) for step in self.each),
             "guidance_reuse": "".join("x" if step.guidance_reuse else "." for step in self.each),
         }
 
@@ -421,7 +497,7 @@ class StepSchedule(Schedule):
         """
         lines = {"full": full, "branch": branch, "forecast": forecast, "guidance_reuse": guidance_reuse}
         orders = "".join(map(str, range(len(FORECASTS))))
-        allowed = {"full": "F.", "branch": _BRANCH_SIGNS, "forecast": orders, "guidance_reuse": "x."}
+        allowed = {"full": "F.-", "branch": _BRANCH_SIGNS, "forecast": orders, "guidance_reuse": "x."}
         for name, line in lines.items():
             if not isinstance(line, str) or any(character not in allowed[name] for character in line):
                 raise ValueError(f"{name!r} of a schedule of steps takes the characters {allowed[name]}, got {line!r}")
@@ -430,7 +506,7 @@ class StepSchedule(Schedule):
             raise ValueError(f"the lines of a schedule of steps differ in length: {lengths}")
         return cls(
             tuple(
-                Step(f == "F", _BRANCH_SIGNS.index(b), FORECASTS[int(order)], reuse == "x")
+                Step(f == "F", _BRANCH_SIGNS.index(b), FORECASTS[int(order)], reuse == "x", f == "-")
                 for f, b, order, reuse in zip(full, branch, forecast, guidance_reuse, strict=True)
             )
         )
@@ -451,6 +527,7 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
             ExplicitSchedule,
             WindowSchedule,
             BranchSchedule,
+            AdaptiveSchedule,
             StepSchedule,
         )
     }
@@ -477,11 +554,19 @@ def check_integer(name: str, value: object, minimum: int) -> None:
         raise ValueError(f"{name} must be {minimum} or more, got {value}")
 
 
+def check_threshold(value: object) -> None:
+    """Refuses what is not a number above 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"threshold must be a number, got {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"threshold must be above 0, got {value}")
+
+
 def _check_schedule(value: object) -> None:
     if not isinstance(value, Schedule):
         raise TypeError(f"schedule must be a schedule of DeepCache.schedule, got {value!r}")
-    if isinstance(value, StepSchedule):
-        raise ValueError("a schedule of single steps says all itself and is no part of another schedule")
+    if isinstance(value, (StepSchedule, AdaptiveSchedule)):
+        raise ValueError(f"a schedule of the kind {value.kind!r} cannot be part of another schedule")
 
 
 def _check_sign(branch: object) -> None:

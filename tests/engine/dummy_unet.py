@@ -73,6 +73,8 @@ class DummyUNet(nn.Module):
 class Pipeline:
     """As little as DeepCache needs of a pipeline."""
 
+    guidance_scale = 1.0
+
     def __init__(self, unet, timesteps=(10, 20, 30, 40, 50, 60, 70)):
         self.unet = unet
         self.scheduler = SimpleNamespace(timesteps=torch.tensor(timesteps))

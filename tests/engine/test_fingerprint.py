@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
-from DeepCache.engine.fingerprint import fingerprint, other_model, other_scheduler, refuse, scheduler_settings
+from DeepCache.engine.fingerprint import (
+    fingerprint,
+    guidance_scale,
+    other_guidance,
+    other_model,
+    other_scheduler,
+    refuse,
+    scheduler_settings,
+)
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
 from tests.engine.tiny_pipeline import tiny_unet
@@ -175,6 +184,40 @@ def test_a_setting_that_only_one_side_has_is_told():
     plan = plan_for()
     plan.scheduler["config"]["speed"] = 2
     assert other_scheduler(plan, DDIMScheduler()) == "speed of the DDIMScheduler is None and not 2"
+
+
+@pytest.mark.parametrize(
+    ("scale", "reason"),
+    [
+        (3.6, ""),
+        (3.59, "the guidance scale is 3.59 and not from 4 to 8"),
+        (8.8, ""),
+        (8.81, "the guidance scale is 8.81 and not from 4 to 8"),
+        (None, ""),
+    ],
+)
+def test_a_guidance_scale_may_be_a_tenth_outside_the_range(scale, reason):
+    assert other_guidance(Plan(StepSchedule((Step(True),)), {}, {}, guidance=(4, 8)), scale) == reason
+
+
+def test_nothing_differs_from_a_guidance_that_is_unknown():
+    assert other_guidance(Plan(StepSchedule((Step(True),)), {}, {}), 7.5) == ""
+
+
+@pytest.mark.parametrize(
+    ("pipe", "scale"),
+    [
+        ({}, None),
+        ({"guidance_scale": None}, None),
+        ({"guidance_scale": 7}, 7.0),
+        ({"guidance_scale": 7.5, "do_classifier_free_guidance": True}, 7.5),
+        ({"guidance_scale": 7.5, "do_classifier_free_guidance": False}, 1.0),
+        # One for each frame, as video pipelines have.
+        ({"guidance_scale": torch.linspace(1, 3, 4)}, None),
+    ],
+)
+def test_the_guidance_scale_of_a_run_is_what_the_pipeline_says(pipe, scale):
+    assert guidance_scale(SimpleNamespace(**pipe)) == scale
 
 
 def test_without_a_reason_nothing_is_refused():

@@ -12,6 +12,7 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 
+RULES = ("none", "linear", "quadratic")
 UNEVEN = [0, 1, 3, 4, 9, 11]
 COEFFICIENTS = torch.tensor([[3.0, -5.0, 2.0], [0.5, 0.25, -8.0], [-1.0, 0.0, 7.0], [0.0, 4.0, 1.0]])
 
@@ -33,21 +34,21 @@ def forecast_of(order, places, *, highest=None, dtype=torch.float64):
 def test_a_polynomial_of_the_order_is_continued_exactly(order, values):
     forecast = forecast_of(order, UNEVEN[:values])
     for place in (UNEVEN[values - 1], 12, 15, 40):
-        assert torch.equal(forecast.at(place), polynomial(order, place))
+        assert torch.equal(forecast.at(place, RULES[order]), polynomial(order, place))
 
 
 def test_a_lower_polynomial_is_continued_exactly_by_a_higher_order():
     forecast = forecast_of(1, UNEVEN, highest=2)
-    assert torch.equal(forecast.at(20), polynomial(1, 20))
+    assert torch.equal(forecast.at(20, "quadratic"), polynomial(1, 20))
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_the_polynomial_goes_through_the_latest_value(order):
+@pytest.mark.parametrize("rule", [*RULES, "limited"])
+def test_the_forecast_goes_through_the_latest_value(rule):
     values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    forecast = Forecast(order)
+    forecast = Forecast(2)
     for place, value in zip(UNEVEN, values, strict=False):
         forecast.add(place, value)
-        assert torch.equal(forecast.at(place), value)
+        assert torch.equal(forecast.at(place, rule), value)
 
 
 def test_it_goes_through_the_values_before_the_latest_too():
@@ -56,7 +57,7 @@ def test_it_goes_through_the_values_before_the_latest_too():
     for place, value in zip(places, values, strict=True):
         forecast.add(place, value)
     for place, value in zip(places, values, strict=True):
-        assert torch.equal(forecast.at(place), value)
+        assert torch.equal(forecast.at(place, "quadratic"), value)
 
 
 def test_worked_out_by_hand():
@@ -64,45 +65,42 @@ def test_worked_out_by_hand():
     for place, value in ((0, 1.0), (2, 5.0), (3, 4.0)):
         forecast.add(place, torch.tensor(value))
     # d₁ = (4 - 5) / 1 = -1; before it (5 - 1) / 2 = 2; d₂ = (-1 - 2) / 3 = -1.
-    assert forecast.at(5) == 4 + 2 * -1 + 2 * 3 * -1
-    assert forecast.at(5, order=1) == 4 + 2 * -1
-    assert forecast.at(5, order=0) == 4
+    assert forecast.at(5, "quadratic") == 4 + 2 * -1 + 2 * 3 * -1
+    assert forecast.at(5, "linear") == 4 + 2 * -1
+    assert forecast.at(5) == 4
     # A further value: d₁ = (8 - 4) / 2 = 2, d₂ = (2 - -1) / (5 - 2) = 1.
     forecast.add(5, torch.tensor(8.0))
-    assert forecast.at(6) == 8 + 1 * 2 + 1 * 3 * 1
+    assert forecast.at(6, "quadratic") == 8 + 1 * 2 + 1 * 3 * 1
 
 
 def test_while_there_are_fewer_values_than_the_order_takes_the_order_is_lower():
     forecast = Forecast(2)
     forecast.add(0, torch.tensor(3.0))
-    assert forecast.at(9) == 3
+    assert all(forecast.at(9, rule) == 3 for rule in (*RULES, "limited"))
     forecast.add(2, torch.tensor(7.0))
-    assert forecast.at(9) == 3 + 9 * 2
-    assert forecast.at(9, order=2) == 3 + 9 * 2
+    assert all(forecast.at(9, rule) == 3 + 9 * 2 for rule in ("linear", "quadratic", "limited"))
     forecast.add(3, torch.tensor(12.0))
     # As x² + 3 would be: the second value is that of 2.
-    assert forecast.at(9) == 9**2 + 3
+    assert forecast.at(9, "quadratic") == 9**2 + 3
 
 
 @pytest.mark.parametrize("highest", [1, 2])
 def test_a_lower_order_may_be_asked_for(highest):
     forecast = forecast_of(highest, UNEVEN)
-    lower = [forecast_of(highest, UNEVEN, highest=order) for order in range(highest)]
-    for order, alone in enumerate(lower):
-        assert torch.equal(forecast.at(20, order), alone.at(20))
-    assert torch.equal(forecast.at(20, highest), forecast.at(20))
-    assert torch.equal(forecast.at(20, 0), polynomial(highest, UNEVEN[-1]))
+    for order in range(highest):
+        alone = forecast_of(highest, UNEVEN, highest=order)
+        assert torch.equal(forecast.at(20, RULES[order]), alone.at(20, RULES[order]))
+    assert torch.equal(forecast.at(20, "none"), polynomial(highest, UNEVEN[-1]))
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_halves_are_those_of_the_whole(order):
-    forecast = Forecast(order)
+@pytest.mark.parametrize("rule", [*RULES, "limited"])
+def test_halves_are_those_of_the_whole(rule):
+    forecast = Forecast(2)
     for place in UNEVEN:
         forecast.add(place, torch.randn(4, 3, generator=torch.Generator().manual_seed(place)))
-    whole = forecast.at(13)
-    assert torch.equal(forecast.at(13, half=0), whole[:2])
-    assert torch.equal(forecast.at(13, half=1), whole[2:])
-    assert torch.equal(forecast.at(13, 0, half=1), forecast.at(13, 0)[2:])
+    whole = forecast.at(13, rule)
+    assert torch.equal(forecast.at(13, rule, half=0), whole[:2])
+    assert torch.equal(forecast.at(13, rule, half=1), whole[2:])
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
@@ -114,16 +112,16 @@ def test_one_tensor_is_kept_for_each_order(order):
         assert forecast.bytes == min(count, order + 1) * 4 * 8
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_nothing_that_is_given_or_kept_is_changed(order):
+@pytest.mark.parametrize("rule", [*RULES, "limited"])
+def test_nothing_that_is_given_or_kept_is_changed(rule):
     values = [polynomial(2, place) for place in UNEVEN]
-    forecast = Forecast(order)
+    forecast = Forecast(2)
     for place, value in zip(UNEVEN, values, strict=True):
         forecast.add(place, value)
-        first = forecast.at(30).clone()
-        assert torch.equal(forecast.at(30), first)
-        forecast.at(30, half=1)
-        assert torch.equal(forecast.at(30), first)
+        first = forecast.at(30, rule).clone()
+        assert torch.equal(forecast.at(30, rule), first)
+        forecast.at(30, rule, half=1)
+        assert torch.equal(forecast.at(30, rule), first)
     assert all(torch.equal(value, polynomial(2, place)) for place, value in zip(UNEVEN, values, strict=True))
 
 
@@ -139,7 +137,7 @@ def test_of_order_0_it_is_the_latest_tensor_itself():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_dtype_is_kept_and_the_forecast_is_right_but_for_rounding(dtype, order):
     forecast = forecast_of(order, UNEVEN[:4], dtype=dtype)
-    found = forecast.at(6)
+    found = forecast.at(6, RULES[order])
     assert found.dtype is dtype
     # The largest value on the way, and what is lost of it in a few operations.
     largest = max(polynomial(order, place).abs().max() for place in (*UNEVEN[:4], 6))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from DeepCache.engine.skipped_call import SkippedCall
+
 __all__ = ["ISOLATED", "Compilation", "is_compiled", "is_compiled_by_others", "static_timestep"]
 
 # Compiled code belongs to a function, not to the module that it was compiled for: without this, one U-Net's
@@ -93,13 +95,18 @@ class _CompiledCall:
 
 def is_compiled(unet: nn.Module) -> bool:
     """Whether `torch.compile` is on a U-Net as the pipeline has it, whole or in part, whoever put it there."""
-    return _is_wrapped(unet) or any(module._compiled_call_impl is not None for module in unet.modules())
+    return _is_wrapped(unet) or any(_compiled_call(module) is not None for module in unet.modules())
 
 
 def is_compiled_by_others(unet: nn.Module) -> bool:
     """Whether somebody else put it there."""
-    calls = (module._compiled_call_impl for module in unet.modules())
+    calls = (_compiled_call(module) for module in unet.modules())
     return _is_wrapped(unet) or any(call is not None and not isinstance(call, _CompiledCall) for call in calls)
+
+
+def _compiled_call(module: nn.Module) -> Any:
+    call = module._compiled_call_impl
+    return call.hidden if isinstance(call, SkippedCall) else call
 
 
 def _is_wrapped(unet: nn.Module) -> bool:

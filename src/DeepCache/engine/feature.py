@@ -10,6 +10,7 @@ from torch import nn
 
 from DeepCache.engine.attention import AttentionCalls
 from DeepCache.engine.forecast import Forecast
+from DeepCache.engine.prediction import PredictionForecast
 
 __all__ = ["FeatureOutlet", "FeatureTap", "StoredSlot"]
 
@@ -22,25 +23,32 @@ class StoredSlot:
         branches: the skip branches that shallow steps use.
         order: the highest order of the forecasts.
         guided: whether the batch is the two halves of classifier-free guidance.
+        guidance: the guidance scale.
 
     Attributes:
         last_full: number of the last full step.
         attention: calls of deep attention layers at that step that the pipeline listens to.
         features: the deep feature by the number of its branch, each a copy of its own without autograd history.
         guidance: the U-Net's prediction without the prompt minus that with it; None where that is of no use.
+        prediction: the U-Net's prediction; None where no step is skipped.
+        output: what the U-Net returned last, with that prediction in it.
     """
 
-    def __init__(self, sample: torch.Tensor, branches: Iterable[int], order: int, guided: bool) -> None:
+    def __init__(
+        self, sample: torch.Tensor, branches: Iterable[int], order: int, guided: bool, guidance: float
+    ) -> None:
         self._made_for = (sample.shape, sample.dtype, sample.device)
         self.last_full = 0
         self.attention = AttentionCalls([])
-        self.features = {branch: Forecast(order) for branch in branches}
-        self.guidance = Forecast(order) if guided else None
+        self.features = {branch: Forecast(order, guidance) for branch in branches}
+        self.guidance = Forecast(order, guidance) if guided else None
+        self.prediction: PredictionForecast | None = None
+        self.output: Any = None
 
     @property
     def bytes(self) -> int:
-        kept = sum(feature.bytes for feature in self.features.values()) + self.attention.bytes
-        return kept + (self.guidance.bytes if self.guidance is not None else 0)
+        forecasts = (*self.features.values(), self.guidance, self.prediction)
+        return sum(forecast.bytes for forecast in forecasts if forecast is not None) + self.attention.bytes
 
     def fits(self, sample: torch.Tensor) -> bool:
         """Whether a step on this sample may use what is kept."""

@@ -1,9 +1,11 @@
-"""Tells one model, and one scheduler's settings, from another: what a plan was tuned on."""
+"""Tells one model, one scheduler's settings and one guidance scale from another: what a plan was tuned on."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import warnings
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -11,11 +13,22 @@ from torch import nn
 from DeepCache.engine.offload import offloaded_to_disk
 from DeepCache.plan import Plan
 
-__all__ = ["fingerprint", "other_model", "other_scheduler", "refuse", "scheduler_settings"]
+__all__ = [
+    "fingerprint",
+    "guidance_scale",
+    "other_guidance",
+    "other_model",
+    "other_scheduler",
+    "refuse",
+    "scheduler_settings",
+    "warn_of_unknown_guidance",
+]
 
 _SAMPLED_WEIGHTS = 64
 # Rounding to bfloat16 changes a weight by a 256th at most; fine-tuning changes it by more.
 _TOLERANCE = 2**-7
+# How far beyond the scales that it was tuned at a plan holds, as a share of them.
+_GUIDANCE_TOLERANCE = 0.1
 
 
 def fingerprint(unet: nn.Module) -> dict[str, Any]:
@@ -44,7 +57,7 @@ def fingerprint(unet: nn.Module) -> dict[str, Any]:
 
 
 def refuse(reason: str) -> None:
-    """Raises where a plan does not fit, for a reason that `other_model` or `other_scheduler` gave.
+    """Raises where a plan does not fit, for a reason that `other_model`, `other_scheduler` or `other_guidance` gave.
 
     Raises:
         ValueError: there is a reason.
@@ -81,6 +94,55 @@ def other_scheduler(plan: Plan, scheduler: Any) -> str:
         if here.get(name) != there.get(name):
             return f"{name} of the {found['class']} is {here.get(name)!r} and not {there.get(name)!r}"
     return ""
+
+
+def other_guidance(plan: Plan, scale: float | None) -> str:
+    """In what a guidance scale differs from those of a plan; an empty string where it does not.
+
+    A scale fits up to a tenth below the lowest and above the highest that the plan was tuned at. Where the scale or
+    those of the plan are unknown, nothing is known to differ.
+
+    Args:
+        plan: the plan.
+        scale: the guidance scale of a run; see `guidance_scale`.
+    """
+    if plan.guidance is None or scale is None:
+        return ""
+    lowest, highest = plan.guidance
+    if lowest * (1 - _GUIDANCE_TOLERANCE) - 1e-9 <= scale <= highest * (1 + _GUIDANCE_TOLERANCE) + 1e-9:
+        return ""
+    tuned = f"{lowest:g}" if lowest == highest else f"from {lowest:g} to {highest:g}"
+    return f"the guidance scale is {scale:g} and not {tuned}"
+
+
+def guidance_scale(pipe: Any) -> float | None:
+    """The guidance scale of the run that a pipeline is in: 1 where classifier-free guidance is disabled, None where the
+    pipeline has no scale or keeps it to itself."""
+    scale = getattr(pipe, "guidance_scale", None)
+    if not isinstance(scale, Real):
+        return None
+    return float(scale) if getattr(pipe, "do_classifier_free_guidance", True) else 1.0
+
+
+def warn_of_unknown_guidance(plan: Plan, scale: float | None) -> bool:
+    """Warns where a run has a guidance scale and the plan does not say for which ones it holds.
+
+    Args:
+        plan: the plan.
+        scale: the guidance scale of the run; see `guidance_scale`.
+
+    Returns:
+        Whether it warned.
+    """
+    if plan.guidance is not None or scale is None:
+        return False
+    warnings.warn(
+        f"the plan does not record the guidance scales it was tuned at, and at guidance {scale:g} it may be worse than "
+        f"fewer steps; tune it again with deepcache tune --guidance {scale:g}",
+        UserWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, Any]:

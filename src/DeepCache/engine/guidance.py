@@ -20,6 +20,7 @@ __all__ = [
     "conditional_half",
     "counts_parts",
     "join_halves",
+    "latents",
     "output_tensor",
     "several_prompts",
     "why_not_two_halves",
@@ -45,7 +46,7 @@ def why_not_two_halves(pipe: Any, unet: nn.Module, sample: torch.Tensor) -> str:
         return f"the batch of the U-Net has {len(sample)} samples, which is not two halves"
     first, second = sample.chunk(2)
     # What stands beside the latents may be left blank in the half without the prompt, and no more than that.
-    if not torch.equal(*_latents(unet, sample).chunk(2)) or not ((first == second) | (first == 0)).all():
+    if not torch.equal(*latents(unet, sample).chunk(2)) or not ((first == second) | (first == 0)).all():
         return "the two halves of the U-Net's batch are not the same latents (no guidance, or another order)"
     return ""
 
@@ -113,7 +114,7 @@ def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
     return changed
 
 
-def _latents(unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:
+def latents(unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:
     """The channels of a sample that are denoised: an image to start from (Stable Video Diffusion) or a mask may follow,
     and need not be the same in both halves."""
     config: Any = getattr(unet, "config", None)

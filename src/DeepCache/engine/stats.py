@@ -21,8 +21,8 @@ class TrajectoryStats:
     """What the last trajectory did.
 
     Args:
-        pattern: one character a step, `F` for a full step, `.` for a shallow one, or the number of its branch where
-            several are used; a step of several U-Net calls is full if any of them was.
+        pattern: one character a step, `F` for a full step, `-` for a skipped one, `.` for a shallow one, or the number
+            of its branch where several are used; a step of several U-Net calls is full if any of them was.
         full_steps: number of full steps.
         shallow_steps: number of shallow steps.
         bytes_kept: the most that was kept of deep features at any one time, in bytes.
@@ -30,6 +30,7 @@ class TrajectoryStats:
             before the first trajectory, or where they cannot be counted.
         uncounted: why `mac_share` could not be counted, else an empty string.
         halved_steps: number of steps that ran half of a guided batch (guidance reuse).
+        skipped_steps: number of steps at which no layer of the U-Net ran.
     """
 
     pattern: str
@@ -39,15 +40,19 @@ class TrajectoryStats:
     mac_share: float | None
     uncounted: str = ""
     halved_steps: int = 0
+    skipped_steps: int = 0
 
     def __str__(self) -> str:
         if not self.pattern:
             return "no trajectory yet"
         share = f"{self.mac_share:.1%}" if self.mac_share is not None else f"not counted ({self.uncounted})"
         halved = f" ({self.halved_steps} with guidance reuse)" if self.halved_steps else ""
+        kinds = f"{self.full_steps} full and {self.shallow_steps} shallow steps"
+        if self.skipped_steps:
+            kinds = f"{self.full_steps} full, {self.shallow_steps} shallow and {self.skipped_steps} skipped steps"
         return (
             f"{self.pattern}\n"
-            f"{self.full_steps} full and {self.shallow_steps} shallow steps{halved}, "
+            f"{kinds}{halved}, "
             f"{self.bytes_kept / 2**20:.2f} MiB kept, "
             f"multiply-accumulates of the U-Net: {share}"
         )
@@ -93,9 +98,10 @@ class TrajectoryRecord:
     def stats(self, unet: nn.Module) -> TrajectoryStats:
         share, reason = self._count(unet) if self._steps else (None, "")
         full = sum(step.full for step in self._steps)
-        shallow = len(self._steps) - full
+        skipped = sum(step.skipped for step in self._steps)
+        shallow = len(self._steps) - full - skipped
         halved = sum(step.guidance_reuse for step in self._steps)
-        return TrajectoryStats(self.pattern, full, shallow, self._bytes_kept, share, reason, halved)
+        return TrajectoryStats(self.pattern, full, shallow, self._bytes_kept, share, reason, halved, skipped)
 
     def _count(self, unet: nn.Module) -> tuple[float | None, str]:
         """The share of multiply-accumulates, counted when it is asked for and not while a picture is made."""

@@ -83,6 +83,10 @@ class Trajectory:
         """The next call starts a new trajectory."""
         self.__init__()  # type: ignore[misc]
 
+    def __reduce__(self) -> tuple[type[Trajectory], tuple[()]]:
+        # The list that it stands in is not copied with it, and torch cannot unpickle its storage.
+        return Trajectory, ()
+
     def locate(self, timestep: Any, scheduler: Any) -> Moment:
         """Where the U-Net call with this timestep stands.
 

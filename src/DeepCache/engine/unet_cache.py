@@ -16,12 +16,21 @@ from DeepCache.engine.attention import AttentionCalls, Listener, may_write
 from DeepCache.engine.branches import SkipBranch, down_blocks, layer_lists, skip_branches, up_blocks
 from DeepCache.engine.compilation import ISOLATED, Compilation, is_compiled, static_timestep
 from DeepCache.engine.cut import Cut
+from DeepCache.engine.error_growth import ErrorGrowth, relative_error
 from DeepCache.engine.feature import StoredSlot
-from DeepCache.engine.fingerprint import other_model, other_scheduler, refuse
+from DeepCache.engine.fingerprint import (
+    guidance_scale,
+    other_guidance,
+    other_model,
+    other_scheduler,
+    refuse,
+    warn_of_unknown_guidance,
+)
 from DeepCache.engine.guidance import (
     conditional_half,
     counts_parts,
     join_halves,
+    latents,
     output_tensor,
     several_prompts,
     why_not_two_halves,
@@ -29,14 +38,18 @@ from DeepCache.engine.guidance import (
 )
 from DeepCache.engine.narrowing import ClassMark, Narrowing
 from DeepCache.engine.offload import load_groups
+from DeepCache.engine.prediction import PredictionForecast
+from DeepCache.engine.skipped_call import SkippedCall
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
 from DeepCache.engine.trajectory import Moment, Trajectory
-from DeepCache.schedule import Step
+from DeepCache.schedule import AdaptiveSchedule, Step
 
 __all__ = ["UnetCache", "branch_of", "check_settings"]
 
 _END_OF_RUN = "_reset_stateful_cache"
 _FULL = Step(True)
+# What is assumed where a pipeline keeps its guidance scale to itself, and a loop of one's own has none to ask for.
+_USUAL_GUIDANCE = 7.5
 _WHOLE, _OTHER_HALF, _HALF = None, 0, 1
 
 
@@ -74,12 +87,18 @@ class UnetCache:
         self._handles: list[RemovableHandle] = []
         self._tap_handles: list[RemovableHandle] = []
         self._last_slot = 0
+        self._last_moment: Moment | None = None
+        self._calls_a_step: int | None = None
         self._call: _Call | None = None
         self._listening: list[nn.Module] = []
         self._listener: Listener | None = None
         self._groups: list[Any] = []
         self._compilation = Compilation(unet, "none")
         self._compiled = False
+        self._skipped_call = SkippedCall(unet, self._answer)
+        self._located: tuple[Any, Moment] | None = None
+        self._growth: ErrorGrowth | None = None
+        self._warned_of_guidance = False
         self._names = _names_of_sample_and_timestep(unet)
         self._cut()
 
@@ -99,6 +118,7 @@ class UnetCache:
     def configure(self, config: DeepCacheConfig) -> None:
         """Changes the settings, which are fit for the U-Net. What is compiled is kept where it fits the new ones."""
         before, self._config = self._config, config
+        self._warned_of_guidance = False
         self.end_run()
         if (config.branches, config.compile) != (before.branches, before.compile):
             self._cut_anew()
@@ -130,7 +150,8 @@ class UnetCache:
     def end_run(self) -> None:
         """Forgets the trajectory and all that its steps stored."""
         self._restore()
-        self._call = None
+        self._call = self._located = self._last_moment = self._growth = None
+        self._skipped_call.detach()
         self._slots.clear()
         for cut in self._cuts.values():
             cut.tap.take()
@@ -176,15 +197,13 @@ class UnetCache:
             # A gradient that is wanted comes from the whole U-Net, and the call is no step of the trajectory.
             self._call = _Call(sample)
             return None
-        moment = self._trajectory.locate(timestep, getattr(self._pipe, "scheduler", None))
+        moment = self._locate(timestep)
         if moment.starts:
             self._start_trajectory(moment, sample, args, kwargs)
-        if moment.slot == 0 and len(self._slots) > self._last_slot + 1:
-            # A slot that the last step did not have is another one when it comes back.
-            self._slots = {slot: stored for slot, stored in self._slots.items() if slot <= self._last_slot}
-        self._last_slot = moment.slot
-        stored = self._slots.get(moment.slot)
-        step = self._step_at(moment, stored, sample)
+        step, stored = self._begin_step(moment, sample)
+        if step.skipped:
+            # The pipeline left out the step before this one, after which the call would have been answered.
+            step = _FULL
         self._record.note_call(moment.slot, step, sample, args, kwargs)
         self._call = _Call(sample, moment, step)
         if self._compiled:
@@ -207,7 +226,7 @@ class UnetCache:
             self._record.note_attention()
         self._groups = load_groups(cut.narrowing.blocks, others)
         self._narrowing = cut.narrowing
-        feature = stored.features[step.branch].at(moment.step, step.order, _HALF if step.guidance_reuse else _WHOLE)
+        feature = stored.features[step.branch].at(moment.step, step.forecast, _HALF if step.guidance_reuse else _WHOLE)
         cut.narrowing.apply(cut.buffered(feature) if self._compiled else feature, meanwhile)
         return args, cut.narrowing.narrow_kwargs(kwargs)
 
@@ -219,23 +238,102 @@ class UnetCache:
             self.end_run()
             return None
         if call.moment is None:
+            if self._last_moment is not None:
+                self._prepare_next(self._last_moment)
             return None
         self._restore()
         if self._compiled:
             # A CUDA graph writes over its output at the next step, and a second slot or a scheduler may still want it.
             output = with_tensor(output, output_tensor(output).clone())
-        if not self._cuts and not self._config.any_guidance_reuse:
+        if not (self._cuts or self._config.any_guidance_reuse or self._config.any_skipped):
             return output
         stored = self._stored(call, call.moment)
         output = self._forecast_guidance(call, call.moment, stored, output)
-        if call.step.full or stored.guidance is not None or len(self._cuts) > 1 or self._compiled:
+        if stored.prediction is not None:
+            self._keep_prediction(call, call.moment, stored, output)
+        forecasts_output = stored.guidance is not None or stored.prediction is not None
+        if call.step.full or forecasts_output or len(self._cuts) > 1 or self._compiled:
             # On other steps nothing is added to what is kept.
             buffers = [buffer for cut in self._cuts.values() for buffer in cut.buffers.values()]
             kept = sum(slot.bytes for slot in self._slots.values())
             self._record.note_bytes(kept + sum(buffer.nbytes for buffer in buffers))
         if call.moment.ends or call.moment.mixed:
             self._slots.pop(call.moment.slot, None)
+        self._prepare_next(call.moment)
         return output
+
+    def _locate(self, timestep: Any) -> Moment:
+        """Where a call stands. One that was not answered as a skipped step has been located already."""
+        located, self._located = self._located, None
+        if located is not None and located[0] is timestep:
+            return located[1]
+        return self._trajectory.locate(timestep, getattr(self._pipe, "scheduler", None))
+
+    def _begin_step(self, moment: Moment, sample: torch.Tensor) -> tuple[Step, StoredSlot | None]:
+        """What a call does, and what its slot keeps."""
+        if moment.slot == 0 and moment is not self._last_moment:
+            self._calls_a_step = None if moment.starts else self._last_slot + 1
+            # A slot that the last step did not have is another one when it comes back.
+            for slot in [slot for slot in self._slots if slot > self._last_slot]:
+                del self._slots[slot]
+        self._last_slot, self._last_moment = moment.slot, moment
+        if self._growth is not None:
+            self._growth.note_input(moment.step, sample)
+        stored = self._slots.get(moment.slot)
+        return self._step_at(moment, stored, sample), stored
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of a skipped step, without the U-Net; None where the call is another kind of step."""
+        sample, timestep = (_argument(args, kwargs, index, name) for index, name in enumerate(self._names))
+        if self._call is not None or (sample.requires_grad and torch.is_grad_enabled()):
+            return None
+        moment = self._trajectory.locate(timestep, getattr(self._pipe, "scheduler", None))
+        self._located = (timestep, moment)
+        if moment.starts:
+            return None
+        step, stored = self._begin_step(moment, sample)
+        if not step.skipped or stored is None or stored.prediction is None:
+            return None
+        self._located = None
+        self._record.note_call(moment.slot, step, sample, args, kwargs)
+        prediction = stored.prediction.at(moment.step, latents(self.unet, sample), step.forecast)
+        # A copy, since a scheduler may change what it gets, and while one value is kept every forecast is that value.
+        output = with_tensor(stored.output, prediction.clone())
+        if moment.ends:
+            self._slots.pop(moment.slot, None)
+        self._prepare_next(moment)
+        return output
+
+    def _prepare_next(self, moment: Moment) -> None:
+        """Has the next call answered before the U-Net runs where it is a skipped step."""
+        if not self._config.any_skipped:
+            return
+        # Nothing tells how many calls the first step has: each is taken for the last.
+        over = self._calls_a_step is None or moment.slot + 1 >= self._calls_a_step
+        number, stored = moment.step + over, self._slots.get(0 if over else moment.slot + 1)
+        ends = moment.mixed or (moment.steps is not None and number >= moment.steps)
+        if stored is not None and not ends and self._decided(number, moment.steps, stored).skipped:
+            self._skipped_call.attach()
+        else:
+            self._skipped_call.detach()
+
+    def _keep_prediction(self, call: _Call, moment: Moment, stored: StoredSlot, output: Any) -> None:
+        """Keeps the prediction of a call, and its input, for skipped steps."""
+        assert stored.prediction is not None
+        sample = latents(self.unet, call.sample).detach().clone()
+        prediction = output_tensor(output).detach().clone()
+        if self._config.between == "skipped" and self._measures(call, moment):
+            assert self._growth is not None
+            # There is none to go on from where the batch has changed.
+            known = stored.prediction.bytes > 0
+            forecast = stored.prediction.at(moment.step, sample, self._config.forecast) if known else None
+            self._growth.note_full(moment.step, None if forecast is None else relative_error(forecast, prediction))
+        stored.prediction.add(moment.step, sample, prediction)
+        stored.output = with_tensor(output, prediction)
+
+    def _measures(self, call: _Call, moment: Moment) -> bool:
+        """Whether the error that a forecast would have had at this step is measured."""
+        return self._growth is not None and call.step.full and moment.slot == 0 and moment.step > 0
 
     def _restore(self) -> None:
         if self._narrowing is not None:
@@ -255,8 +353,11 @@ class UnetCache:
         if self._structure != _structure(self.unet):
             self._cut_anew()
         if self._config.plan is not None and not self._config.force_plan:
-            # The scheduler may be another since DeepCache was put on; that of the U-Net would have been noticed.
-            refuse(other_scheduler(self._config.plan, getattr(self._pipe, "scheduler", None)))
+            # The scheduler may be another since DeepCache was put on; that of the U-Net would have been noticed. Of
+            # the guidance scale nothing is known before a run.
+            plan, scale = self._config.plan, guidance_scale(self._pipe)
+            refuse(other_scheduler(plan, getattr(self._pipe, "scheduler", None)) or other_guidance(plan, scale))
+            self._warned_of_guidance = self._warned_of_guidance or warn_of_unknown_guidance(plan, scale)
         # A copied or unpickled U-Net has lost it.
         self._compilation.put_on()
         self._compiled = is_compiled(getattr(self._pipe, self._name))
@@ -264,6 +365,13 @@ class UnetCache:
         self._listening = [layer for layer in deep if may_write(layer)]
         self._record = TrajectoryRecord(tuple(self._cuts))
         self._steps = ()
+        schedule = self._config.effective_schedule
+        self._growth = ErrorGrowth(schedule) if isinstance(schedule, AdaptiveSchedule) else None
+        if self._config.any_skipped and any(may_write(layer) for layer in self._attention):
+            raise ValueError(
+                "a skipped step runs no layer, and the pipeline reads the attention maps of the U-Net; "
+                "take between='shallow'"
+            )
         if not moment.mixed:
             # What the schedule refuses is told before anything has run.
             self._scheduled(0, moment.steps)
@@ -295,18 +403,33 @@ class UnetCache:
         if any(self._scheduled(number, moment.steps).full for number in left_out):
             # A full step that the pipeline left out, or that had no such slot, is made up for.
             return _FULL
-        step = self._scheduled(moment.step, moment.steps)
+        step = self._decided(moment.step, moment.steps, stored)
         if step.guidance_reuse and stored.guidance is None:
             # Guidance was cut off in mid-run: there is no other half.
             return replace(step, guidance_reuse=False)
         return step
+
+    def _decided(self, number: int, steps: int | None, stored: StoredSlot) -> Step:
+        """What the schedule says of a step, or what was found out during the run."""
+        step = self._scheduled(number, steps)
+        if self._growth is None or step.full:
+            return step
+        if self._growth.is_due(number):
+            return _FULL
+        return self._config.step(number, steps, number - stored.last_full)
 
     def _stored(self, call: _Call, moment: Moment) -> StoredSlot:
         """What the slot keeps, with what the call has added to it."""
         stored, step = self._slots.get(moment.slot), call.step
         if stored is None or not stored.fits(call.sample):
             guided = self._config.any_guidance_reuse and not why_not_two_halves(self._pipe, self.unet, call.sample)
-            stored = StoredSlot(call.sample, self._cuts, self._config.highest_order, guided)
+            known = guidance_scale(self._pipe)
+            guidance = _USUAL_GUIDANCE if known is None else known
+            order = self._config.highest_order
+            stored = StoredSlot(call.sample, self._cuts, order, guided, guidance)
+            if self._config.any_skipped:
+                response = self._first_response() if self._config.any_response else None
+                stored.prediction = PredictionForecast(order, response, guidance)
             self._slots[moment.slot] = stored
         for number, cut in self._cuts.items():
             tensor = cut.tap.take()
@@ -322,17 +445,26 @@ class UnetCache:
                     tensor = tensor.clone()
                 if step.guidance_reuse:
                     # What did not run is forecast.
-                    tensor = torch.cat([feature.at(moment.step, step.order, _OTHER_HALF), tensor])
+                    tensor = torch.cat([feature.at(moment.step, step.forecast, _OTHER_HALF), tensor])
+                if self._config.between != "skipped" and self._measures(call, moment):
+                    assert self._growth is not None
+                    forecast = feature.at(moment.step, self._config.feature_forecast) if feature.bytes else None
+                    self._growth.note_full(moment.step, None if forecast is None else relative_error(forecast, tensor))
                 feature.add(moment.step, tensor)
         if step.full:
             stored.last_full, stored.attention = moment.step, self._attention_calls()
         return stored
 
+    def _first_response(self) -> float:
+        """How a prediction answers to its input until that is measured: predicted noise changes as the input does."""
+        config = getattr(getattr(self._pipe, "scheduler", None), "config", {})
+        return 1.0 if config.get("prediction_type", "epsilon") == "epsilon" else 0.0
+
     def _forecast_guidance(self, call: _Call, moment: Moment, stored: StoredSlot, output: Any) -> Any:
         """The output, for both halves where only one ran."""
         if stored.guidance is not None:
             if call.step.guidance_reuse:
-                difference = stored.guidance.at(moment.step, call.step.order)
+                difference = stored.guidance.at(moment.step, call.step.forecast)
                 return with_tensor(output, join_halves(output_tensor(output), difference))
             unconditional, conditional = output_tensor(output).detach().chunk(2)
             stored.guidance.add(moment.step, unconditional - conditional)

@@ -1,0 +1,166 @@
+"""The limited forecast: a line whose slope is bounded, element by element, by twice the slope before it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from DeepCache import DeepCacheConfig, apply_deepcache
+from DeepCache.engine.forecast import Forecast
+from DeepCache.schedule import ExplicitSchedule
+from tests.engine.dummy_unet import DummyUNet, Pipeline
+
+
+def forecast_of(places, values, order=2):
+    forecast = Forecast(order)
+    for place, value in zip(places, values, strict=True):
+        forecast.add(place, value)
+    return forecast
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0, 2, 4), 6),
+        ((0, 2, 3), 4),
+        # Four times as steep as before, and twice as steep is the most.
+        ((0, 2, 10), 14),
+        ((0, -2, -10), -14),
+        ((0, 2, 6), 10),
+        # It turned, or stood still.
+        ((0, 2, 1), 1),
+        ((0, -2, 5), 5),
+        ((2, 2, 6), 6),
+        ((0, 2, 2), 2),
+    ],
+)
+def test_by_hand(values, expected):
+    values = [torch.tensor(float(value)) for value in values]
+    assert forecast_of((0, 2, 4), values).at(6, "limited") == expected
+    # Half of the way and twice the way.
+    latest = values[-1]
+    assert forecast_of((0, 2, 4), values).at(5, "limited") == latest + (expected - latest) / 2
+    assert forecast_of((0, 2, 4), values).at(8, "limited") == latest + (expected - latest) * 2
+
+
+def test_slopes_are_those_of_uneven_places():
+    # Slopes of 1 a step and then of 3, of which 2 is left.
+    forecast = forecast_of((0, 1, 5), torch.tensor([[0.0], [1.0], [13.0]]))
+    assert forecast.at(8, "limited").item() == pytest.approx(13 + 3 * 2, rel=1e-6)
+    # Slopes of 1 and 1.5.
+    forecast = forecast_of((0, 4, 6), torch.tensor([[0.0], [4.0], [7.0]]))
+    assert forecast.at(10, "limited").item() == pytest.approx(7 + 4 * 1.5, rel=1e-6)
+
+
+def test_the_bound_is_computed_again_for_every_value():
+    forecast = forecast_of((0, 1, 2), [torch.tensor(value) for value in (0.0, 1.0, 5.0)])
+    assert forecast.at(3, "limited") == 7
+    forecast.add(3, torch.tensor(13.0))
+    # Slopes of 4 and 8.
+    assert forecast.at(4, "limited") == 21
+    forecast.add(4, torch.tensor(12.0))
+    assert forecast.at(5, "limited") == 12
+
+
+def test_with_two_values_it_is_the_line_and_with_an_order_below_too():
+    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    for forecast in (forecast_of((0, 3), values[:2]), forecast_of((0, 1, 4), values, order=1)):
+        assert torch.equal(forecast.at(9, "limited"), forecast.at(9, "linear"))
+
+
+def test_it_is_the_line_where_slopes_agree_and_re_use_where_they_do_not_and_bounded_everywhere():
+    places = (2, 5, 7)
+    values = torch.randn(3, 5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    forecast = forecast_of(places, values)
+    found, line = forecast.at(10, "limited"), forecast.at(10, "linear")
+    before, slope = (values[1] - values[0]) / 3, (values[2] - values[1]) / 2
+    agree = (slope / before > 0.001) & (slope / before < 1.999)
+    turned = slope / before < -0.001
+    assert min(agree.sum(), turned.sum()) > 500
+    assert torch.equal(found[agree], line[agree])
+    assert torch.equal(found[turned], values[2][turned])
+    assert ((found - values[2]).abs() <= 3 * 2 * before.abs() + 1e-12).all()
+    assert ((found - values[2]).abs() <= (line - values[2]).abs()).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_it_is_right_but_for_rounding(dtype, scale):
+    values = (scale * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    found = forecast_of((0, 3, 6), values).at(8, "limited")
+    expected = forecast_of((0, 3, 6), values.double()).at(8, "limited")
+    assert found.dtype is dtype
+    # The smallest numbers of float16 are evenly spaced.
+    limits = torch.finfo(dtype)
+    spacing = limits.eps * max(values.abs().max().item(), limits.smallest_normal)
+    assert (found.double() - expected).abs().max() <= 16 * spacing
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e30])
+def test_a_sample_that_diverges_leaves_the_others_as_they_are_alone(broken):
+    values = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    diverging = values.clone()
+    diverging[1:, 2] *= broken
+    others = [0, 1, 3]
+    alone = forecast_of((0, 1, 3), values[:, others]).at(5, "limited")
+    assert torch.equal(forecast_of((0, 1, 3), diverging).at(5, "limited")[others], alone)
+
+
+def test_what_is_kept_is_counted_with_the_bounded_slope():
+    forecast = forecast_of((0, 1, 2), torch.zeros(3, 4))
+    assert forecast.bytes == 3 * 4 * 4
+    forecast.at(3, "limited")
+    assert forecast.bytes == 4 * 4 * 4
+    forecast.add(4, torch.zeros(4))
+    assert forecast.bytes == 3 * 4 * 4
+
+
+# The U-Net makes 23 noisy + timestep; the deep feature at branch 0 is 22 noisy + timestep.
+def test_a_shallow_step_gets_the_limited_deep_feature():
+    pipe = Pipeline(DummyUNet(), (0, 1, 5, 6, 7, 4, 3))
+    pipe.guidance_scale = 1.0
+    schedule = ExplicitSchedule((0, 1, 2, 5))
+    engine = apply_deepcache(pipe, DeepCacheConfig(schedule=schedule))
+    found = [pipe.call(1, step) for step in range(7)]
+    # After slopes of 1 and 4 it goes on by 2 a step; from 5 at step 2 it falls to 4, and is re-used.
+    assert found == [23, 24, 28, 30, 32, 27, 27]
+    assert engine.stats.pattern == "FFF..F."
+
+
+class Prompted(DummyUNet):
+    def forward(self, noisy, when, prompt):
+        (prediction,) = super().forward(noisy, when)
+        return (prediction + prompt * when,)
+
+
+def test_guidance_reuse_gets_the_limited_difference():
+    pipe = Pipeline(Prompted(), (0, 1, 5, 90, 90))
+    pipe.guidance_scale = 1.0
+    config = DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 2)), guidance_reuse=True)
+    engine = apply_deepcache(pipe, config)
+    # The prompt counts in the first half alone: the difference is the timestep.
+    found = [pipe.unet(torch.ones(2), timestep, torch.tensor([1.0, 0.0])) for timestep in pipe.scheduler.timesteps]
+    # Deep features of 22, 23 and 27 go on by 2 a step, and so do differences of 0, 1 and 5.
+    assert [output[0].tolist() for output in found] == [[23, 23], [25, 24], [33, 28], [37, 30], [41, 32]]
+    assert (engine.stats.pattern, engine.stats.halved_steps) == ("FFF..", 2)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "expected"), [(0.0, 14), (1.0, 14), (2.0, 14), (4.0, 12), (8.0, 11), (16.0, 10.5)]
+)
+def test_the_bound_is_tighter_at_a_higher_guidance_scale(guidance, expected):
+    forecast = Forecast(2, guidance)
+    for place, value in ((0, 0.0), (2, 2.0), (4, 10.0)):
+        forecast.add(place, torch.tensor(value))
+    # Slopes of 1 and 4, of which twice the first is left, or less.
+    assert forecast.at(6, "limited") == expected
+    # The other rules know no guidance.
+    assert forecast.at(6, "linear") == 18
+
+
+def test_a_first_slope_is_followed_less_at_a_higher_guidance_scale():
+    for guidance, expected in ((1.0, 14.0), (4.0, 12.0), (8.0, 11.0)):
+        forecast = Forecast(2, guidance)
+        for place, value in ((0, 6.0), (2, 10.0)):
+            forecast.add(place, torch.tensor(value))
+        assert forecast.at(4, "limited") == expected
