@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from DeepCache.plan import Plan
 from DeepCache.prompts import bundled_prompts
+from DeepCache.schedule import Step, StepSchedule
 from DeepCache.tune import Goal, TuningSettings
 from tests.tune.made_up_plan import made_up_plan
 from tests.tune.small_pipeline import small_pipeline
@@ -61,7 +63,7 @@ def test_the_shipped_model_is_tuned(run):
     assert result.exit_code == 0, result.stderr
     plan = Plan.from_file("plan.json")
     assert plan.tuned["model"] == "shapes"
-    assert plan.tuned["guidance"] == 2
+    assert plan.guidance == (2, 2)
     assert plan.results["tuning"]["measured"]["cost"] <= 0.7
     with Image.open("plan.png") as picture:
         assert picture.format == "PNG"
@@ -79,7 +81,7 @@ def test_it_shows_the_plan_beside_what_else_there_is(run, small):
     assert len(lines[1].rstrip("\n")) == len(lines[0])
     for row in (
         "prompts tuned on",
-        "prompts never seen",
+        "held-out prompts",
         "uniform, interval 2",
         f"{plan.results['held_out']['fewer_steps']['steps']} steps without DeepCache",
         "\nwithout DeepCache",
@@ -93,14 +95,14 @@ def test_it_shows_the_plan_beside_what_else_there_is(run, small):
         "how wrong each step would be …",
         "uniform schedules and fewer steps …",
         "search …",
-        "prompts it never saw …",
+        "held-out prompts …",
     ]
 
 
 def test_every_option_reaches_the_tuning(run, small, asked):
     Path("here").mkdir()
     result = run(
-        *("tune", "--speed-up", 1.6, "--scheduler", "euler", "--steps", 5, "--guidance", 2.5, "--seed", 7),
+        *("tune", "--speed-up", 1.6, "--scheduler", "euler", "--steps", 5, "--guidance", "7.5,2.5", "--seed", 7),
         *("--batch", 1, "--evaluations", 3, "--branches", "1,0", "--prompts", "prompts.txt", "--model", "other"),
         *("--tune-on", 2, "--check-on", 1, "--output", "here/fast.json", "--work", "kept"),
     )
@@ -113,7 +115,7 @@ def test_every_option_reaches_the_tuning(run, small, asked):
         steps=5,
         goal=Goal(cost=1 / 1.6),
         model="other",
-        guidance=2.5,
+        guidances=(2.5, 7.5),
         seed=7,
         batch=1,
         evaluations=3,
@@ -130,7 +132,7 @@ def test_without_prompts_those_that_come_with_the_package_are_tuned_on(run, aske
     settings = asked.settings
     assert settings.goal == Goal(psnr=20)
     assert (*settings.prompts, *settings.held_out) == bundled_prompts("shapes")[: 8 + 16]
-    assert (settings.steps, settings.guidance, settings.branches) == (50, 2, (0,))
+    assert (settings.steps, settings.guidances, settings.branches) == (50, (2,), (0,))
     assert asked.folder == Path("plan-tuning")
 
 
@@ -143,20 +145,61 @@ def test_a_prompt_that_comes_twice_counts_once(run, asked):
 
 def test_what_was_not_predicted_is_left_out_of_the_table(run, asked):
     result = run(*TINY, "--cost", 0.5)
-    (row,) = [line for line in result.stdout.splitlines() if line.startswith("prompts never seen")]
-    assert row.split()[3:] == ["28.0%", "29.0", "dB", "0.9000", "1.00"]
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("held-out prompts")]
+    assert row.split()[2:] == ["28.0%", "29.0", "dB", "0.9000", "1.00"]
     asked.plan = made_up_plan(predicted_psnr=31.0)
     result = run(*TINY, "--cost", 0.5)
-    (row,) = [line for line in result.stdout.splitlines() if line.startswith("prompts never seen")]
-    assert row.split()[3:] == ["28.0%", "31.0", "dB", "29.0", "dB", "0.9000", "1.00"]
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("held-out prompts")]
+    assert row.split()[2:] == ["28.0%", "31.0", "dB", "29.0", "dB", "0.9000", "1.00"]
+
+
+def test_the_forecast_of_each_step_is_a_digit_that_is_explained(run, asked):
+    response, limited = Step(False, forecast="response", skipped=True), Step(False, forecast="limited")
+    asked.plan = replace(asked.plan, schedule=StepSchedule((Step(True), limited, response, Step(True), response)))
+    result = run(*TINY, "--cost", 0.5)
+    assert result.stdout.splitlines()[:2] == ["steps      F·-F-", "forecast    34 4"]
+    assert "steps: F full, · shallow, - skipped. forecast: 0 none, 1 linear, 2 quadratic, 3 limited, 4 response." in (
+        result.stdout
+    )
 
 
 def test_a_uniform_schedule_that_is_nearer_on_unseen_prompts_is_told(run, asked):
     result = run(*TINY, "--cost", 0.5)
-    assert "is nearer" not in result.stdout
+    assert "is closer" not in result.stdout
     asked.plan = made_up_plan(held_out_uniform=29.5)
     result = run(*TINY, "--cost", 0.5)
-    assert "uniform, interval 4, linear, guidance reuse is nearer: tune on more prompts" in result.stdout
+    assert "uniform, interval 4, linear, guidance reuse is closer to the original: tune on more" in result.stdout
+
+
+def test_fewer_steps_that_are_better_are_recommended_at_each_guidance_scale(run, asked):
+    result = run(*TINY, "--cost", 0.5)
+    assert "without DeepCache: " not in result.stdout
+    asked.plan = made_up_plan(scales={2.0: (41.0, 30.0), 5.0: (31.0, 31.5), 7.5: (29.0, 33.25)})
+    result = run(*TINY, "--cost", 0.5, "--guidance", "2,5,7.5")
+    assert [line for line in result.stdout.splitlines() if line.startswith("At guidance")] == [
+        f"At guidance {scale} use 1 steps without DeepCache: {fewer} dB at 25.0% of the cost on the held-out prompts, "
+        f"where the plan has {own} dB at 28.0%."
+        for scale, own, fewer in ((5, "31.0", "31.5"), ("7.5", "29.0", "33.2"))
+    ]
+
+
+def test_without_guidance_fewer_steps_are_recommended_too(run, asked):
+    asked.plan = made_up_plan(scales={None: (29.0, 30.0)})
+    result = run(*TINY, "--cost", 0.5)
+    assert "\nUse 1 steps without DeepCache: 30.0 dB" in result.stdout
+
+
+def test_every_guidance_scale_has_its_row(run, asked):
+    result = run(*TINY, "--cost", 0.5)
+    assert "at guidance" not in result.stdout
+    asked.plan = made_up_plan(scales={5.0: (31.0, 20.0), 7.5: (29.0, 21.0)})
+    result = run(*TINY, "--cost", 0.5, "--guidance", "5,7.5")
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("  at guidance")]
+    assert [(row[2], row[3], row[4]) for row in rows] == [
+        *[("5", "28.0%", "31.0"), ("7.5", "28.0%", "29.0")] * 2,
+        ("5", "25.0%", "20.0"),
+        ("7.5", "25.0%", "21.0"),
+    ]
 
 
 def test_ctrl_c_loses_nothing_and_says_how_to_go_on(run, small, monkeypatch):
@@ -173,7 +216,7 @@ def test_ctrl_c_loses_nothing_and_says_how_to_go_on(run, small, monkeypatch):
     assert result.exit_code == 130
     assert "Traceback" not in result.output
     assert result.stdout == ""
-    assert result.stderr == "Stopped. The same command goes on from what is in plan-tuning.\n"
+    assert result.stderr == "Stopped. The same command resumes from what is in plan-tuning.\n"
     assert not Path("plan.json").exists()
 
     def not_again(*_):
@@ -208,6 +251,9 @@ def test_without_matplotlib_there_is_a_plan_and_no_picture(run, asked, monkeypat
         (("--speed-up", 1), ["speed-up", "above 1", "got 1"]),
         (("--speed-up", "inf"), ["cost", "between 0 and 1"]),
         (("--psnr", -3), ["psnr", "-3"]),
+        (("--psnr", 120), ["psnr must be below 120 dB", "got 120"]),
+        (("--cost", 0.3, "--guidance", "2;5"), ["guidance", "2,4,7.5", "'2;5'"]),
+        (("--cost", 0.3, "--guidance", "2,"), ["guidance", "'2,'"]),
         (("--cost", "much"), ["--cost"]),
         (("--cost", 0.3, "--tune-on", 30), ["40 different prompts", "30 to tune on", "--prompts", "--tune-on"]),
         (("--cost", 0.3, "--prompts", "nowhere.txt"), ["'nowhere.txt'"]),
@@ -235,6 +281,11 @@ def test_what_is_typed_wrong_is_told_in_one_line(run, arguments, words):
         (("--check-on", 0), ["got 1 and 0"]),
         (("--seed", -1), ["seed", "-1"]),
         (("--guidance", "nan"), ["guidance", "nan"]),
+        (("--guidance", "7.5,-1"), ["guidance", "-1"]),
+        (
+            ("--cost", 0.01),
+            ["no schedule of 4 steps meets the goal cost ≤ 0.010: the cheapest", "costs 0."],
+        ),
         (("--work", "prompts.txt"), ["'prompts.txt'"]),
     ],
 )
@@ -258,9 +309,9 @@ def test_a_branch_below_the_first_is_refused(run, asked):
 
 
 def test_a_goal_out_of_reach_and_a_folder_of_another_tuning_are_told(run, small):
-    result = run(*TINY, "--cost", 0.01)
+    result = run(*TINY, "--psnr", 119)
     assert result.exit_code == 2
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("deepcache: no schedule of 4 steps meets the goal cost ≤ 0.010: the cheapest costs 0.")
-    complain(run(*TINY, "--cost", 0.7, "--seed", 3), "'plan-tuning'", "another seed", "another folder")
+    assert last.startswith("deepcache: no schedule was found that meets the goal PSNR ≥ 119 dB; the nearest costs 0.")
+    complain(run(*TINY, "--cost", 0.7, "--seed", 3), "'plan-tuning'", "different settings (seed)", "another folder")

@@ -8,7 +8,10 @@ def measured(cost, psnr, **values):
     return {"cost": cost, "psnr": psnr, "ssim": 0.9, "seconds": 1.0, **values}
 
 
-def made_up_plan(uniform=None, predicted_psnr=None, held_out_uniform=26.5):
+def made_up_plan(uniform=None, predicted_psnr=None, held_out_uniform=26.5, fewer_steps=17.0, scales=None):
+    """One that was tuned at guidance 7.5, or at those of `scales`, with the PSNR of the plan and of fewer steps on the
+    held-out prompts at each."""
+    scales = {7.5: (29.0, fewer_steps)} if scales is None else scales
     predicted = {"cost": 0.28, "psnr": predicted_psnr}
     if uniform is None:
         uniform = [
@@ -24,13 +27,28 @@ def made_up_plan(uniform=None, predicted_psnr=None, held_out_uniform=26.5):
         scheduler={"class": "DDIMScheduler"},
         tuned={"model": "shapes", "steps": 2},
         results={
-            "tuning": {"predicted": predicted, "measured": measured(0.28, 30.0), "seconds_without": 2.0},
+            "tuning": {
+                "predicted": predicted,
+                "measured": measured(0.28, 30.0),
+                "seconds_without": 2.0,
+                "scales": [
+                    {"guidance": scale, "measured": measured(0.28, psnr)} for scale, (psnr, _) in scales.items()
+                ],
+            },
             "held_out": {
                 "predicted": predicted,
                 "measured": measured(0.28, 29.0),
                 "seconds_without": 2.0,
                 "uniform": measured(0.25, held_out_uniform, name="interval 4, linear, guidance reuse"),
-                "fewer_steps": measured(0.25, 17.0, steps=1),
+                "fewer_steps": measured(0.25, fewer_steps, steps=1),
+                "scales": [
+                    {
+                        "guidance": scale,
+                        "measured": measured(0.28, psnr),
+                        "fewer_steps": measured(0.25, fewer, steps=1),
+                    }
+                    for scale, (psnr, fewer) in scales.items()
+                ],
             },
             "frontier": {
                 "uniform": uniform,
@@ -38,4 +56,5 @@ def made_up_plan(uniform=None, predicted_psnr=None, held_out_uniform=26.5):
                 "tuned": [measured(0.2, 24.0), measured(0.3, 23.0), measured(0.28, 30.0)],
             },
         },
+        guidance=None if None in scales else (min(scales), max(scales)),
     )

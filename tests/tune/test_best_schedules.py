@@ -142,6 +142,33 @@ def test_predicted_error_is_the_sum_over_the_segments(errors):
     assert predicted_error(errors, StepSchedule((Step(True),) * STEPS)) == 0
 
 
+def test_steps_are_skipped_where_that_is_measured_and_pays(errors):
+    skipped = errors[..., :1] * 0.5
+    three = torch.cat([errors, skipped], dim=3)
+    shallow = {found.schedule for found in best_schedules(errors, BRANCH, SHARE, PRICES)}
+    for found in best_schedules(three, BRANCH, SHARE, PRICES, "limited"):
+        assert all(step.forecast == "limited" for step in found.schedule.each if step.skipped)
+        costs = [1 if step.full else 0 if step.skipped else SHARE for step in found.schedule.each]
+        costs = [
+            cost / 2 if step.guidance_reuse else cost for cost, step in zip(costs, found.schedule.each, strict=True)
+        ]
+        assert found.cost == pytest.approx(sum(costs) / STEPS)
+        assert predicted_error(three, found.schedule) == pytest.approx(found.error)
+    cheapest = best_schedules(three, BRANCH, SHARE, PRICES)[0]
+    assert cheapest.cost == pytest.approx(math.ceil(STEPS / (LONGEST + 1)) / STEPS)
+    too_wrong = torch.cat([errors, errors[..., :1] + 100], dim=3)
+    too_wrong[:, :, 0, 2] = 0
+    assert {found.schedule for found in best_schedules(too_wrong, BRANCH, SHARE, PRICES[:-1])} <= shallow
+
+
+def test_of_a_segment_of_several_kinds_the_mean_is_predicted(errors):
+    three = torch.cat([errors, 3 * errors[..., :1]], dim=3)
+    shallow, skipped = Step(False, forecast="linear"), Step(False, forecast="response", skipped=True)
+    schedule = StepSchedule((Step(True), Step(True), shallow, skipped, *[Step(True)] * 3))
+    assert predicted_error(three, schedule) == pytest.approx(2 * float(errors[1, 1, 2, 0]))
+    assert predicted_error(errors, schedule) is None
+
+
 def test_an_error_that_was_not_measured_is_not_predicted(errors):
     too_long = StepSchedule((Step(True), *[Step(False)] * (LONGEST + 1), Step(True), Step(True)))
     assert predicted_error(errors, too_long) is None

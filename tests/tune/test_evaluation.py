@@ -99,7 +99,7 @@ def test_the_file_has_one_object_a_line(bench):
     measured = bench.evaluations.schedule(SHALLOW)
     _, line = bench.path.read_text(encoding="utf-8").splitlines()
     entry = json.loads(line)
-    assert entry["prompts"] == "tuning"
+    assert (entry["prompts"], entry["guidance"]) == ("tuning", 3)
     assert entry["measured"] == measured.__dict__
 
 

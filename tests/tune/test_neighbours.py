@@ -6,6 +6,7 @@ from DeepCache.schedule import FORECASTS, Step, StepSchedule
 from DeepCache.tune.neighbours import neighbours
 
 FULL, SHALLOW = Step(True), Step(False)
+FORECASTS_OF_SHALLOW = tuple(forecast for forecast in FORECASTS if forecast != "response")
 
 
 def pattern(schedule):
@@ -16,15 +17,20 @@ def of_pattern(text, **values):
     return StepSchedule(tuple(FULL if character == "F" else Step(False, **values) for character in text))
 
 
-def any_schedule(seed, branches, guided, steps=9):
+SKIPPED = ("none", "limited", "response")
+
+
+def any_schedule(seed, branches, guided, skipped, steps=9):
     chance = random.Random(seed)
     each = [FULL]
     for _ in range(steps - 1):
         reuse = guided and chance.random() < 0.3
         if chance.random() < 0.4:
             each.append(Step(True, forecast="linear", guidance_reuse=True) if reuse else FULL)
+        elif skipped and chance.random() < 0.5:
+            each.append(Step(False, forecast=chance.choice(skipped), skipped=True))
         else:
-            each.append(Step(False, chance.choice(branches), chance.choice(FORECASTS), reuse))
+            each.append(Step(False, chance.choice(branches), chance.choice(FORECASTS_OF_SHALLOW), reuse))
     return StepSchedule(tuple(each))
 
 
@@ -35,6 +41,12 @@ def full_steps(schedule):
 def spans(schedule):
     ends = [*sorted(full_steps(schedule)), len(schedule.each)]
     return [set(range(first + 1, last)) for first, last in zip(ends, ends[1:], strict=False)]
+
+
+def suits(step, name, decided):
+    if name != "forecast":
+        return step.shallow
+    return decided.forecast in (SKIPPED if step.skipped else FORECASTS_OF_SHALLOW)
 
 
 def decision(before, after):
@@ -56,6 +68,13 @@ def decision(before, after):
         assert len(changed) == 1
         assert olds[0].guidance_reuse != news[0].guidance_reuse
         return "guidance reuse at a full step"
+    others = set(range(len(before.each))) - full_steps(before)
+    if any(old.skipped != new.skipped for old, new in changed.values()):
+        (skipped,) = {new.skipped for new in news}
+        assert len(set(news)) == 1
+        alike = {number for number, step in enumerate(before.each) if step.skipped == skipped}
+        assert len(changed) == 1 or any(set(changed) == span - alike for span in [others, *spans(before)])
+        return "kind"
     names = [
         name
         for name in ("branch", "forecast", "guidance_reuse")
@@ -63,25 +82,26 @@ def decision(before, after):
     ]
     assert len(names) == 1
     assert len({getattr(new, names[0]) for new in news}) == 1
-    # Those that are as decided already need no change.
+    # Those that are as decided already need no change, and some decisions do not suit the kind of a step.
     alike = {
         number
         for number, step in enumerate(before.each)
-        if not step.full and getattr(step, names[0]) == getattr(news[0], names[0])
+        if not step.full
+        and (getattr(step, names[0]) == getattr(news[0], names[0]) or not suits(step, names[0], news[0]))
     }
-    shallow = set(range(len(before.each))) - full_steps(before)
-    whole = [span for span in [shallow, *spans(before)] if set(changed) == span - alike]
+    whole = [span for span in [others, *spans(before)] if set(changed) == span - alike]
     assert whole or (names == ["branch"] and len(changed) == 1)
     return names[0]
 
 
+@pytest.mark.parametrize("skipped", [(), SKIPPED], ids=["shallow", "skipped"])
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("branches", [(0,), (1, 0, 3)], ids=str)
-def test_each_differs_in_one_decision_and_none_comes_twice(branches, guided):
+def test_each_differs_in_one_decision_and_none_comes_twice(branches, guided, skipped):
     kinds = set()
     for seed in range(30):
-        schedule = any_schedule(seed, branches, guided)
-        found = list(neighbours(schedule, branches, guided))
+        schedule = any_schedule(seed, branches, guided, skipped)
+        found = list(neighbours(schedule, branches, guided, skipped))
         assert len(set(found)) == len(found)
         assert schedule not in found
         for each in found:
@@ -89,11 +109,23 @@ def test_each_differs_in_one_decision_and_none_comes_twice(branches, guided):
             assert each.each[0] == FULL
             assert set(each.branches) <= set(branches)
             assert guided or not any(step.guidance_reuse for step in each.each)
+            assert all(step.forecast in skipped for step in each.each if step.skipped)
             kinds.add(decision(schedule, each))
     expected = {"moved", "removed", "added", "forecast"}
     expected |= {"branch"} if len(branches) > 1 else set()
     expected |= {"guidance_reuse", "guidance reuse at a full step"} if guided else set()
+    expected |= {"kind"} if skipped else set()
     assert kinds == expected
+
+
+def test_steps_are_skipped_and_become_shallow_one_by_one_in_a_span_and_all():
+    found = {pattern(each) for each in neighbours(of_pattern("F.F.."), [0], guided=False, skipped=SKIPPED)}
+    assert {"F-F--", "F-F..", "F.F--", "F.F-.", "F.F.-"} <= found
+    skipped = StepSchedule(
+        tuple(FULL if sign == "F" else Step(False, forecast="none", skipped=True) for sign in "F-F--")
+    )
+    found = {pattern(each) for each in neighbours(skipped, [0], guided=False, skipped=SKIPPED)}
+    assert {"F.F..", "F.F--", "F-F..", "F-F.-", "F-F-.", "F----", "F-.--"} <= found
 
 
 def test_full_steps_are_moved_taken_away_and_added():

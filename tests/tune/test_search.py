@@ -158,6 +158,7 @@ def test_a_start_that_misses_the_goal_is_left_for_one_that_meets_it():
         ({"cost": math.nan}, "cost .* got nan"),
         ({"psnr": 0}, "psnr must be a number of dB above 0, got 0"),
         ({"psnr": -3}, "psnr .* got -3"),
+        ({"psnr": 120}, "psnr must be below 120 dB, which stands for images identical .*, got 120"),
         ({"psnr": math.inf}, "psnr .* got inf"),
         ({"psnr": math.nan}, "psnr .* got nan"),
     ],

@@ -26,7 +26,7 @@ def settings_for(goal=COST, **values):
             "steps": STEPS,
             "goal": goal,
             "model": "small",
-            "guidance": 3.0,
+            "guidances": (3.0,),
             "evaluations": 2,
         }
         | values
@@ -108,6 +108,8 @@ def test_results_tell_of_both_sets_of_prompts_and_of_what_else_there_is(bench):
     for name in ("tuning", "held_out"):
         assert set(results[name]["predicted"]) == {"cost", "psnr"}
         assert set(results[name]["measured"]) == {"cost", "psnr", "ssim", "seconds"}
+        (scale,) = results[name]["scales"]
+        assert (scale["guidance"], scale["measured"]) == (3, results[name]["measured"])
         assert results[name]["seconds_without"] > 0
     tuning, held_out = results["tuning"]["measured"], results["held_out"]["measured"]
     assert held_out["cost"] == pytest.approx(tuning["cost"])
@@ -120,8 +122,12 @@ def test_results_tell_of_both_sets_of_prompts_and_of_what_else_there_is(bench):
 
 def test_the_frontier_has_uniform_schedules_fewer_steps_and_tuned_ones(bench):
     frontier = bench.plan.results["frontier"]
-    orders = ("none", "linear", "linear, guidance reuse", "quadratic")
-    assert [each["name"] for each in frontier["uniform"]] == [f"interval {i}, {o}" for i in (2, 3) for o in orders]
+    assert {each["name"].partition(", ")[2] for each in frontier["uniform"]} == {
+        *("none", "linear", "linear, guidance reuse", "quadratic", "limited", "limited, guidance reuse"),
+        *("skipped, limited", "skipped, response"),
+    }
+    assert {each["name"].partition(",")[0] for each in frontier["uniform"]} == {"interval 2", "interval 3"}
+    assert all(0.3 <= each["cost"] <= 0.6 for each in frontier["uniform"])
     assert [each["steps"] for each in frontier["fewer_steps"]] == [4, 3, 2]
     assert frontier["tuned"][-1] == bench.plan.results["tuning"]["measured"]
     assert len(frontier["tuned"]) > 1
@@ -132,7 +138,8 @@ def test_the_plan_says_what_it_is_for_and_how_it_was_made(bench):
     assert plan.scheduler["class"] == "DDIMScheduler"
     assert plan.model["unet"] == "UNet2DConditionModel"
     tuned = plan.tuned
-    assert (tuned["model"], tuned["steps"], tuned["guidance"], tuned["seed"]) == ("small", STEPS, 3.0, 0)
+    assert (tuned["model"], tuned["steps"], tuned["guidances"], tuned["seed"]) == ("small", STEPS, [3.0], 0)
+    assert plan.guidance == (3, 3)
     assert tuned["goal"] == {"cost": 0.6, "psnr": None}
     assert (tuned["prompts"], tuned["held_out"]) == (list(PROMPTS[:2]), list(PROMPTS[2:]))
     assert tuned["dtype"] == "float32"
@@ -165,7 +172,7 @@ def test_progress_rises_and_ends_with_nothing_left(bench):
         "how wrong each step would be",
         "uniform schedules and fewer steps",
         "search",
-        "prompts it never saw",
+        "held-out prompts",
     ]
     # Less is left out of a long run, which this is not.
     assert done[-1] > progress[-1].total / 2
@@ -195,20 +202,42 @@ def test_another_goal_starts_from_what_is_known(goal, bench, counts):
     assert all(goal.psnr or each["psnr"] <= measured["psnr"] for each in uniform)
 
 
+def test_a_goal_close_to_identical_images_takes_full_steps(bench):
+    plan = bench.tune(Goal(psnr=119))
+    assert plan.results["tuning"]["measured"]["psnr"] >= 119
+
+
 @pytest.mark.parametrize(
-    ("goal", "message"),
+    ("values", "message"),
     [
-        (Goal(cost=0.01), r"^no schedule of 6 steps meets the goal cost ≤ 0\.010: the cheapest costs 0\.\d{3}$"),
         (
-            Goal(psnr=500),
-            r"^no schedule was found that meets the goal PSNR ≥ 500 dB; the nearest costs 0\.\d{3} at \d+\.\d dB$",
+            {"goal": Goal(cost=0.01)},
+            r"^no schedule of 6 steps meets the goal cost ≤ 0\.010: the cheapest, .* 0\.\d{3}$",
         ),
+        ({"goal": Goal(cost=0.16), "guidances": (1.0, 3.0)}, "the cheapest, with one full step, costs 0.167$"),
     ],
-    ids=str,
 )
-def test_a_goal_that_cannot_be_reached_is_told(goal, message, bench):
+def test_a_cost_that_no_schedule_can_have_is_refused_before_the_unet_runs(values, message, tmp_path):
+    bench = Bench(tmp_path / "tuning")
+    ran = []
+    bench.pipe.unet.conv_in.register_forward_hook(lambda *_: ran.append(1))
     with pytest.raises(ValueError, match=message):
-        bench.tune(goal)
+        bench.tune(**values)
+    assert not ran
+    assert not bench.progress
+    assert not bench.folder.exists()
+    painter_of(bench.pipe, steps=1).draw()
+    assert ran
+
+
+def test_the_least_cost_that_is_named_can_be_had(tmp_path):
+    bench = Bench(tmp_path / "tuning")
+    with pytest.raises(ValueError, match="costs") as caught:
+        bench.tune(Goal(cost=0.01))
+    least = float(str(caught.value).rpartition(" ")[2]) + 0.0005
+    plan = bench.tune(Goal(cost=least), evaluations=1)
+    assert plan.schedule.pattern(STEPS) == "F-----"
+    assert plan.results["tuning"]["measured"]["cost"] <= least
 
 
 def with_scheduler(pipe):
@@ -216,12 +245,13 @@ def with_scheduler(pipe):
     return pipe
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     ("pipe", "values", "names"),
     [
         (small_pipeline, {"steps": 7}, "steps"),
         (small_pipeline, {"prompts": PROMPTS[:1], "seed": 3}, "prompts, seed"),
-        (small_pipeline, {"guidance": 2.0}, "guidance"),
+        (small_pipeline, {"guidances": (2.0,)}, "guidances"),
         (small_pipeline, {"model": "another"}, "model"),
         (small_pipeline, {"branches": (1,)}, "branches"),
         (lambda: small_pipeline(seed=1), {}, "unet"),
@@ -231,7 +261,9 @@ def with_scheduler(pipe):
 )
 def test_a_folder_of_another_tuning_is_refused_and_says_in_what_it_differs(pipe, values, names, bench):
     before = {path.name: path.read_bytes() for path in bench.folder.iterdir()}
-    with pytest.raises(ValueError, match=f"here' holds what was measured with another {names}; give another folder"):
+    with pytest.raises(
+        ValueError, match=rf"here' was measured with different settings \({names}\); give another folder"
+    ):
         Bench(bench.folder, pipe()).tune(**values)
     assert {path.name: path.read_bytes() for path in bench.folder.iterdir()} == before
 
@@ -268,7 +300,7 @@ def test_stopped_at_any_moment_it_goes_on_where_it_was(tmp_path, counts):
         ("uniform schedules and fewer steps", 4),
         ("search", 1),
         ("search", 2),
-        ("prompts it never saw", 2),
+        ("held-out prompts", 2),
     ):
         stop_at(stage, event)
     plan = bench.tune(**values)
@@ -292,19 +324,74 @@ def test_segments_that_were_not_saved_to_the_end_do_not_count(bench, counts, tmp
 
 
 def test_without_guidance_there_is_no_guidance_reuse(tmp_path):
-    plan = Bench(tmp_path).tune(Goal(cost=0.8), guidance=1.0, steps=4)
+    plan = Bench(tmp_path).tune(Goal(cost=0.8), guidances=(1.0,), steps=4)
     assert not any(step.guidance_reuse for step in plan.schedule.each)
     assert [each["name"] for each in plan.results["frontier"]["uniform"]] == [
-        f"interval 2, {order}" for order in ("none", "linear", "quadratic")
+        f"interval 2, {kind}"
+        for kind in ("none", "linear", "quadratic", "limited", "skipped, limited", "skipped, response")
     ]
     assert plan.results["tuning"]["measured"]["cost"] <= 0.8
+
+
+@pytest.fixture(scope="module")
+def two_scales(tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("two scales"))
+    bench.plan = bench.tune(guidances=(6.0, 2.0))
+    return bench
+
+
+def test_at_several_guidance_scales_the_mean_decides_and_each_is_shown(two_scales):
+    plan = two_scales.plan
+    assert plan.guidance == (2, 6)
+    assert plan.tuned["guidances"] == [2, 6]
+    for name, prompts, seed in (("tuning", PROMPTS[:2], 0), ("held_out", PROMPTS[2:], 2)):
+        result = plan.results[name]
+        assert [scale["guidance"] for scale in result["scales"]] == [2, 6]
+        measured = [scale["measured"] for scale in result["scales"]]
+        for key in ("cost", "psnr", "ssim"):
+            assert result["measured"][key] == pytest.approx((measured[0][key] + measured[1][key]) / 2)
+        assert result["measured"]["seconds"] == sum(each["seconds"] for each in measured)
+        for scale in result["scales"]:
+            painter = painter_of(two_scales.pipe, prompts, STEPS, scale["guidance"], seed)
+            reference = painter.draw()
+            apply_deepcache(two_scales.pipe, DeepCacheConfig(plan=plan))
+            images = painter.draw()
+            remove_deepcache(two_scales.pipe)
+            assert psnr(images, reference).mean().item() == pytest.approx(scale["measured"]["psnr"], abs=0.01)
+    assert measured[0]["psnr"] != measured[1]["psnr"]
+    fewer = [scale["fewer_steps"] for scale in plan.results["held_out"]["scales"]]
+    both = plan.results["held_out"]["fewer_steps"]
+    assert both["steps"] == fewer[0]["steps"] == fewer[1]["steps"]
+    assert both["psnr"] == pytest.approx((fewer[0]["psnr"] + fewer[1]["psnr"]) / 2)
+
+
+def test_what_is_known_of_several_guidance_scales_is_not_measured_again(two_scales, counts):
+    again = two_scales.tune(guidances=(2.0, 6.0))
+    assert (counts.segments, counts.drawn) == (0, [])
+    assert without_seconds(again.to_dict()) == without_seconds(two_scales.plan.to_dict())
+    with pytest.raises(ValueError, match=r"was measured with different settings \(guidances\)"):
+        two_scales.tune(guidances=(2.0,))
+
+
+def test_with_one_scale_that_is_not_guided_there_is_no_guidance_reuse(tmp_path):
+    plan = Bench(tmp_path).tune(Goal(cost=0.8), guidances=(1.0, 3.0), steps=4, evaluations=1)
+    assert not any(step.guidance_reuse for step in plan.schedule.each)
+    assert plan.guidance == (1, 3)
+    assert plan.results["tuning"]["measured"]["cost"] <= 0.8
+
+
+def test_without_a_guidance_scale_the_pipelines_own_is_taken_and_recorded(tmp_path):
+    plan = Bench(tmp_path).tune(Goal(cost=0.8), guidances=(), steps=4, evaluations=0)
+    assert plan.tuned["guidances"] == []
+    assert plan.guidance == (7.5, 7.5)
+    assert [scale["guidance"] for scale in plan.results["held_out"]["scales"]] == [7.5]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_scheduler_of_the_second_order_is_tuned_over_all_its_calls(tmp_path):
     pipe = small_pipeline()
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
-    plan = Bench(tmp_path, pipe).tune(steps=4, branches=(0, 1), guidance=1.0, evaluations=1)
+    plan = Bench(tmp_path, pipe).tune(steps=4, branches=(0, 1), guidances=(1.0,), evaluations=1)
     assert len(plan.schedule.each) == 7
     assert set(plan.schedule.branches) <= {0, 1}
     assert plan.results["tuning"]["measured"]["cost"] <= 0.6
@@ -322,6 +409,8 @@ def test_a_scheduler_of_the_second_order_is_tuned_over_all_its_calls(tmp_path):
         ({"steps": 3}, "steps must be 4 or more, got 3"),
         ({"batch": 0}, "batch must be 1 or more, got 0"),
         ({"evaluations": -1}, "evaluations must be 0 or more, got -1"),
+        ({"guidances": (2.0, -1.0)}, "guidance must be a number from 0, got -1"),
+        ({"guidances": (float("inf"),)}, "guidance must be a number from 0, got inf"),
         ({"branches": ()}, "branches must name one skip branch or more, got none"),
         pytest.param(
             {"branches": (0, -1)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Guidance, Model, Scheduler, check_output, numbers
+from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Scheduler, check_output, guidance_scales, numbers
 from DeepCache.cli.progress import WorkDisplay
 
 if TYPE_CHECKING:
@@ -44,7 +45,16 @@ def tune_command(
     model: Model = "shapes",
     scheduler: Scheduler = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=MODEL_PANEL)] = 50,
-    guidance: Guidance = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALES",
+            help="Guidance scales, such as 7.5 or 5,7.5: every prompt counts at each, and the plan holds from the "
+            "lowest to the highest.",
+            show_default="recommended for the model",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     prompt_file: Annotated[
@@ -96,8 +106,8 @@ def tune_command(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where to keep what was measured: the same command goes on where it was stopped, and another goal "
-            "starts from what is known.",
+            help="Where to keep what was measured: the same command resumes, and another goal starts from what is "
+            "known.",
             show_default="named after the plan, ending in -tuning",
             rich_help_panel=_OUTPUT,
         ),
@@ -106,9 +116,10 @@ def tune_command(
     """Tune a plan: which steps are full, and what each shallow step does.
 
     Searches on a few prompts, checks the winner on others, and writes a small JSON file for `deepcache generate --plan`
-    and `helper.set_params(plan=…)`. Ctrl-C loses nothing: the same command goes on.
+    and `helper.set_params(plan=…)`. A plan is for one model, scheduler and number of steps, and for the guidance scales
+    it was tuned at. Ctrl-C loses nothing: the same command resumes.
 
-    Example: deepcache tune --scheduler ddim --steps 50 --cost 0.3 --output plan.json
+    Example: deepcache tune --scheduler ddim --steps 50 --cost 0.3 --guidance 5,7.5 --output plan.json
     """
     from DeepCache.generation import GenerationSettings, check_against_pipeline
     from DeepCache.prompts import bundled_prompts, read_prompts
@@ -127,6 +138,7 @@ def tune_command(
             "wanted; give more with --prompts, or lower --tune-on or --check-on"
         )
     branch_numbers = numbers("branches", branches)
+    guidances = None if guidance is None else guidance_scales(guidance)
     check_output(output, "the plan", "plan.json")
     if output.suffix == ".png":
         raise ValueError(f"{str(output)!r} is where the picture would go: give a name for the plan such as plan.json")
@@ -140,27 +152,29 @@ def tune_command(
     pipe = load(model, dtype=dtype, device=device, console=stderr)
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
+    if guidances is None:
+        recommended = recommended_guidance(model, pipe)
+        guidances = () if recommended is None else (recommended,)
     settings = TuningSettings(
         prompts=prompts[:tune_on],
         held_out=prompts[tune_on : tune_on + check_on],
         steps=steps,
         goal=goal,
         model=model,
-        guidance=guidance if guidance is not None else recommended_guidance(model, pipe),
+        guidances=guidances,
         seed=seed,
         batch=batch,
         evaluations=evaluations,
         branches=branch_numbers,
     )
-    check_against_pipeline(
-        GenerationSettings(prompts=settings.prompts, steps=steps, guidance=settings.guidance, seed=seed), pipe
-    )
+    lowest = settings.scales[0]
+    check_against_pipeline(GenerationSettings(prompts=settings.prompts, steps=steps, guidance=lowest, seed=seed), pipe)
     folder = work if work is not None else output.with_name(f"{output.stem}-tuning")
     try:
         with WorkDisplay(stderr) as display:
             plan = tune(pipe, settings, folder, display)
     except KeyboardInterrupt:
-        stderr.print(f"Stopped. The same command goes on from what is in {folder}.", soft_wrap=True, highlight=False)
+        stderr.print(f"Stopped. The same command resumes from what is in {folder}.", soft_wrap=True, highlight=False)
         raise typer.Exit(130) from None
     plan.to_file(output)
     picture: Path | None = output.with_suffix(".png")
@@ -175,13 +189,15 @@ def tune_command(
 
 
 def _print_plan(plan: Plan) -> None:
+    from DeepCache.schedule import FORECASTS
+
     console = Console()
     lines = plan.schedule.to_dict()
     halved = lines["guidance_reuse"]
-    orders = "".join(" " if step.full else str(step.order) for step in plan.schedule.each)
+    forecasts = "".join(" " if step.full else str(FORECASTS.index(step.forecast)) for step in plan.schedule.each)
     console.print(
         f"steps      {plan.schedule.pattern(len(plan.schedule.each)).replace('.', '·')}\n"
-        f"forecast   {orders}\n" + (f"guidance   {halved.replace('.', ' ')}\n" if "x" in halved else ""),
+        f"forecast   {forecasts}\n" + (f"guidance   {halved.replace('.', ' ')}\n" if "x" in halved else ""),
         highlight=False,
         soft_wrap=True,
     )
@@ -190,33 +206,48 @@ def _print_plan(plan: Plan) -> None:
         # The names may wrap, the figures never.
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     tuning, unseen = plan.results["tuning"], plan.results["held_out"]
-    for name, result in (("prompts tuned on", tuning), ("prompts never seen", unseen)):
-        predicted = result["predicted"]["psnr"]
-        table.add_row(name, *_figures(result["measured"], predicted), end_section=name == "prompts never seen")
+    several = len(unseen["scales"]) > 1
+    for name, result in (("prompts tuned on", tuning), ("held-out prompts", unseen)):
+        table.add_row(name, *_figures(result["measured"], result["predicted"]["psnr"]))
+        for scale in result["scales"] if several else ():
+            table.add_row(f"  at guidance {scale['guidance']:g}", *_figures(scale["measured"]))
+    table.add_section()
     if "uniform" in unseen:
         table.add_row(f"uniform, {unseen['uniform']['name']}", *_figures(unseen["uniform"]))
     fewer = unseen["fewer_steps"]
     table.add_row(f"{fewer['steps']} steps without DeepCache", *_figures(fewer))
+    for scale in unseen["scales"] if several else ():
+        table.add_row(f"  at guidance {scale['guidance']:g}", *_figures(scale["fewer_steps"]))
     table.add_row("without DeepCache", "100.0%", "", "", "", f"{unseen['seconds_without']:.2f}")
     console.print(table)
-    if "uniform" in unseen and unseen["uniform"]["psnr"] > unseen["measured"]["psnr"]:
-        console.print(
-            f"On the prompts never seen, uniform, {unseen['uniform']['name']} is nearer: tune on more prompts "
-            "(--tune-on), or use that.",
-            soft_wrap=True,
-        )
-    if fewer["psnr"] > unseen["measured"]["psnr"]:
-        console.print(
-            f"At this cost {fewer['steps']} steps without DeepCache come nearer on the prompts never seen.",
-            soft_wrap=True,
-        )
+    for line in _advice(unseen):
+        console.print(line, soft_wrap=True, highlight=False)
+    digits = ", ".join(f"{digit} {name}" for digit, name in enumerate(FORECASTS))
     console.print(
-        "\nforecast: 0 re-use, 1 linear, 2 quadratic. guidance: x where half of the guided batch runs. Below the line: "
-        "other ways to draw the prompts never seen.\n",
+        f"\nsteps: F full, · shallow, - skipped. forecast: {digits}. guidance: x where half of the guided batch runs. "
+        "Below the line: other ways to generate the held-out prompts.\n",
         style="dim",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _advice(unseen: Mapping[str, Any]) -> Iterator[str]:
+    """What is better than the plan on the held-out prompts."""
+    measured = unseen["measured"]
+    if "uniform" in unseen and unseen["uniform"]["psnr"] > measured["psnr"]:
+        yield (
+            f"On the held-out prompts uniform, {unseen['uniform']['name']} is closer to the original: tune on more "
+            "prompts (--tune-on), or use that."
+        )
+    for scale in unseen["scales"]:
+        fewer, own = scale["fewer_steps"], scale["measured"]
+        if fewer["psnr"] > own["psnr"]:
+            start = "Use" if scale["guidance"] is None else f"At guidance {scale['guidance']:g} use"
+            yield (
+                f"{start} {fewer['steps']} steps without DeepCache: {fewer['psnr']:.1f} dB at {fewer['cost']:.1%} of "
+                f"the cost on the held-out prompts, where the plan has {own['psnr']:.1f} dB at {own['cost']:.1%}."
+            )
 
 
 def _figures(measured: Any, predicted: float | None = None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
@@ -12,7 +13,7 @@ from DeepCache.schedule import Step, StepSchedule
 
 __all__ = ["ExpectedSchedule", "best_schedules", "predicted_error"]
 
-_NO_REUSE, _REUSE = 0, 1
+_SHALLOW, _REUSE, _SKIPPED = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,32 @@ class ExpectedSchedule:
     error: float
 
 
-def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequence[float]) -> list[ExpectedSchedule]:
+def best_schedules(
+    errors: torch.Tensor, branch: int, share: float, prices: Sequence[float], skipped: str = "response"
+) -> list[ExpectedSchedule]:
     """The schedules that no other beats both in cost and in error, as far as the given prices find them.
 
     For each price the dynamic programme finds the schedule of least error + price x cost. Its state is a full step and
     how long before it the last one was, since that decides what can be forecast from the two.
 
     Args:
-        errors: (steps, gaps, lengths, reuse): what each segment adds to the error; see `measure_segments`.
+        errors: (steps, gaps, lengths, kinds): what each segment adds to the error; see `SegmentErrors.measure`. Without
+            the third kind no step is skipped.
         branch: the skip branch of shallow steps.
         share: cost of a shallow step as a share of that of a full one.
         prices: errors that the whole cost of a run is worth.
+        skipped: the forecast of skipped steps.
 
     Returns:
         From the cheapest to the dearest.
     """
     steps = errors.shape[0]
-    # [b, g, m, option]: a segment may do without the forecast, and without guidance reuse.
-    options = torch.stack([errors[:, :1].expand_as(errors), errors], dim=3).flatten(3)
+    # [b, g, m, option]: shallow steps may do without the forecast; then those with it, then skipped ones.
+    without = errors[:, :1, :, :_SKIPPED].expand(-1, errors.shape[1], -1, -1)
+    options = torch.cat([without, errors], dim=3)
     lengths = torch.arange(errors.shape[2], dtype=errors.dtype)
-    shallow_costs = torch.tensor([share, share / 2] * 2, dtype=errors.dtype)
-    costs = (1 + lengths[:, None] * shallow_costs) / steps
+    costs_between = torch.tensor([share, share / 2, share, share / 2, 0.0], dtype=errors.dtype)[: options.shape[3]]
+    costs = (1 + lengths[:, None] * costs_between) / steps
     found: dict[StepSchedule, ExpectedSchedule] = {}
     for price in prices:
         best, chosen = (options + price * costs).min(dim=3)
@@ -61,9 +67,12 @@ def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequ
             option = int(chosen[full, gap, length])
             error += float(options[full, gap, length, option])
             cost += float(costs[length, option])
-            forecast = "linear" if option // 2 and gap else "none"
             each.append(Step(True))
-            each += [Step(False, branch, forecast, option % 2 == _REUSE)] * length
+            if option == 2 + _SKIPPED:
+                each += [Step(False, forecast=skipped, skipped=True)] * length
+            else:
+                forecast = "linear" if option // 2 and gap else "none"
+                each += [Step(False, branch, forecast, option % 2 == _REUSE)] * length
         schedule = StepSchedule(tuple(each))
         found[schedule] = ExpectedSchedule(schedule, cost, error)
     ordered = sorted(found.values(), key=lambda found: (found.cost, found.error))
@@ -77,22 +86,28 @@ def best_schedules(errors: torch.Tensor, branch: int, share: float, prices: Sequ
 
 
 def predicted_error(errors: torch.Tensor, schedule: StepSchedule) -> float | None:
-    """The sum of the errors of a schedule's segments; None where one was not measured."""
+    """The sum of the errors of a schedule's segments; None where one was not measured.
+
+    Where the steps of a segment are of several kinds, its error is the mean of what it would be with each.
+    """
     full_steps = [number for number, step in enumerate(schedule.each) if step.full]
-    total, last = 0.0, None
+    total, last = 0.0, 0
     for full, following in zip(full_steps, [*full_steps[1:], len(schedule.each)], strict=True):
-        length = following - full - 1
-        first = schedule.each[full + 1] if length else Step(True)
-        gap = full - last if last is not None and first.forecast != "none" else 0
+        length, gap = following - full - 1, full - last
         last = full
-        if gap >= errors.shape[1] or length >= errors.shape[2]:
-            return None
-        total += float(errors[full, gap, length, _REUSE if first.guidance_reuse else _NO_REUSE])
+        found = []
+        for step in schedule.each[full + 1 : following]:
+            kind = _SKIPPED if step.skipped else _REUSE if step.guidance_reuse else _SHALLOW
+            reached = gap if step.forecast != "none" else 0
+            if reached >= errors.shape[1] or length >= errors.shape[2] or kind >= errors.shape[3]:
+                return None
+            found.append(float(errors[full, reached, length, kind]))
+        total += fmean(found) if found else 0.0
     return total
 
 
 def _cheapest_path(segment: list[list[list[float]]]) -> list[tuple[int, int, int]]:
-    """The segments (full step, gap before it, shallow steps after it) of least sum that fill the run."""
+    """The segments (full step, gap before it, other steps after it) of least sum that fill the run."""
     steps, gaps, lengths = len(segment), len(segment[0]), len(segment[0][0])
     totals = [[math.inf] * gaps for _ in range(steps)]
     totals[0][0] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,16 +18,16 @@ from DeepCache.generation.painter import Painter
 from DeepCache.metrics import psnr, ssim
 from DeepCache.schedule import StepSchedule
 
-__all__ = ["Evaluations", "Measured"]
+__all__ = ["IDENTICAL", "Evaluations", "MeanEvaluations", "Measured", "mean_of"]
 
-# What two identical images count as, so that a mean can be taken.
-_IDENTICAL = 120.0
+IDENTICAL = 120.0
+"""The PSNR in dB that two identical images count as, so that a mean can be taken."""
 _REFERENCE = "without DeepCache"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What drawing all prompts in one way gave.
+    """What generating all prompts in one way gave.
 
     Args:
         cost: multiply-accumulates of the U-Net as a share of those without DeepCache.
@@ -43,17 +43,18 @@ class Measured:
 
 
 class Evaluations:
-    """Draws and measures, each setting once; what was measured is kept in a file of one JSON object a line.
+    """Draws and measures at one guidance scale, each setting once; what was measured is kept in a file of one JSON
+    object a line.
 
     Args:
         painter: draws the prompts.
-        path: the file; what is there already is not drawn again.
+        path: the file; what is there already is not drawn again. It may hold other guidance scales too.
         name: tells the prompts from others in the same file.
         on_work: told the share of a drawing without DeepCache that was done.
     """
 
     def __init__(self, painter: Painter, path: Path, name: str, on_work: Callable[[float], None]) -> None:
-        self._painter = painter
+        self.painter = painter
         self._path = path
         self._name = name
         self._on_work = on_work
@@ -66,7 +67,7 @@ class Evaluations:
             path.write_text(text, encoding="utf-8")
         for line in text.splitlines():
             entry = json.loads(line)
-            if entry["prompts"] == name:
+            if (entry["prompts"], entry["guidance"]) == (name, painter.guidance):
                 self._known[entry["key"]] = Measured(**entry["measured"])
 
     @property
@@ -82,7 +83,7 @@ class Evaluations:
         """Takes the images without DeepCache from where they were drawn already."""
         self._reference = images
         if _REFERENCE not in self._known:
-            self._remember(_REFERENCE, Measured(1.0, _IDENTICAL, 1.0, seconds))
+            self._remember(_REFERENCE, Measured(1.0, IDENTICAL, 1.0, seconds))
 
     @property
     def seconds_of_reference(self) -> float:
@@ -101,10 +102,10 @@ class Evaluations:
 
     def fewer_steps(self, steps: int) -> Measured:
         """Measures that many steps without DeepCache."""
-        return self._measure(f"{steps} steps", lambda: (*self._timed(steps), steps / self._painter.steps))
+        return self._measure(f"{steps} steps", lambda: (*self._timed(steps), steps / self.painter.steps))
 
     def _draw(self, schedule: StepSchedule) -> tuple[torch.Tensor, float, float]:
-        pipe = self._painter.pipe
+        pipe = self.painter.pipe
         engine = apply_deepcache(pipe, DeepCacheConfig(schedule=schedule))
         try:
             images, seconds = self._timed()
@@ -117,7 +118,7 @@ class Evaluations:
 
     def _timed(self, steps: int | None = None) -> tuple[torch.Tensor, float]:
         start = perf_counter()
-        images = self._painter.draw(steps)
+        images = self.painter.draw(steps)
         return images, perf_counter() - start
 
     def _measure(self, key: str, draw: Callable[[], tuple[torch.Tensor, float, float]]) -> Measured:
@@ -125,18 +126,66 @@ class Evaluations:
         if key not in self._known:
             reference = self.reference
             images, seconds, cost = draw()
-            fidelity = fmean(min(value, _IDENTICAL) for value in psnr(images, reference).tolist())
+            fidelity = fmean(min(value, IDENTICAL) for value in psnr(images, reference).tolist())
             self._remember(key, Measured(cost, fidelity, fmean(ssim(images, reference).tolist()), seconds))
             self._on_work(cost)
         return self._known[key]
 
     def _remember(self, key: str, measured: Measured) -> None:
         self._known[key] = measured
-        entry: dict[str, Any] = {"prompts": self._name, "key": key, "measured": asdict(measured)}
+        entry: dict[str, Any] = {
+            "prompts": self._name,
+            "guidance": self.painter.guidance,
+            "key": key,
+            "measured": asdict(measured),
+        }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 
+class MeanEvaluations:
+    """Measures at several guidance scales and takes the mean.
+
+    Args:
+        each: the evaluations at each scale, of as many prompts.
+    """
+
+    def __init__(self, each: Sequence[Evaluations]) -> None:
+        self.each = tuple(each)
+
+    @property
+    def seconds_of_reference(self) -> float:
+        """What drawing without DeepCache took, at all scales together."""
+        return sum(each.seconds_of_reference for each in self.each)
+
+    def known(self, schedule: StepSchedule) -> bool:
+        """Whether the schedule was measured already, at all scales."""
+        return all(each.known(schedule) for each in self.each)
+
+    def schedule(self, schedule: StepSchedule) -> Measured:
+        """Measures a schedule."""
+        return mean_of([each.schedule(schedule) for each in self.each])
+
+    def fewer_steps(self, steps: int) -> Measured:
+        """Measures that many steps without DeepCache."""
+        return mean_of([each.fewer_steps(steps) for each in self.each])
+
+
+def mean_of(measured: Sequence[Measured]) -> Measured:
+    """The mean of what was measured at several guidance scales; of the seconds the sum.
+
+    Example:
+        >>> mean_of([Measured(0.5, 30.0, 0.9, 1.0), Measured(0.5, 20.0, 0.7, 2.0)])
+        Measured(cost=0.5, psnr=25.0, ssim=0.8, seconds=3.0)
+    """
+    return Measured(
+        cost=fmean(each.cost for each in measured),
+        psnr=fmean(each.psnr for each in measured),
+        ssim=fmean(each.ssim for each in measured),
+        seconds=sum(each.seconds for each in measured),
+    )
+
+
 def _key(schedule: StepSchedule) -> str:
-    values = schedule.to_dict()
-    return " ".join(str(values[name]) for name in ("full", "branch", "forecast", "guidance_reuse"))
+    # Each thing that a schedule says of its steps is a line.
+    return " ".join(str(line) for name, line in schedule.to_dict().items() if name != "kind")

@@ -10,20 +10,22 @@ from DeepCache.plan import Plan
 
 __all__ = ["draw_frontier"]
 
-# Okabe and Ito's colours, which people who see few colours tell apart.
-_COLOURS = {"none": "#999999", "linear": "#0072b2", "quadratic": "#56b4e9", "reuse": "#009e73"}
-_FEWER, _TUNED = "#e69f00", "#d55e00"
-_NAMES = {
-    "none": "uniform, re-use",
-    "linear": "uniform, linear",
-    "quadratic": "uniform, quadratic",
-    "reuse": "uniform, linear, guidance reuse",
+# Okabe and Ito's colours, which people who see few colours tell apart; a dotted line is that of guidance reuse.
+_COLOURS = {
+    "none": "#999999",
+    "linear": "#0072b2",
+    "quadratic": "#56b4e9",
+    "limited": "#009e73",
+    "skipped, limited": "#cc79a7",
+    "skipped, response": "#f0e442",
 }
+_FEWER, _TUNED = "#e69f00", "#d55e00"
+_REUSE = ", guidance reuse"
 
 
 def draw_frontier(plan: Plan, path: str | Path) -> None:
-    """Draws what a tuning measured on its prompts: tuned schedules, uniform ones of every interval and order, fewer
-    steps; and the plan on the prompts that it never saw.
+    """Draws what a tuning measured on its prompts: tuned schedules, uniform ones of every kind, fewer
+    steps; and the plan on held-out prompts. Where it was tuned at several guidance scales, these are the means.
 
     Args:
         plan: a plan that `tune` made.
@@ -40,27 +42,29 @@ def draw_frontier(plan: Plan, path: str | Path) -> None:
     frontier = plan.results["frontier"]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for kind, colour in _COLOURS.items():
-        points = [each for each in frontier["uniform"] if _kind(each["name"]) == kind]
-        axes.plot(*_curve(points), "o-", color=colour, label=_NAMES[kind], markersize=4)
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for each in frontier["uniform"]:
+        kinds.setdefault(each["name"].partition(", ")[2], []).append(each)
+    for kind, points in kinds.items():
+        colour = _COLOURS[kind.removesuffix(_REUSE)]
+        style = "o:" if kind.endswith(_REUSE) else "o-"
+        axes.plot(*_curve(points), style, color=colour, label=f"uniform, {kind}", markersize=4)
     axes.plot(*_curve(frontier["fewer_steps"]), "s--", color=_FEWER, label="fewer steps", markersize=4)
     axes.plot(*_curve(_best(frontier["tuned"])), "o-", color=_TUNED, label="tuned", markersize=4)
     measured, unseen = plan.results["tuning"]["measured"], plan.results["held_out"]["measured"]
     axes.plot(measured["cost"], measured["psnr"], "*", color=_TUNED, markersize=16, label="the plan")
-    axes.plot(unseen["cost"], unseen["psnr"], "D", color="black", markersize=6, label="the plan, unseen prompts")
+    axes.plot(unseen["cost"], unseen["psnr"], "D", color="black", markersize=6, label="the plan, held-out prompts")
     axes.set_xlabel("multiply-accumulates of the U-Net, share of those without DeepCache")
     axes.set_ylabel("PSNR against no caching, dB")
     tuned = plan.tuned
-    axes.set_title(f"{tuned['model']}, {plan.scheduler['class']}, {tuned['steps']} steps", loc="left")
+    title = f"{tuned['model']}, {plan.scheduler['class']}, {tuned['steps']} steps"
+    scales = [scale["guidance"] for scale in plan.results["held_out"]["scales"] if scale["guidance"] is not None]
+    if scales:
+        title += f", guidance {' and '.join(f'{scale:g}' for scale in scales)}"
+    axes.set_title(title, loc="left")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
-
-
-def _kind(name: str) -> str:
-    if name.endswith("guidance reuse"):
-        return "reuse"
-    return name.rpartition(" ")[2]
 
 
 def _curve(points: list[Mapping[str, Any]]) -> tuple[list[float], list[float]]:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from DeepCache.engine.attention import may_write
 from DeepCache.engine.branches import SkipBranch
 from DeepCache.engine.feature import FeatureTap
-from DeepCache.engine.guidance import why_not_two_halves, with_tensor
+from DeepCache.engine.guidance import latents, output_tensor, why_not_two_halves, with_tensor
 from DeepCache.engine.narrowing import deep_feature_modules
 from DeepCache.generation.painter import Painter
+from DeepCache.schedule import FORECASTS
 
 __all__ = ["Recording", "draw_from", "record"]
 
@@ -26,6 +28,7 @@ class Recording:
         outputs: what each returned.
         features: the deep feature of each at one skip branch.
         guided: whether the batch is the two halves of classifier-free guidance.
+        skipped: the forecasts that skipped steps may take; none where the pipeline reads what attention layers write.
         images: what the run drew.
     """
 
@@ -33,6 +36,7 @@ class Recording:
     outputs: list[Any]
     features: list[torch.Tensor]
     guided: bool
+    skipped: tuple[str, ...]
     images: torch.Tensor
 
 
@@ -51,7 +55,12 @@ def record(painter: Painter, first: int, branch: SkipBranch) -> Recording:
     tap = FeatureTap()
     tap.open = True
 
+    reads_attention = False
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal reads_attention
+        if not calls:
+            reads_attention = any(may_write(layer) for layer in unet.modules() if hasattr(layer, "processor"))
         calls.append((args, dict(kwargs)))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -68,8 +77,12 @@ def record(painter: Painter, first: int, branch: SkipBranch) -> Recording:
         for handle in handles:
             handle.remove()
     args, kwargs = calls[0]
-    guided = not why_not_two_halves(painter.pipe, unet, args[0] if args else kwargs["sample"])
-    return Recording(calls, outputs, features, guided, images)
+    sample = args[0] if args else kwargs["sample"]
+    guided = not why_not_two_halves(painter.pipe, unet, sample)
+    # The response is that of a prediction to an input of its shape.
+    like_input = latents(unet, sample).shape == output_tensor(outputs[0]).shape
+    skipped = tuple(name for name in FORECASTS if like_input or name != "response") if not reads_attention else ()
+    return Recording(calls, outputs, features, guided, skipped, images)
 
 
 def draw_from(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from DeepCache.schedule import StepSchedule
-from DeepCache.tune.evaluation import Measured
+from DeepCache.tune.evaluation import IDENTICAL, Measured
 
 __all__ = ["Goal", "search"]
 
@@ -18,7 +18,7 @@ class Goal:
 
     Args:
         cost: the most multiply-accumulates of the U-Net, as a share of those without DeepCache, between 0 and 1.
-        psnr: the least mean PSNR, in dB.
+        psnr: the least mean PSNR, in dB, below 120, which identical images count as.
 
     Raises:
         ValueError: not exactly one of the two is given, or it is out of its range.
@@ -34,6 +34,11 @@ class Goal:
             raise ValueError(f"cost must be a share between 0 and 1, got {self.cost}")
         if self.psnr is not None and not (math.isfinite(self.psnr) and self.psnr > 0):
             raise ValueError(f"psnr must be a number of dB above 0, got {self.psnr}")
+        if self.psnr is not None and self.psnr >= IDENTICAL:
+            raise ValueError(
+                f"psnr must be below {IDENTICAL:g} dB, which stands for images identical to those without DeepCache, "
+                f"got {self.psnr:g}"
+            )
 
     def met_by(self, cost: float, psnr: float) -> bool:
         """Whether a schedule of this cost and fidelity will do."""

@@ -1,39 +1,47 @@
 """Measures how wrong the steps between two full steps are, for every place and length of such a segment.
 
-A segment is a full step and the shallow steps after it, up to the next full step. What is wrong with it depends on
-where it is, how long it is, and on the full step before it, where the forecast takes its direction from. All that is
-measured along the run without DeepCache: a shallow step gets the true input and the forecast of the true features, so
-that each measurement takes one shallow step and nothing else. How much a wrong prediction at a step changes the images
-is measured at some steps by drawing on from there. The error of a whole schedule is then put together from its segments
-without being drawn.
+A segment is a full step and the shallow or skipped steps after it, up to the next full step. What is wrong with it
+depends on where it is, how long it is, and on the full step before it, where the forecast takes its direction from. All
+that is measured along the run without DeepCache: a shallow step gets the true input and the forecast of the true
+features, so that each measurement takes one shallow step and nothing else; a skipped step gets the true input and the
+predictions of true full steps, and runs nothing. Errors that feed on themselves in a run, as those of a line through
+past predictions do at a high guidance scale, do not show that way. How much a wrong prediction at a step changes the
+images is measured at some steps by drawing on from there. The error of a whole schedule is then put together from its
+segments without being drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from DeepCache.engine.branches import SkipBranch
-from DeepCache.engine.guidance import output_tensor
+from DeepCache.engine.guidance import latents, output_tensor
 from DeepCache.engine.narrowing import Narrowing
+from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.generation.painter import Painter
 from DeepCache.tune.recording import Recording, draw_from
 
-__all__ = ["SegmentErrors", "gaps_measured", "longest_segment", "steps_of_sensitivity"]
+__all__ = ["SegmentErrors", "gaps_measured", "longest_segment", "skipped_forecast", "steps_of_sensitivity"]
 
 
 def longest_segment(steps: int) -> int:
-    """The most shallow steps between two full ones that are considered."""
+    """The most steps between two full ones that are considered."""
     return max(1, min(12, steps // 3))
 
 
 def gaps_measured(steps: int) -> list[int]:
     """Distances of two full steps that forecasts are measured for; between them the errors are interpolated."""
     longest = longest_segment(steps) + 1
-    return sorted({gap for gap in (1, 2, 3, 4, 6, 9) if gap < longest} | {longest})
+    return sorted({gap for gap in (1, 2, 4, 8) if gap < longest} | {longest})
+
+
+def skipped_forecast(allowed: Sequence[str]) -> str:
+    """The forecast of the skipped steps that are measured: the one that carries the least error on."""
+    return "response" if "response" in allowed else "limited"
 
 
 def steps_of_sensitivity(steps: int) -> list[int]:
@@ -95,31 +103,36 @@ class SegmentErrors:
             sensitivity: how far the images move with the prediction of each step.
 
         Returns:
-            A tensor (steps, gaps, lengths, reuse, prompts). The entry [b, g, m, r, p] belongs to the full step b with m
-            shallow steps after it and prompt p: forecast from b and the full step g steps before it, or for g = 0
-            without a forecast; with guidance reuse for r = 1. Impossible ones are infinite.
+            A tensor (steps, gaps, lengths, kinds, prompts). The entry [b, g, m, k, p] belongs to the full step b with m
+            steps after it and prompt p: forecast from b and the full step g steps before it, or for g = 0 from b alone.
+            The steps are shallow for k = 0, shallow with guidance reuse for k = 1, and skipped for k = 2, by the
+            forecast `"response"` where that can be had. Impossible ones are infinite.
         """
         steps, longest = len(self._truth), longest_segment(len(self._truth))
         guided = self.recording.guided
         differences = [_difference(tensor) for tensor in self._truth] if guided else []
-        errors = torch.full((steps, longest + 2, longest + 1, 2, len(self.recording.images)), torch.inf).double()
+        errors = torch.full((steps, longest + 2, longest + 1, 3, len(self.recording.images)), torch.inf).double()
         for full in range(steps):
             gaps = [gap for gap in gaps_measured(steps) if gap <= full]
             for gap in [0, *gaps]:
                 errors[full, gap, 0] = 0
-                sums: list[torch.Tensor | float] = [0.0, 0.0]
+                sums: list[torch.Tensor | float] = [0.0, 0.0, 0.0]
+                predictions = self._predictions(full, gap) if self.recording.skipped else None
                 for length in range(1, min(longest, steps - 1 - full) + 1):
                     step = full + length
                     output = self._shallow(step, full, gap)
-                    wrong = [self._guided(output - self._truth[step])]
+                    wrong = {0: self._guided(output - self._truth[step])}
                     if guided:
                         difference = _continued(differences, full, gap, length) - differences[step]
                         conditional = (output - self._truth[step]).chunk(2)[1]
-                        wrong.append(conditional + (1 - self.guidance) * difference)
-                    for reuse, error in enumerate(wrong):
-                        sums[reuse] = sums[reuse] + sensitivity[step] * error.float()
-                        squares = torch.as_tensor(sums[reuse]).square().flatten(1).mean(1)
-                        errors[full, gap, length, reuse] = squares.double().cpu()
+                        wrong[1] = conditional + (1 - self.guidance) * difference
+                    if predictions is not None:
+                        forecast = predictions.at(step, self._input(step), skipped_forecast(self.recording.skipped))
+                        wrong[2] = self._guided(forecast - self._truth[step])
+                    for kind, error in wrong.items():
+                        sums[kind] = sums[kind] + sensitivity[step] * error.float()
+                        squares = torch.as_tensor(sums[kind]).square().flatten(1).mean(1)
+                        errors[full, gap, length, kind] = squares.double().cpu()
                     self.on_call()
             _fill_gaps(errors[full], gaps, full)
         return errors
@@ -132,6 +145,18 @@ class SegmentErrors:
             return output_tensor(self._unet(*args, **self._narrowing.narrow_kwargs(kwargs)))
         finally:
             self._narrowing.undo()
+
+    def _predictions(self, full: int, gap: int) -> PredictionForecast:
+        """What skipped steps go on from after one or two full steps."""
+        config = getattr(self.painter.pipe.scheduler, "config", {})
+        predictions = PredictionForecast(1, float(config.get("prediction_type", "epsilon") == "epsilon"))
+        for step in (full - gap, full) if gap else (full,):
+            predictions.add(step, self._input(step), self._truth[step])
+        return predictions
+
+    def _input(self, step: int) -> torch.Tensor:
+        args, kwargs = self.recording.calls[step]
+        return latents(self._unet, args[0] if args else kwargs["sample"])
 
     def _guided(self, prediction: torch.Tensor) -> torch.Tensor:
         """The prediction after guidance, which is linear: that of a difference is the difference."""

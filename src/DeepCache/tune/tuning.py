@@ -1,10 +1,10 @@
-"""Tunes a plan: measures the model, searches a schedule, and checks it on prompts it never saw."""
+"""Tunes a plan: measures the model, searches a schedule, and checks it on held-out prompts."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,89 +19,38 @@ from safetensors.torch import load_file, save_file
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import remove_deepcache
 from DeepCache.engine.branches import SkipBranch
-from DeepCache.engine.cost import Costs, count_costs
-from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
+from DeepCache.engine.cost import Costs
+from DeepCache.engine.fingerprint import fingerprint, guidance_scale, scheduler_settings
 from DeepCache.engine.unet_cache import branch_of
 from DeepCache.engine.unets import unets_of
 from DeepCache.generation.painter import Painter
 from DeepCache.plan import Plan
 from DeepCache.progress import Work, WorkProgress
-from DeepCache.schedule import FORECASTS, StepSchedule, check_integer, mean_cost
+from DeepCache.schedule import StepSchedule, mean_cost
 from DeepCache.tune.best_schedules import best_schedules, predicted_error
-from DeepCache.tune.evaluation import Evaluations, Measured
+from DeepCache.tune.evaluation import Evaluations, MeanEvaluations, Measured
+from DeepCache.tune.least_cost import check_goal
 from DeepCache.tune.neighbours import neighbours
 from DeepCache.tune.recording import record
 from DeepCache.tune.search import Goal, search
-from DeepCache.tune.segment_errors import SegmentErrors, gaps_measured, longest_segment, steps_of_sensitivity
+from DeepCache.tune.segment_errors import (
+    SegmentErrors,
+    gaps_measured,
+    longest_segment,
+    skipped_forecast,
+    steps_of_sensitivity,
+)
+from DeepCache.tune.settings import TuningSettings
+from DeepCache.tune.starts import kinds_of_steps, measure_uniform, skipped_twins, spread_to_the_goal
 
-__all__ = ["TuningSettings", "tune"]
+__all__ = ["tune"]
 
-INTERVALS = (2, 3, 4, 5, 6, 8, 10)
 FEWER = (0.6, 0.45, 0.35, 0.25)
 # From far more than any error to far less, relative to the error of a uniform schedule.
 _PRICES = [10 ** (exponent / 6) for exponent in range(-24, 25)]
 
 # What the frontier gives in dB for cost, where cost is the whole of a run; only the order of attempts depends on it.
 _GOING_RATE = 100.0
-
-
-@dataclass(frozen=True)
-class TuningSettings:
-    """What to tune for and on.
-
-    Args:
-        prompts (`tuple` of `str`):
-            Prompts that the search draws.
-        held_out (`tuple` of `str`):
-            Prompts on which the winner is checked at the end; none of `prompts`.
-        steps (`int`):
-            Denoising steps.
-        goal (`Goal`):
-            What is wanted.
-        model (`str`):
-            The name that the model was loaded by, for the record.
-        guidance (`float`, *optional*):
-            The guidance scale; the pipeline's own by default.
-        seed (`int`, defaults to `0`):
-            Seed of the first prompt; each further one has the next number.
-        batch (`int`, defaults to `8`):
-            Prompts in one pipeline call.
-        evaluations (`int`, defaults to `40`):
-            Schedules that the search draws at most, beyond those it starts from.
-        branches (`tuple` of `int`, defaults to `(0,)`):
-            Skip branches that shallow steps may use; the first is the one that everything starts from.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    prompts: tuple[str, ...]
-    held_out: tuple[str, ...]
-    steps: int
-    goal: Goal
-    model: str = "shapes"
-    guidance: float | None = None
-    seed: int = 0
-    batch: int = 8
-    evaluations: int = 40
-    branches: tuple[int, ...] = (0,)
-
-    def __post_init__(self) -> None:
-        if not self.prompts or not self.held_out:
-            raise ValueError(
-                f"tuning takes prompts to tune on and others to check on, got {len(self.prompts)} and "
-                f"{len(self.held_out)}"
-            )
-        both = set(self.prompts) & set(self.held_out)
-        if both:
-            raise ValueError(f"the prompt {both.pop()!r} is among those to tune on and those to check on")
-        for name, least in (("steps", 4), ("batch", 1), ("evaluations", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if not self.branches:
-            raise ValueError("branches must name one skip branch or more, got none")
-        for branch in self.branches:
-            check_integer("each of the branches", branch, minimum=0)
 
 
 def tune(
@@ -112,14 +61,17 @@ def tune(
 ) -> Plan:
     """Tunes a plan for a pipeline with the scheduler that it has.
 
-    What is measured on the way is kept in the folder, so that a tuning that was stopped goes on where it was, and one
-    for another goal starts from what is known.
+    What is measured on the way is kept in the folder, so that a tuning that was stopped resumes, and one for another
+    goal starts from what is known.
 
-    1. Measures how wrong every segment of a schedule would be (`segment_errors`).
-    2. Draws uniform schedules, and fewer steps, for comparison.
-    3. Puts segments together to the best schedules by a dynamic programme (`best_schedules`).
-    4. Goes on from there by single decisions on the true error (`search`).
-    5. Checks the winner on the held-out prompts.
+    1. Counts what a schedule can cost at least (`least_cost`), and refuses a goal below that.
+    2. Measures how wrong every segment of a schedule would be (`segment_errors`).
+    3. Generates with uniform schedules of shallow and of skipped steps (`starts`), and with fewer steps.
+    4. Puts segments together to the best schedules by a dynamic programme (`best_schedules`).
+    5. Continues from the best of all these by single decisions on the true error (`search`).
+    6. Checks the winner on the held-out prompts.
+
+    All of it happens at each guidance scale, and the means over all prompts at all scales decide.
 
     Args:
         pipe: a text-to-image pipeline with one U-Net. Any DeepCache that is on it is taken off.
@@ -129,7 +81,8 @@ def tune(
 
     Raises:
         TypeError: the pipeline has no U-Net that DeepCache can cut.
-        ValueError: the goal cannot be reached, or the folder is that of another tuning.
+        ValueError: the goal cannot be reached, or the folder is that of another tuning. A cost goal that no schedule
+            can reach is refused before anything is generated.
 
     Example:
         >>> from DeepCache.models import load_pipeline
@@ -147,58 +100,72 @@ def tune(
     unet = next(iter(unets_of(pipe).values()))
     branches = [branch_of(unet, number) for number in settings.branches]
     branch = branches[0]
+    costs = check_goal(pipe, settings, branches)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_folder(folder, _identity(pipe, settings))
-    painter = _painter(pipe, settings, settings.prompts)
     work = Work(_expected_work(settings), on_progress)
-    bench = Evaluations(painter, folder / "evaluations.jsonl", "tuning", work.add)
+    bench = _bench(pipe, settings, settings.prompts, folder, work)
 
-    segments, costs, calls, guided = _segments(painter, branches, bench, folder, work)
+    measured_scales = [_measure(each, branch, costs, folder, work) for each in bench.each]
+    segments = torch.cat([each.errors for each in measured_scales], dim=-1)
+    guidances = [each.guidance for each in measured_scales]
+    guided = all(each.guided for each in measured_scales)
+    calls = measured_scales[0].calls
+    skipped = [name for name in measured_scales[0].skipped if all(name in each.skipped for each in measured_scales)]
+    kinds = kinds_of_steps(branch.number, guided, skipped)
+    goal = settings.goal
     work.begin("uniform schedules and fewer steps")
-    uniform = {name: (schedule, bench.schedule(schedule)) for name, schedule in _uniform(calls, branch, guided)}
+    uniform = measure_uniform(kinds, calls, goal, costs, bench.schedule)
     fewer = {steps: bench.fewer_steps(steps) for steps in _fewer(settings.steps)}
 
     scale = _scale(segments, calls, branch)
-    found = best_schedules((segments / scale).mean(-1), branch.number, costs.share(branch.number), _PRICES)
-    start = [each.schedule for each in _near(found, settings.goal, segments)]
-    start += [schedule for schedule, measured in uniform.values() if settings.goal.met_by(measured.cost, measured.psnr)]
-    if not start:
-        least = min(each.cost for each in found)
-        raise ValueError(f"no schedule of {calls} steps meets the goal {settings.goal}: the cheapest costs {least:.3f}")
+    errors = (segments / scale).mean(-1)
+    share, forecast = costs.share(branch.number), skipped_forecast(skipped)
+    # Errors along the true run are too kind to skipped steps at some guidance scales: both ways are tried.
+    of_shallow = best_schedules(errors[..., :2], branch.number, share, _PRICES)
+    found = [*of_shallow, *best_schedules(errors, branch.number, share, _PRICES, forecast)]
+    start = [schedule for schedule, measured in uniform.values() if goal.met_by(measured.cost, measured.psnr)]
+    for expected in (of_shallow, found[len(of_shallow) :], skipped_twins(of_shallow, skipped)):
+        start += [each.schedule for each in _near(expected, goal, segments)]
     work.begin("search")
+    start += spread_to_the_goal(kinds, uniform, calls, goal, costs, bench.schedule)
     winner, measured = search(
         start,
-        settings.goal,
+        goal,
         bench.schedule,
-        lambda schedule: neighbours(schedule, settings.branches, guided),
-        _promise(settings.goal, segments / scale, costs),
+        lambda schedule: neighbours(schedule, settings.branches, guided, skipped),
+        _promise(goal, segments / scale, costs),
         settings.evaluations,
     )
-    if not settings.goal.met_by(measured.cost, measured.psnr):
+    if not goal.met_by(measured.cost, measured.psnr):
         raise ValueError(
-            f"no schedule was found that meets the goal {settings.goal}; the nearest costs {measured.cost:.3f} at "
+            f"no schedule was found that meets the goal {goal}; the nearest costs {measured.cost:.3f} at "
             f"{measured.psnr:.1f} dB"
         )
 
-    work.begin("prompts it never saw")
-    check = Evaluations(
-        _painter(pipe, settings, settings.held_out),
-        folder / "evaluations.jsonl",
-        "held out",
-        lambda share: work.add(share * len(settings.held_out) / len(settings.prompts)),
-    )
-    held_out = check.schedule(winner)
+    work.begin("held-out prompts")
+    check = _bench(pipe, settings, settings.held_out, folder, work)
     rival = _rival(uniform, measured)
-    like_cost = max(1, round(settings.steps * measured.cost))
     predicted = {"cost": mean_cost(winner.each, costs), "psnr": _predicted_psnr(segments, winner)}
     results: dict[str, Any] = {
-        "tuning": {"predicted": predicted, "measured": asdict(measured), "seconds_without": bench.seconds_of_reference},
+        "tuning": {
+            "predicted": predicted,
+            "measured": asdict(measured),
+            "scales": [
+                {"guidance": guidance, "measured": asdict(each.schedule(winner))}
+                for guidance, each in zip(guidances, bench.each, strict=True)
+            ],
+            "seconds_without": bench.seconds_of_reference,
+        },
         "held_out": {
             "predicted": predicted,
-            "measured": asdict(held_out),
+            **_compared(check, winner, uniform, rival, settings.steps),
+            "scales": [
+                {"guidance": guidance, **_compared(each, winner, uniform, rival, settings.steps)}
+                for guidance, each in zip(guidances, check.each, strict=True)
+            ],
             "seconds_without": check.seconds_of_reference,
-            "fewer_steps": {"steps": like_cost, **asdict(check.fewer_steps(like_cost))},
         },
         "frontier": {
             "uniform": [{"name": name} | asdict(result) for name, (_, result) in uniform.items()],
@@ -206,22 +173,54 @@ def tune(
             "tuned": _tuned(found, bench, winner, measured),
         },
     }
-    if rival is not None:
-        results["held_out"]["uniform"] = {"name": rival, **asdict(check.schedule(uniform[rival][0]))}
     work.end()
+    known = [guidance for guidance in guidances if guidance is not None]
     return Plan(
         winner,
         fingerprint(unet),
         scheduler_settings(pipe.scheduler),
-        {"goal": asdict(settings.goal), "evaluations": settings.evaluations} | _conditions(pipe, settings),
+        {"goal": asdict(goal), "evaluations": settings.evaluations} | _conditions(pipe, settings),
         results,
+        (min(known), max(known)) if known else None,
     )
 
 
-def _painter(pipe: Any, settings: TuningSettings, prompts: Sequence[str]) -> Painter:
+def _bench(pipe: Any, settings: TuningSettings, prompts: Sequence[str], folder: Path, work: Work) -> MeanEvaluations:
+    """Evaluations of the prompts at every guidance scale."""
+    held_out = prompts is not settings.prompts
     # The held-out prompts have other seeds too.
-    seed = settings.seed + (0 if prompts is settings.prompts else len(settings.prompts))
-    return Painter(pipe, prompts, settings.steps, settings.guidance, seed, settings.batch)
+    seed = settings.seed + (len(settings.prompts) if held_out else 0)
+    share = len(prompts) / len(settings.prompts)
+    return MeanEvaluations(
+        [
+            Evaluations(
+                Painter(pipe, prompts, settings.steps, guidance, seed, settings.batch),
+                folder / "evaluations.jsonl",
+                "held out" if held_out else "tuning",
+                lambda done: work.add(done * share),
+            )
+            for guidance in settings.scales
+        ]
+    )
+
+
+def _compared(
+    evaluations: Evaluations | MeanEvaluations,
+    winner: StepSchedule,
+    uniform: dict[str, tuple[StepSchedule, Measured]],
+    rival: str | None,
+    steps: int,
+) -> dict[str, Any]:
+    """The winner, fewer steps at a like cost and the best uniform schedule that costs no more."""
+    measured = evaluations.schedule(winner)
+    fewer = max(1, round(steps * measured.cost))
+    found: dict[str, Any] = {
+        "measured": asdict(measured),
+        "fewer_steps": {"steps": fewer, **asdict(evaluations.fewer_steps(fewer))},
+    }
+    if rival is not None:
+        found["uniform"] = {"name": rival, **asdict(evaluations.schedule(uniform[rival][0]))}
+    return found
 
 
 def _identity(pipe: Any, settings: TuningSettings) -> dict[str, Any]:
@@ -240,6 +239,7 @@ def _conditions(pipe: Any, settings: TuningSettings) -> dict[str, Any]:
         "prompts": list(settings.prompts),
         "held_out": list(settings.held_out),
         "branches": list(settings.branches),
+        "guidances": list(settings.guidances),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("DeepCache", "diffusers", "torch")},
     }
@@ -257,32 +257,44 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
     other = [name for name in now if before.get(name) != now[name]]
     if other:
         raise ValueError(
-            f"{str(folder)!r} holds what was measured with another {', '.join(other)}; give another folder, or delete "
-            "this one"
+            f"{str(folder)!r} was measured with different settings ({', '.join(other)}); give another folder, or "
+            "delete this one"
         )
 
 
 def _expected_work(settings: TuningSettings) -> float:
-    """In drawings of the tuning prompts without DeepCache, with a shallow step at a tenth of a full one."""
+    """In runs of the tuning prompts without DeepCache at one guidance scale, with a shallow step at a tenth of a full
+    one."""
     steps = settings.steps
     longest = longest_segment(steps)
     segments = steps * (len(gaps_measured(steps)) + 1) * longest * 0.1 / steps
     sensitivity = sum(steps - step for step in steps_of_sensitivity(steps)) / steps
-    uniform = sum(4 * (1 / interval + 0.1) for interval in INTERVALS if interval <= steps // 2)
     cost = settings.goal.cost if settings.goal.cost is not None else 0.35
+    uniform = (20 if settings.goal.cost is not None else 35) * 0.8 * cost
     held_out = len(settings.held_out) / len(settings.prompts) * (1 + 3 * cost)
-    return 1 + segments + sensitivity + uniform + sum(FEWER) + (settings.evaluations + 6) * cost + held_out
+    each = 1 + segments + sensitivity + uniform + sum(FEWER) + (settings.evaluations + 12) * cost + held_out
+    return each * len(settings.scales)
 
 
-def _segments(
-    painter: Painter, branches: Sequence[SkipBranch], bench: Evaluations, folder: Path, work: Work
-) -> tuple[torch.Tensor, Costs, int, bool]:
-    """The errors of all segments, the costs of steps, the number of U-Net calls and whether they are guided."""
-    unet, branch = painter.pipe.unet, branches[0]
+@dataclass(frozen=True)
+class _Scale:
+    """What is measured at one guidance scale: the errors of all segments, the guidance scale that the pipeline takes it
+    for, whether batches are guided, the forecasts that skipped steps may take, and how many U-Net calls a run has."""
+
+    errors: torch.Tensor
+    guidance: float | None
+    guided: bool
+    skipped: tuple[str, ...]
+    calls: int
+
+
+def _measure(bench: Evaluations, branch: SkipBranch, costs: Costs, folder: Path, work: Work) -> _Scale:
+    painter = bench.painter
+    name = "segments" if painter.guidance is None else f"segments-{painter.guidance}"
     errors, images = [], []
     seconds = 0.0
     for first in painter.batches:
-        path = folder / f"segments-{first:04d}.safetensors"
+        path = folder / f"{name}-{first:04d}.safetensors"
         work.begin("what happens without DeepCache")
         start = perf_counter()
         recording = record(painter, first, branch)
@@ -291,19 +303,15 @@ def _segments(
         work.add(share)
         images.append(recording.images)
         steps = len(recording.calls)
-        args, kwargs = recording.calls[0]
-        if first == 0:
-            costs = count_costs(unet, args, kwargs, branches)
-            if steps < 4:
-                raise ValueError(f"a run of {steps} U-Net calls is too short to tune")
+        # Pipelines keep the scale that they were called with.
+        guidance = guidance_scale(painter.pipe)
         if path.is_file():
             errors.append(load_file(path)["errors"])
             continue
         work.begin("how wrong each step would be")
-        # Pipelines keep the scale that they were called with.
-        guidance = float(painter.pipe.guidance_scale) if recording.guided else 1.0
         shallow = costs.share(branch.number) * share / steps
-        measuring = SegmentErrors(painter, first, recording, branch, guidance, partial(work.add, shallow))
+        applied = guidance if recording.guided and guidance is not None else 1.0
+        measuring = SegmentErrors(painter, first, recording, branch, applied, partial(work.add, shallow))
         sensitivity = measuring.sensitivity()
         work.add(share * sum(steps - step for step in steps_of_sensitivity(steps)) / steps)
         errors.append(measuring.measure(sensitivity))
@@ -311,18 +319,13 @@ def _segments(
         save_file({"errors": errors[-1]}, unfinished)
         unfinished.replace(path)
     bench.set_reference(torch.cat(images), seconds)
-    return torch.cat(errors, dim=-1), costs, steps, recording.guided
-
-
-def _uniform(calls: int, branch: SkipBranch, guided: bool) -> Iterator[tuple[str, StepSchedule]]:
-    for interval in INTERVALS:
-        if interval > calls // 2:
-            return
-        for forecast in FORECASTS:
-            for reuse in (False, True) if guided and forecast == "linear" else (False,):
-                config = DeepCacheConfig(interval, branch.number, forecast=forecast, guidance_reuse=reuse)
-                name = f"interval {interval}, {forecast}" + (", guidance reuse" if reuse else "")
-                yield name, StepSchedule(config.steps(calls))
+    return _Scale(
+        torch.cat(errors, dim=-1),
+        painter.guidance if guidance is None else guidance,
+        recording.guided,
+        recording.skipped,
+        steps,
+    )
 
 
 def _fewer(steps: int) -> list[int]:
@@ -347,12 +350,12 @@ def _predicted_psnr(segments: torch.Tensor, schedule: StepSchedule) -> float | N
 def _near(found: Sequence[Any], goal: Goal, segments: torch.Tensor) -> list[Any]:
     """The few schedules of the dynamic programme that come nearest to the goal."""
     if goal.cost is not None:
-        return [each for each in found if each.cost <= goal.cost + 1e-9][-3:]
+        return [each for each in found if each.cost <= goal.cost + 1e-9][-2:]
     assert goal.psnr is not None
     good = [each for each in found if (_predicted_psnr(segments, each.schedule) or math.inf) >= goal.psnr]
     # Predictions err by a decibel or two, to either side.
     position = found.index(good[0]) if good else len(found) - 1
-    return list(found[max(0, position - 1) : position + 4])
+    return list(found[max(0, position - 1) : position + 2])
 
 
 def _promise(goal: Goal, segments: torch.Tensor, costs: Costs) -> Callable[[StepSchedule, StepSchedule], float]:
@@ -366,7 +369,7 @@ def _promise(goal: Goal, segments: torch.Tensor, costs: Costs) -> Callable[[Step
     def promise(current: StepSchedule, candidate: StepSchedule) -> float:
         cost = mean_cost(candidate.each, costs)
         gained = decibels(candidate) - decibels(current)
-        # Nothing is known of what the segments do not tell: a quadratic forecast, another branch.
+        # Nothing is known of what the segments do not tell: another branch, or long segments.
         gained = 0.0 if math.isnan(gained) else gained
         if goal.cost is not None:
             return -math.inf if cost > goal.cost + 1e-9 else gained
@@ -382,7 +385,9 @@ def _rival(uniform: dict[str, tuple[StepSchedule, Measured]], winner: Measured) 
     return max(affordable, key=lambda name: affordable[name].psnr, default=None)
 
 
-def _tuned(found: Sequence[Any], bench: Evaluations, winner: StepSchedule, measured: Measured) -> list[dict[str, Any]]:
+def _tuned(
+    found: Sequence[Any], bench: MeanEvaluations, winner: StepSchedule, measured: Measured
+) -> list[dict[str, Any]]:
     """What was drawn of the schedules of the dynamic programme, and the winner last."""
     drawn = [bench.schedule(each.schedule) for each in found if bench.known(each.schedule)]
     return [asdict(each) for each in [*drawn, measured]]
