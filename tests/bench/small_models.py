@@ -38,12 +38,13 @@ def unconditional_pipeline(**changed: Any) -> DDPMPipeline:
 
 
 def plan_for(pipe: Any, each: tuple[Step, ...], steps: int | None = None) -> Plan:
-    """A plan with these steps for a pipeline, tuned for that many steps where it is told."""
+    """A plan with these steps for a pipeline at any guidance scale, tuned for that many steps where it is given."""
     return Plan(
         StepSchedule(each),
         fingerprint(pipe.unet),
         scheduler_settings(pipe.scheduler),
         tuned={} if steps is None else {"steps": steps},
+        guidance=(0, 100),
     )
 
 

@@ -12,16 +12,18 @@ from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from DeepCache import DeepCacheConfig
-from DeepCache.bench import ablation
-from DeepCache.bench.ablation import AblationSettings, _Group, grid, run_ablation
+from DeepCache.bench import ablation, ablation_group
+from DeepCache.bench.ablation import AblationSettings, grid, run_ablation
+from DeepCache.bench.ablation_group import AblationGroup
 from DeepCache.bench.contestants import DEEPCACHE, FEWER_STEPS
 from DeepCache.bench.result_file import read_result
 from DeepCache.bench.variants import Variant, parse_variant
 from DeepCache.engine import stats
 from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+from DeepCache.judge import Verdict
 from DeepCache.metrics import clip_score
 from DeepCache.models import set_scheduler
-from DeepCache.schedule import Step
+from DeepCache.schedule import FORECASTS, Step
 from tests.bench.small_models import plan_for, unconditional_pipeline
 from tests.bench.tiny_clip import save_tiny_clip
 from tests.tune.small_pipeline import PROMPTS, small_pipeline
@@ -42,7 +44,7 @@ def _small(model, monkeypatch):
 
 def settings(*variants, **changed):
     """Little to do."""
-    values = {"model": "some model", "steps": (4,), "guidance": GUIDANCE, "batch": 2, "samples": 0}
+    values = {"model": "some model", "steps": (4,), "guidances": (GUIDANCE,), "batch": 2, "samples": 0}
     return AblationSettings(PROMPTS[:2], variants or (TWO,), **values | changed)
 
 
@@ -54,7 +56,7 @@ def run(tmp_path, chosen, **more):
     return result
 
 
-def drawn(steps=4, config=None, prompts=PROMPTS[:2], seed=0, scheduler=None, batch=2, size=None):
+def drawn(steps=4, config=None, prompts=PROMPTS[:2], seed=0, scheduler=None, batch=2, size=None, guidance=GUIDANCE):
     """The images of a pipeline that knows nothing of ablations, and what DeepCache says of the last batch."""
     pipe = small_pipeline()
     if scheduler is not None:
@@ -67,7 +69,7 @@ def drawn(steps=4, config=None, prompts=PROMPTS[:2], seed=0, scheduler=None, bat
             pipe(
                 some,
                 num_inference_steps=steps,
-                guidance_scale=GUIDANCE,
+                guidance_scale=guidance,
                 generator=[torch.Generator().manual_seed(seed + first + place) for place in range(len(some))],
                 output_type="pt",
                 **{} if size is None else dict(zip(("width", "height"), size, strict=True)),
@@ -103,18 +105,20 @@ def cells_of(result):
 
 def test_every_setting_is_compared_with_the_same_images_without_caching(tmp_path):
     variants = [parse_variant(name) for name in ("I=2", "I=3 B=1 linear", "I=2 guidance-reuse", "I=3 non-uniform")]
+    variants += [parse_variant(name) for name in ("I=3 response skipped", "I=3 limited adaptive threshold=9")]
     result = run(tmp_path, settings(*variants))
     reference, _ = drawn()
     (group,) = result["groups"]
-    assert [cell["label"] for cell in group["cells"][:4]] == [variant.name for variant in variants]
+    assert [cell["label"] for cell in group["cells"][:6]] == [variant.name for variant in variants]
+    assert [cell["pattern"] for cell in group["cells"][4:6]] == ["F--F", "FFFF"]
     for cell, variant in zip(group["cells"], variants, strict=False):
         images, stats = drawn(config=variant.config)
         check(cell, images, reference)
         assert (cell["pattern"], cell["mac_share"]) == (stats.pattern, stats.mac_share)
         assert (cell["method"], cell["steps"]) == (DEEPCACHE, 4)
         assert DeepCacheConfig(**cell["config"]) == variant.config
-    fewer = group["cells"][4:]
-    counts = sorted({round(4 * cell["mac_share"]) for cell in group["cells"][:4]} - {4}, reverse=True)
+    fewer = group["cells"][6:]
+    counts = sorted({round(4 * cell["mac_share"]) for cell in group["cells"][:6]} - {4}, reverse=True)
     assert [cell["steps"] for cell in fewer] == counts
     for cell in fewer:
         images, _ = drawn(steps=cell["steps"])
@@ -141,7 +145,7 @@ def test_batches_seeds_and_prompts_are_as_they_are_drawn_one_by_one(tmp_path):
 
 def test_images_that_are_the_same_count_as_120_db(tmp_path):
     cell = cells_of(run(tmp_path, settings(parse_variant("I=1"))))["I=1 B=0"]
-    assert cell["psnr"] == {"mean": 120, "confidence": [120, 120], "values": [120, 120]}
+    assert cell["psnr"] == {"mean": 120, "confidence": [120, 120], "p5": 120, "values": [120, 120]}
     assert cell["ssim"]["values"] == [1, 1]
     assert (cell["mac_share"], cell["pattern"]) == (1, "FFFF")
     # Fewer steps at the same cost would be all of them.
@@ -173,11 +177,11 @@ def test_the_first_images_are_kept_side_by_side(tmp_path, kept):
         config = chosen.variants[0].config if cell["method"] == DEEPCACHE else None
         strips[label] = (cell["samples"], drawn(cell["steps"], config, PROMPTS)[0])
     assert len(strips) >= 3
-    folder = tmp_path / "ablation-samples" / "model-4-steps"
+    folder = tmp_path / "ablation-samples" / "model-4-steps-guidance-3"
     names = {label: f"{label.lower().replace(' ', '-').replace('=', '-')}.png" for label in strips}
     assert {path.name for path in folder.iterdir()} == set(names.values())
     for label, (path, images) in strips.items():
-        assert path == f"ablation-samples/model-4-steps/{names[label]}"
+        assert path == f"ablation-samples/model-4-steps-guidance-3/{names[label]}"
         with Image.open(tmp_path / path) as strip:
             assert strip.size == (16 * min(kept, 3), 16)
             assert strip.mode == "RGB"
@@ -215,9 +219,15 @@ def test_pictures_of_different_settings_have_different_files(tmp_path):
 
 def test_metrics_that_cannot_be_taken_are_left_out_with_the_reason(tmp_path):
     result = run(tmp_path, settings())
-    assert result["settings"]["left_out"] == {"lpips": "it is not here", "clip": "it is not here"}
+    assert result["settings"]["left_out"] == {
+        "lpips": "it is not here",
+        "clip": "it is not here",
+        "judge": "only shapes has one",
+    }
     assert result["groups"][0]["reference"]["clip"] is None
-    assert {(cell["lpips"], cell["clip"]) for cell in cells_of(result).values()} == {(None, None)}
+    assert result["groups"][0]["reference"]["right"] is None
+    found = {(cell["lpips"], cell["clip"], cell["right"]) for cell in cells_of(result).values()}
+    assert found == {(None, None, None)}
 
 
 def test_metrics_that_can_be_taken_are_there(tmp_path, monkeypatch):
@@ -226,11 +236,11 @@ def test_metrics_that_can_be_taken_are_there(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "why_not_clip", lambda name: asked.append(name) or "")
     monkeypatch.setattr(ablation, "why_not_lpips", lambda: "")
     # The images and those to compare with, in this order: a distance is another the other way round.
-    monkeypatch.setattr(ablation, "lpips", lambda one, other: (one - 0.5 * other).mean(dim=(1, 2, 3)))
+    monkeypatch.setattr(ablation_group, "lpips", lambda one, other: (one - 0.5 * other).mean(dim=(1, 2, 3)))
     chosen = settings(clip=clip, seeds=(0, 7))
     result = run(tmp_path, chosen)
     assert asked == [clip]
-    assert result["settings"]["left_out"] == {}
+    assert list(result["settings"]["left_out"]) == ["judge"]
     reference, images = (
         torch.cat([drawn(config=config, seed=seed)[0] for seed in (0, 7)]) for config in (None, TWO.config)
     )
@@ -283,6 +293,108 @@ def test_schedulers_and_steps_make_groups_of_their_own(tmp_path):
         check(group["cells"][0], images, reference)
 
 
+def test_guidance_scales_make_groups_of_their_own(tmp_path):
+    result = run(tmp_path, settings(guidances=(1.5, 7.0), steps=(4, 3), samples=1))
+    assert result["settings"]["guidances"] == [1.5, 7.0]
+    found = [(group["guidance"], group["steps"]) for group in result["groups"]]
+    assert found == [(1.5, 4), (1.5, 3), (7.0, 4), (7.0, 3)]
+    for group in result["groups"]:
+        steps, guidance = group["steps"], group["guidance"]
+        (images, _), (reference, _) = (drawn(steps, config, guidance=guidance) for config in (TWO.config, None))
+        cached, *fewer = group["cells"]
+        check(cached, images, reference)
+        assert fewer
+        for cell in fewer:
+            check(cell, drawn(cell["steps"], guidance=guidance)[0], reference)
+        # A front of its own.
+        assert any(cell["front"] for cell in group["cells"])
+    folders = {path.name for path in (tmp_path / "ablation-samples").iterdir()}
+    assert folders == {f"model-{steps}-steps-guidance-{scale}" for steps in (4, 3) for scale in ("1.5", "7")}
+
+
+def test_one_guidance_scale_may_be_given_alone():
+    assert AblationSettings(PROMPTS, (TWO,), guidance=4.0) == AblationSettings(PROMPTS, (TWO,), guidances=(4.0,))
+
+
+def test_the_recommended_guidance_scale_is_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "recommended_guidance", lambda model, pipe: 5.0)
+    result = run(tmp_path, settings(guidances=()))
+    assert (result["settings"]["guidances"], result["groups"][0]["guidance"]) == ([5.0], 5.0)
+    (images, _), (reference, _) = (drawn(config=config, guidance=5.0) for config in (TWO.config, None))
+    check(cells_of(result)["I=2 B=0"], images, reference)
+
+
+def test_what_is_gained_over_reuse_is_taken_image_by_image(tmp_path):
+    names = ("I=2 linear", "I=2", "I=2 B=1 linear", "I=2 guidance-reuse")
+    cells = cells_of(run(tmp_path, settings(*map(parse_variant, names))))
+    reuse = cells["I=2 B=0"]
+    for name in ("I=2 B=0 linear", "I=2 B=0 guidance-reuse"):
+        found = cells[name]["over_reuse"]
+        assert found["label"] == "I=2 B=0"
+        for metric in ("psnr", "ssim"):
+            pairs = zip(cells[name][metric]["values"], reuse[metric]["values"], strict=True)
+            one, other = (mine - theirs for mine, theirs in pairs)
+            assert found[metric]["mean"] == pytest.approx((one + other) / 2)
+            low, high = found[metric]["confidence"]
+            # Of two values the standard error is half their distance.
+            assert high - low == pytest.approx(1.96 * abs(one - other))
+    assert {label for label, cell in cells.items() if cell["over_reuse"] is None} == {
+        "I=2 B=0",
+        "I=2 B=1 linear",
+        *(label for label, cell in cells.items() if cell["method"] == FEWER_STEPS),
+    }
+
+
+class _BrightIsRight:
+    """Calls each of two objects right in whose half of the image red outweighs green."""
+
+    def check(self, prompts):
+        if "a dull thing" in prompts:
+            raise ValueError("'a dull thing' is not a prompt of the model")
+
+    def verdicts(self, images, prompts):
+        assert list(prompts) == [*PROMPTS[:2], *PROMPTS[:2]]
+        halves = [(image[0] > image[1]).float().chunk(2, dim=-1) for image in images]
+        right = [sum(half.mean().item() > 0.5 for half in pair) for pair in halves]
+        return [Verdict(2, count, count, count, count, 2) for count in right]
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    monkeypatch.setattr(ablation, "JUDGED", ("some model",))
+    monkeypatch.setattr(ablation, "SIDE", 16)
+    monkeypatch.setattr(ablation, "load_judge", lambda model: _BrightIsRight())
+
+
+def test_right_objects_are_counted_where_there_is_a_judge(tmp_path, judged):
+    result = run(tmp_path, settings(seeds=(0, 7)))
+    assert "judge" not in result["settings"]["left_out"]
+    prompts = [*PROMPTS[:2], *PROMPTS[:2]]
+    images, reference = (
+        torch.cat([drawn(config=config, seed=seed)[0] for seed in (0, 7)]) for config in (TWO.config, None)
+    )
+    for found, shown in ((cells_of(result)["I=2 B=0"], images), (result["groups"][0]["reference"], reference)):
+        verdicts = _BrightIsRight().verdicts(shown, prompts)
+        assert found["right"]["values"] == [verdict.objects_right / 2 for verdict in verdicts]
+        assert found["right"]["mean"] == fmean(found["right"]["values"])
+    assert all(cell["right"] is not None for cell in cells_of(result).values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"judge": False}, "it was turned off"),
+        ({"size": (24, 16)}, "it reads images of 16x16 pixels"),
+        ({"prompts": ("a dull thing",)}, "'a dull thing' is not a prompt of the model"),
+        ({"model": "another"}, "only some model has one"),
+    ],
+)
+def test_without_a_judge_the_reason_is_written_down(tmp_path, judged, changed, reason):
+    result = run(tmp_path, replace(settings(), **changed))
+    assert result["settings"]["left_out"]["judge"] == reason
+    assert cells_of(result)["I=2 B=0"]["right"] is None
+
+
 @pytest.mark.parametrize("scheduler", ["heun", "pndm"])
 def test_fewer_steps_are_counted_in_unet_calls_where_a_step_takes_more(tmp_path, scheduler):
     result = run(tmp_path, settings(schedulers=(scheduler,), steps=(6,)))
@@ -299,7 +411,7 @@ def test_fewer_steps_are_counted_in_unet_calls_where_a_step_takes_more(tmp_path,
 def fewer_steps(shares, steps):
     cells = [{"method": DEEPCACHE, "mac_share": share} for share in shares]
     cells.append({"method": FEWER_STEPS, "mac_share": 0.5})
-    return _Group(None, None, None, None, None, {"cells": cells, "steps": steps}, None)._fewer_steps()
+    return AblationGroup(None, None, None, None, None, {"cells": cells, "steps": steps}, None)._fewer_steps()
 
 
 def test_fewer_steps_are_at_every_cost_where_those_are_few():
@@ -349,6 +461,14 @@ def test_a_plan_is_drawn_with_the_scheduler_and_the_steps_that_it_is_for(tmp_pat
     assert cells_of(result)["plan a"]["pattern"] == "F0F1"
 
 
+def test_a_plan_is_used_at_the_guidance_scales_that_it_is_for(tmp_path, plan):
+    tuned = Variant("plan a", DeepCacheConfig(plan=replace(plan, guidance=(2.0, 4.0))))
+    result = run(tmp_path, settings(TWO, tuned, schedulers=("ddim",), guidances=(3.0, 8.0)))
+    labels = [[cell["label"] for cell in group["cells"] if cell["config"]] for group in result["groups"]]
+    assert labels == [["I=2 B=0", "plan a"], ["I=2 B=0"]]
+    assert [group["labels"] for group in result["groups"]] == labels
+
+
 def test_a_group_that_nothing_is_for_is_not_drawn(tmp_path, plan):
     stages = []
     tuned = Variant("plan a", DeepCacheConfig(plan=plan))
@@ -384,21 +504,24 @@ def test_a_plan_for_a_scheduler_whose_steps_take_more_calls_fits_the_steps_it_wa
 def draws(monkeypatch):
     """The pipeline calls that are made."""
     made = []
-    call = ablation.Painter.draw
+    call = ablation_group.Painter.draw
 
     def draw(self, *args):
         made.append(self)
         return call(self, *args)
 
-    monkeypatch.setattr(ablation.Painter, "draw", draw)
+    monkeypatch.setattr(ablation_group.Painter, "draw", draw)
     return made
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"steps": (5,)}, "'plan a' was tuned for another scheduler or number of steps.*plan=FILE force"),
-        ({"schedulers": ("euler",)}, "'plan a' was tuned for another scheduler or number of steps.*plan=FILE force"),
+        ({"steps": (5,)}, "'plan a' was tuned for another scheduler, number of steps .*plan=FILE force"),
+        (
+            {"schedulers": ("euler",)},
+            "'plan a' was tuned for another scheduler, number of steps .*plan=FILE force",
+        ),
     ],
 )
 def test_a_plan_that_fits_nothing_is_refused_before_anything_is_drawn(tmp_path, plan, draws, changed, words):
@@ -416,7 +539,7 @@ def test_a_plan_that_fits_nothing_is_refused_before_anything_is_drawn(tmp_path, 
         (settings(steps=(4, 1001)), "steps must be 1000 or fewer for this model, got 1001"),
         (settings(schedulers=("ddim", "eulr")), "there is no scheduler 'eulr'"),
         (settings(size=(16, 20)), "height must be a multiple of 8 for this model, got 20"),
-        (settings(TWO, parse_variant("I=2 guidance-reuse"), guidance=1.0), "guidance_reuse .* turn it off"),
+        (settings(TWO, parse_variant("I=2 guidance-reuse"), guidances=(1.0,)), "guidance_reuse .* turn it off"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_drawn(tmp_path, draws, chosen, words):
@@ -437,7 +560,7 @@ def test_a_plan_for_another_model_is_refused_before_anything_is_drawn(tmp_path, 
 def test_a_pipeline_that_draws_no_prompts_is_refused(tmp_path, model):
     model(unconditional_pipeline)
     with pytest.raises(ValueError, match="a DDPMPipeline does not draw images from prompts alone"):
-        run(tmp_path, settings(guidance=None))
+        run(tmp_path, settings(guidances=()))
 
 
 def test_what_guidance_reuse_is_tried_on_leaves_nothing_behind(tmp_path, model):
@@ -492,7 +615,7 @@ def test_the_settings_are_written_down(tmp_path):
     result = run(tmp_path, settings(TWO, seeds=(3, 9), schedulers=("euler",), samples=1, batch=1))
     found = result["settings"]
     assert (found["model"], found["pipeline"], found["unet"]) == ("some model", "SmallPipeline", "UNet2DConditionModel")
-    assert (found["guidance"], found["width"], found["height"], found["dtype"]) == (3.0, 16, 16, "float32")
+    assert (found["guidances"], found["width"], found["height"], found["dtype"]) == ([3.0], 16, 16, "float32")
     assert (found["batch"], found["seeds"], found["samples"], found["threads"]) == (1, [3, 9], 1, 1)
     assert (found["schedulers"], found["steps"], found["labels"]) == (["euler"], [4], ["I=2 B=0"])
     assert found["prompts"] == list(PROMPTS[:2])
@@ -506,17 +629,44 @@ def test_progress_rises_to_the_end(tmp_path):
     assert done == sorted(done)
     assert told[-1].done == told[-1].total
     stages = list(dict.fromkeys(now.stage for now in told))
-    assert stages[:3] == ["loading some model", "model, 4 steps: without caching", "model, 4 steps: I=2 B=0"]
-    assert stages[-1] == "model, 3 steps: 2 steps"
+    assert stages[:3] == [
+        "loading some model",
+        "model, 4 steps, guidance 3: without caching",
+        "model, 4 steps, guidance 3: I=2 B=0",
+    ]
+    assert stages[-1] == "model, 3 steps, guidance 3: 2 steps"
 
 
 def test_a_grid_is_every_combination():
     variants = grid((2, 3), (0, 1), ("uniform", "non-uniform"), ("none", "quadratic"), (False, True))
     assert len(variants) == len({variant.name for variant in variants}) == 32
     assert all(parse_variant(variant.name) == variant for variant in variants)
-    assert [variant.name for variant in grid((2,))] == ["I=2 B=0", "I=2 B=0 linear", "I=2 B=0 quadratic"]
+    # The last is for skipped steps.
+    assert [variant.config.forecast for variant in grid((2,))] == list(FORECASTS[:-1])
     with pytest.raises(ValueError, match="forecast must be one of"):
         grid((2,), forecasts=("cubic",))
+
+
+def test_a_grid_leaves_out_what_cannot_be_or_would_be_the_same():
+    kinds = ("shallow", "skipped", "alternating")
+    variants = grid((3,), (1, 2), forecasts=("none", "response"), guidance_reuse=(False, True), between=kinds)
+    assert [variant.name for variant in variants] == [
+        "I=3 B=1",
+        # Skipped steps cut the U-Net nowhere: one branch stands for all.
+        "I=3 B=1 skipped",
+        "I=3 B=1 alternating",
+        "I=3 B=1 guidance-reuse",
+        "I=3 B=1 guidance-reuse alternating",
+        "I=3 B=1 response skipped",
+        "I=3 B=1 response alternating",
+        "I=3 B=1 response guidance-reuse alternating",
+        "I=3 B=2",
+        "I=3 B=2 alternating",
+        "I=3 B=2 guidance-reuse",
+        "I=3 B=2 guidance-reuse alternating",
+        "I=3 B=2 response alternating",
+        "I=3 B=2 response guidance-reuse alternating",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -537,7 +687,9 @@ def test_a_grid_is_every_combination():
         ({"seeds": (2**63 - 1,)}, "seed must be from 0"),
         ({"batch": 0}, "batch must be 1 or more, got 0"),
         ({"samples": -1}, "samples must be 0 or more, got -1"),
-        ({"guidance": float("nan")}, "guidance must be a number from 0, got nan"),
+        ({"guidances": (2.0, float("nan"))}, "guidance must be a number from 0, got nan"),
+        ({"guidances": (2.0, 2)}, "guidances must differ"),
+        ({"guidance": 4.0}, r"guidance and guidances cannot be combined, got 4.0 and \(3.0,\)"),
     ],
 )
 def test_what_is_out_of_range_is_refused(changed, words):

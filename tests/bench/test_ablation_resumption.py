@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from DeepCache import DeepCacheConfig
-from DeepCache.bench import ablation
+from DeepCache.bench import ablation, ablation_group
 from DeepCache.bench.ablation import AblationSettings, grid, run_ablation
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.variants import Variant
@@ -21,7 +21,7 @@ from tests.bench.small_models import plan_for
 from tests.tune.small_pipeline import PROMPTS, small_pipeline
 
 SETTINGS = AblationSettings(
-    PROMPTS[:2], grid((2, 3), forecasts=("none",)), "some model", steps=(4, 3), guidance=3.0, samples=1
+    PROMPTS[:2], grid((2, 3), forecasts=("none",)), "some model", steps=(4, 3), guidances=(3.0,), samples=1
 )
 # In each of two groups: the images to compare with, two settings, and fewer steps of one number or two.
 WRITES = (1 + 2 + 1) + (1 + 2 + 2)
@@ -92,10 +92,11 @@ def check_finished(output, whole, before, stages):
     assert pictures(output.parent) == whole["pictures"]
     assert sorted(path.name for path in output.parent.iterdir()) == ["ablation-samples", "ablation.json"]
     for old, new in zip(before["groups"] if before else [], after["groups"], strict=bool(before)):
-        name = f"{old['scheduler']}, {old['steps']} steps"
+        name = f"{old['scheduler']}, {old['steps']} steps, guidance {old['guidance']:g}"
         for old_cell, new_cell in zip(old["cells"], new["cells"], strict=False):
             # The very seconds too.
-            assert {**new_cell, "front": 0, "dominated_by": 0} == {**old_cell, "front": 0, "dominated_by": 0}
+            of_all = {"front": 0, "dominated_by": 0, "over_reuse": 0}
+            assert new_cell | of_all == old_cell | of_all
             assert f"{name}: {old_cell['label']}" not in stages.drawn
         if old["reference"] is not None:
             assert new["reference"] == old["reference"]
@@ -117,7 +118,7 @@ def test_a_crash_around_any_write_loses_nothing(write, when, whole, tmp_path, mo
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ablation, "write_result", crash)
+        patched.setattr(ablation_group, "write_result", crash)
         with pytest.raises(KeyboardInterrupt):
             run_ablation(SETTINGS, output, "cpu")
     before = on_disk(output)
@@ -169,7 +170,7 @@ def stopped_after(output, label, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ablation, "write_result", crash)
+        patched.setattr(ablation_group, "write_result", crash)
         with pytest.raises(KeyboardInterrupt):
             run_ablation(SETTINGS, output, "cpu")
 
@@ -191,7 +192,7 @@ def test_images_to_compare_with_are_kept_in_a_file_and_drawn_again_where_it_is_l
     path.unlink()
     stages = Stages()
     run_ablation(SETTINGS, output, "cpu", stages)
-    assert stages.drawn[:2] == ["model, 4 steps: without caching", "model, 4 steps: 2 steps"]
+    assert stages.drawn[:2] == ["model, 4 steps, guidance 3: without caching", "model, 4 steps, guidance 3: 2 steps"]
     assert without_seconds(on_disk(output)) == whole["result"]
     assert not path.parent.exists()
 
@@ -204,7 +205,7 @@ def test_half_a_file_of_images_is_not_taken_for_one(whole, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ablation, "save_file", crash)
+        patched.setattr(ablation_group, "save_file", crash)
         with pytest.raises(KeyboardInterrupt):
             run_ablation(SETTINGS, output, "cpu")
     assert on_disk(output) is None
@@ -250,7 +251,7 @@ def test_a_finished_file_is_not_drawn_again(whole, tmp_path):
         ({"prompts": PROMPTS[1:3]}, "settings.prompts is"),
         ({"variants": grid((2,), forecasts=("none",))}, "settings.labels is"),
         ({"steps": (4,)}, r"settings.steps is \[4, 3\] there and \[4\] now"),
-        ({"guidance": 4.0}, "settings.guidance is 3.0 there and 4.0 now"),
+        ({"guidances": (3.0, 4.0)}, r"settings.guidances is \[3.0\] there and \[3.0, 4.0\] now"),
         ({"seeds": (1,)}, "seed is 0 there and 1 now"),
         ({"samples": 2}, "settings.samples is 1 there and 2 now"),
         ({"schedulers": ("ddim",)}, r'settings.schedulers is \["model"\] there and \["ddim"\] now'),

@@ -294,6 +294,29 @@ def test_a_reference_package_that_does_not_fit_the_model_fails_alone(tmp_path, m
         assert len(row["seconds"]) == 2
 
 
+def test_what_an_adaptive_schedule_costs_is_found_by_running_it(tmp_path, model, clock):
+    model(small_pipeline)
+    clock()
+    chosen = parse_variant("I=4 adaptive threshold=1000000")
+    result = run(tmp_path, settings(chosen, steps=10, scopes=("pipeline",), fewer_steps=True))
+    (cached,), (fewer,) = (rows_of(result, method) for method in (DEEPCACHE, FEWER_STEPS))
+    # The first two steps and the last are full, then one more so that an error is known, and then every fourth.
+    assert cached["pattern"] == "FFF...F..F"
+    assert fewer["steps"] == max(1, round(10 * cached["mac_share"]))
+
+
+def test_an_adaptive_schedule_cannot_be_measured_on_one_call_again_and_again():
+    with pytest.raises(ValueError, match=r"'I=4 B=0 adaptive threshold=0.1' decides during a run.*--scopes pipeline"):
+        settings(parse_variant("I=4 adaptive"))
+
+
+def test_skipped_steps_are_measured(tmp_path, model, clock):
+    model(small_pipeline)
+    clock()
+    (row,) = rows_of(run(tmp_path, settings(parse_variant("I=2 response skipped"))), DEEPCACHE)
+    assert (row["pattern"], row["mac_share"], row["error"]) == ("F-F-", 0.5, "")
+
+
 def test_a_plan_for_another_model_is_refused_before_anything_runs(tmp_path, model, clock):
     model(unconditional_pipeline)
     ran = clock()

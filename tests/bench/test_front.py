@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from DeepCache.bench.front import mark_front
-from DeepCache.bench.summary import summary
+from DeepCache.bench.summary import paired, percentile_5, summary
 from tests.bench.properties import steady
 
 # Few different values, so that there are ties.
@@ -109,3 +109,18 @@ def test_a_summary_is_the_mean_its_interval_and_every_value():
     assert found["mean"] == 2
     assert found["confidence"] == pytest.approx([2 - 1.96 / 3**0.5, 2 + 1.96 / 3**0.5])
     assert summary([1.23456789])["confidence"] == [1.23457, 1.23457]
+
+
+def test_a_5th_percentile_lies_between_the_two_nearest_values():
+    # A twentieth of the way through 21 values is the second, through 11 halfway between the first two.
+    assert percentile_5([float(value) for value in range(21)]) == 1
+    assert percentile_5([float(value) for value in reversed(range(11))]) == 0.5
+    assert percentile_5([7.0]) == 7
+    assert summary([40.0, 42.0])["p5"] == pytest.approx(40.1)
+
+
+def test_a_paired_difference_is_narrower_than_the_values_are_apart():
+    # Gains of 1 and 3: the mean 2, the standard deviation √2, over √2 images.
+    assert paired([11.0, 43.0], [10.0, 40.0]) == {"mean": 2, "confidence": pytest.approx([2 - 1.96, 2 + 1.96])}
+    with pytest.raises(ValueError, match="zip"):
+        paired([1.0], [1.0, 2.0])

@@ -93,6 +93,16 @@ def test_every_kind_of_step_is_taken_under_the_first_variant_that_has_it(tmp_pat
     ]
 
 
+def test_an_adaptive_variant_is_taken_as_a_uniform_one(tmp_path, measured, taken):
+    names = ("I=3 limited skipped adaptive", "I=3 alternating")
+    chosen = settings(*map(parse_variant, names), scopes=("pipeline",))
+    run_profile(chosen, measured(unconditional_pipeline, chosen), tmp_path, device="cpu")
+    assert taken["16x16-batch1-float32-eager.json.gz"] == [
+        ("full step", *["skipped step, limited forecast"] * 2),
+        ("full step", "shallow step at branch 0", "skipped step"),
+    ]
+
+
 def test_what_was_not_measured_is_left_out(tmp_path, measured, taken):
     chosen = settings(TWO, parse_variant("I=3 B=1"), batches=(1, 2, 3, 4))
     benchmark = measured(unconditional_pipeline, chosen)
@@ -207,6 +217,8 @@ def test_progress_rises_to_the_end(tmp_path, measured, taken):
         (Step(False), "shallow step at branch 0"),
         (Step(False, 2, "quadratic"), "shallow step at branch 2, quadratic forecast"),
         (Step(False, 1, guidance_reuse=True), "shallow step at branch 1, guidance reuse"),
+        (Step(False, skipped=True), "skipped step"),
+        (Step(False, 0, "response", skipped=True), "skipped step, response forecast"),
     ],
 )
 def test_a_step_is_called_by_what_it_does(step, name):

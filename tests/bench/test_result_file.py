@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from DeepCache.bench import result_file
 from DeepCache.bench.ablation import AblationSettings, grid, run_ablation
 from DeepCache.bench.benchmark import BenchmarkSettings, run_benchmark
+from DeepCache.bench.older_ablation import OLDER_ABLATION_FORMAT
 from DeepCache.bench.result_file import (
     ABLATION_FORMAT,
     BENCHMARK_FORMAT,
@@ -132,7 +133,7 @@ def test_a_value_of_another_type_is_refused_with_its_place(kind, results, tmp_pa
         ("", "is no JSON"),
         ('{"format": ', "is no JSON"),
         ("[]", "holds no JSON object"),
-        ("{}", "its 'format' is None.*'DeepCache benchmark 1' and 'DeepCache ablation 1'"),
+        ("{}", "its 'format' is None.*'DeepCache benchmark 1', 'DeepCache ablation 2', 'DeepCache ablation 1'"),
         ('{"format": "DeepCache plan 1"}', "its 'format' is 'DeepCache plan 1'"),
     ],
 )
@@ -227,7 +228,7 @@ def test_another_command_and_another_day_go_on(stopped):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"format": ABLATION_FORMAT}, 'format is "DeepCache benchmark 1" there and "DeepCache ablation 1" now'),
+        ({"format": ABLATION_FORMAT}, 'format is "DeepCache benchmark 1" there and "DeepCache ablation 2" now'),
         ({"seed": 3}, "seed is 0 there and 3 now"),
         (
             {"versions": {"torch": "2.14.0", "diffusers": "0.42.1"}},
@@ -286,6 +287,7 @@ def test_a_file_that_lost_its_cells_is_told(cells, tmp_path):
 
 
 def test_schemas_are_in_the_package():
-    assert set(result_file._SCHEMAS) == set(FORMATS)
-    for kind in FORMATS:
+    kinds = {*FORMATS, OLDER_ABLATION_FORMAT}
+    assert set(result_file._SCHEMAS) == kinds
+    for kind in kinds:
         assert schema(kind)["properties"]["format"]["const"] == kind

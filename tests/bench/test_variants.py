@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from DeepCache import DeepCacheConfig
 from DeepCache.bench.variants import PUBLISHED_VARIANTS, Variant, check_names, parse_variant, variant_name
 from DeepCache.plan import Plan
-from DeepCache.schedule import FORECASTS, SKIP_MODES, Step, StepSchedule, UniformSchedule
+from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES, Step, StepSchedule, UniformSchedule
 from tests.bench.properties import steady
 
 PLAN = Plan(StepSchedule((Step(True), Step(False, 1, "linear"))), {"unet": "UNet2DModel"}, {"class": "DDIMScheduler"})
@@ -26,16 +26,26 @@ def _folder(tmp_path, monkeypatch):
 
 @steady
 @given(
-    st.builds(
-        DeepCacheConfig,
-        cache_interval=st.integers(1, 1000),
-        cache_branch_id=st.integers(0, 99),
-        skip_mode=st.sampled_from(SKIP_MODES),
-        forecast=st.sampled_from(FORECASTS),
-        guidance_reuse=st.booleans(),
+    st.fixed_dictionaries(
+        {
+            "cache_interval": st.integers(1, 1000),
+            "cache_branch_id": st.integers(0, 99),
+            "skip_mode": st.sampled_from(SKIP_MODES),
+            "forecast": st.sampled_from(FORECASTS),
+            "guidance_reuse": st.booleans(),
+            "between": st.sampled_from(BETWEEN),
+            "threshold": st.floats(0, exclude_min=True, allow_infinity=False),
+        }
     )
 )
-def test_a_name_stands_for_the_settings_it_was_made_of(config):
+def test_a_name_stands_for_the_settings_it_was_made_of(values):
+    if values["skip_mode"] != "adaptive":
+        del values["threshold"]
+    try:
+        config = DeepCacheConfig(**values)
+    except ValueError:
+        # Some settings exclude each other.
+        return
     assert parse_variant(variant_name(config)) == Variant(variant_name(config), config)
 
 
@@ -51,6 +61,24 @@ def test_a_name_stands_for_the_settings_it_was_made_of(config):
         ("I=4 non-uniform", "I=4 B=0 non-uniform", {"cache_interval": 4, "skip_mode": "non-uniform"}),
         ("I=4 guidance-reuse", "I=4 B=0 guidance-reuse", {"cache_interval": 4, "guidance_reuse": True}),
         ("I=4 I=4", "I=4 B=0", {"cache_interval": 4}),
+        ("I=4 skipped", "I=4 B=0 skipped", {"cache_interval": 4, "between": "skipped"}),
+        (
+            "I=4 response alternating",
+            "I=4 B=0 response alternating",
+            {"cache_interval": 4, "between": "alternating", "forecast": "response"},
+        ),
+        ("I=4 adaptive", "I=4 B=0 adaptive threshold=0.1", {"cache_interval": 4, "skip_mode": "adaptive"}),
+        (
+            "threshold=.25 I=4 limited skipped adaptive",
+            "I=4 B=0 limited skipped adaptive threshold=0.25",
+            {
+                "cache_interval": 4,
+                "forecast": "limited",
+                "between": "skipped",
+                "skip_mode": "adaptive",
+                "threshold": 0.25,
+            },
+        ),
     ],
 )
 def test_what_is_not_said_is_as_in_the_paper(text, name, settings):
@@ -82,6 +110,14 @@ def test_words_come_in_any_order():
         ("I=3 B=0 B=1", "'B=1' contradicts"),
         ("I=3 linear quadratic", "'quadratic' contradicts"),
         ("I=3 non-uniform uniform", "'uniform' contradicts"),
+        ("I=3 skipped alternating", "'alternating' contradicts"),
+        ("I=3 threshold=0.2", r"'I=3 threshold=0\.2' has a threshold.*add adaptive"),
+        ("I=3 non-uniform threshold=0.2", "has a threshold, which is for adaptive schedules"),
+        ("I=3 adaptive threshold=much", "threshold in the variant .* must be a number above 0, got 'much'"),
+        ("I=3 adaptive threshold=0", "threshold must be above 0, got 0"),
+        ("I=3 adaptive threshold=", "'threshold='"),
+        ("I=3 response", r"between='skipped'"),
+        ("I=3 skipped guidance-reuse", "guidance_reuse"),
     ],
 )
 def test_what_is_wrong_with_a_word_is_told_with_the_word(text, word):
@@ -90,7 +126,9 @@ def test_what_is_wrong_with_a_word_is_told_with_the_word(text, word):
 
 
 def test_an_unknown_word_is_told_with_all_that_there_is():
-    with pytest.raises(ValueError, match=r"I=INTERVAL.*B=BRANCH.*guidance-reuse.*plan=FILE.*force"):
+    with pytest.raises(
+        ValueError, match=r"I=INTERVAL.*B=BRANCH.*guidance-reuse.*skipped.*adaptive.*threshold=NUMBER.*plan=FILE.*force"
+    ):
         parse_variant("I=3 cubic")
 
 
@@ -116,7 +154,9 @@ def test_settings_with_a_plan_stay_as_they_are_when_they_are_forced():
     )
 
 
-@pytest.mark.parametrize("more", ["I=3", "B=0", "linear", "none", "uniform", "guidance-reuse", "non-uniform"])
+@pytest.mark.parametrize(
+    "more", ["I=3", "B=0", "linear", "none", "uniform", "guidance-reuse", "non-uniform", "skipped"]
+)
 def test_a_plan_goes_with_force_alone(more):
     PLAN.to_file("plan.json")
     for text in (f"plan=plan.json {more}", f"{more} plan=plan.json force"):
@@ -167,6 +207,8 @@ def test_a_file_that_is_not_there_is_named():
         ("I=5 quadratic", False),
         ("I=5 non-uniform", False),
         ("I=5 guidance-reuse", False),
+        ("I=5 skipped", False),
+        ("I=5 adaptive", False),
     ],
 )
 def test_the_reference_package_does_uniform_reuse_and_no_more(text, can):

@@ -21,6 +21,9 @@ from tests.tune.small_pipeline import PROMPTS, small_pipeline
 
 LITTLE = ("ablate", "--steps", 3, "--prompts", "prompts.txt", "--intervals", 2, "--branches", 0, "--samples", 1)
 
+# What of a cell depends on the others.
+OF_ALL = {"front": 0, "dominated_by": 0, "over_reuse": 0}
+
 
 @pytest.fixture(autouse=True)
 def _prompts(tmp_path):
@@ -48,15 +51,27 @@ def asked(monkeypatch):
 
 def test_the_shipped_model_is_drawn_and_shown(run, monkeypatch):
     remember_costs(monkeypatch)
-    result = run(*LITTLE, "--forecasts", "none", "--intervals", "2,3")
+    Path("prompts.txt").write_text("a red circle\na blue square left of a green star\n", encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "200")
+    result = run(*LITTLE, "--forecasts", "none,linear", "--intervals", "2,3")
     assert result.exit_code == 0, result.stderr
     found = read_result(Path("ablation.json"))
     assert found["settings"]["model"] == "shapes"
     (group,) = found["groups"]
     lines = result.stdout.splitlines()
-    assert lines[0] == "DDIMScheduler, 3 steps"
+    assert lines[0] == "DDIMScheduler, 3 steps, guidance 2"
     assert lines[-1] == "ablation.json"
-    for words in ("settings", "MACs", "PSNR", "SSIM", "beaten by", "Pareto front"):
+    for words in (
+        "settings",
+        "MACs",
+        "PSNR",
+        "5 %",
+        "SSIM",
+        "right objects",
+        "over re-use",
+        "beaten by",
+        "Pareto front",
+    ):
         assert words in result.stdout
     # The dearest first.
     cells = sorted(group["cells"], key=lambda cell: -cell["mac_share"])
@@ -64,19 +79,44 @@ def test_the_shipped_model_is_drawn_and_shown(run, monkeypatch):
     for line, cell in zip(rows, cells, strict=True):
         assert line.startswith(cell["label"])
         figures = line.removeprefix(cell["label"]).split()
-        assert figures[:4] == [
-            f"{cell['mac_share']:.1%}",
-            f"{cell['psnr']['mean']:.1f}",
-            "dB",
-            f"{cell['ssim']['mean']:.4f}",
-        ]
-        beaten = cell["dominated_by"]
-        assert " ".join(figures[4:]) == (f"{beaten['label']}, +{beaten['psnr_gain']:.1f} dB" if beaten else "")
+        over, beaten = cell["over_reuse"], cell["dominated_by"]
+        assert " ".join(figures) == " ".join(
+            [
+                f"{cell['mac_share']:.1%}",
+                f"{cell['psnr']['mean']:.1f} dB",
+                f"{cell['psnr']['p5']:.1f}",
+                f"{cell['ssim']['mean']:.4f}",
+                f"{cell['right']['mean']:.1%}",
+                *([f"{over['psnr']['mean']:+.1f} ±{half_of(over['psnr']):.1f}"] if over else []),
+                *([f"{beaten['label']}, +{beaten['psnr_gain']:.1f} dB"] if beaten else []),
+            ]
+        )
+    assert [bool(cell["over_reuse"]) for cell in group["cells"]][:4] == [False, True, False, True]
+    (original,) = (line.split() for line in lines if line.startswith("no caching"))
+    assert original == ["no", "caching", "100.0%", f"{group['reference']['right']['mean']:.1%}"]
     assert Path(group["reference"]["samples"]).is_file()
     for metric, reason in found["settings"]["left_out"].items():
         assert f"{metric.upper()} is left out: {reason}." in result.stderr.splitlines()
     stages = [line for line in result.stderr.splitlines() if line.endswith("…")]
-    assert stages[:3] == ["loading shapes …", "model, 3 steps: without caching …", "model, 3 steps: I=2 B=0 …"]
+    assert stages[:3] == [
+        "loading shapes …",
+        "model, 3 steps, guidance 2: without caching …",
+        "model, 3 steps, guidance 2: I=2 B=0 …",
+    ]
+
+
+def half_of(metric):
+    low, high = metric["confidence"]
+    return (high - low) / 2
+
+
+def test_each_guidance_scale_has_a_table_and_none_has_right_objects_without_a_judge(run, small):
+    result = run(*LITTLE, "--guidance", "2,7.5", "--no-judge", "--forecasts", "none")
+    assert result.exit_code == 0, result.stderr
+    titles = [line for line in result.stdout.splitlines() if "Scheduler" in line]
+    assert titles == ["DDIMScheduler, 3 steps, guidance 2", "DDIMScheduler, 3 steps, guidance 7.5"]
+    assert "right" not in result.stdout
+    assert "JUDGE is left out: it was turned off." in result.stderr.splitlines()
 
 
 def test_every_option_reaches_the_settings(run, asked):
@@ -84,7 +124,19 @@ def test_every_option_reaches_the_settings(run, asked):
     plan = Plan(StepSchedule((Step(True), Step(False))), {}, {})
     plan.to_file("mine.json")
     result = run(
-        *("ablate", "--model", "sd15", "--guidance", 4, "--size", "64x128", "--dtype", "bfloat16", "--device", "cpu"),
+        *(
+            "ablate",
+            "--model",
+            "sd15",
+            "--guidance",
+            "4, 7.5",
+            "--size",
+            "64x128",
+            "--dtype",
+            "bfloat16",
+            "--device",
+            "cpu",
+        ),
         *("--intervals", "2,5", "--branches", "1,0", "--schedules", "uniform,non-uniform", "--forecasts", "linear"),
         *("--guidance-reuse", "both", "-v", "plan=mine.json", "--variant", "I=5 B=0 linear"),
         *(
@@ -103,7 +155,7 @@ def test_every_option_reaches_the_settings(run, asked):
             "--threads",
             1,
         ),
-        *("--clip", "here", "--samples", 0, "--output", "here/x.json"),
+        *("--clip", "here", "--no-judge", "--samples", 0, "--output", "here/x.json"),
     )
     assert result.exit_code == 0, result.stderr
     listed = grid((2, 5), (1, 0), ("uniform", "non-uniform"), ("linear",), (False, True))
@@ -116,12 +168,13 @@ def test_every_option_reaches_the_settings(run, asked):
         steps=(10, 20),
         # Two prompts for each.
         seeds=(5, 7, 9),
-        guidance=4,
+        guidances=(4.0, 7.5),
         size=(64, 128),
         batch=2,
         dtype="bfloat16",
         samples=0,
         clip="here",
+        judge=False,
     )
     assert (asked["output"], asked["device"]) == (Path("here/x.json"), "cpu")
 
@@ -129,7 +182,8 @@ def test_every_option_reaches_the_settings(run, asked):
 def test_what_is_not_typed(run, asked):
     assert run("ablate").exit_code == 0
     assert asked["settings"] == AblationSettings(
-        bundled_prompts("shapes"), grid((2, 3, 5, 10), (0, 1, 2), forecasts=("none", "linear"))
+        bundled_prompts("shapes"),
+        grid((2, 3, 5, 10), (0, 1, 2), forecasts=dict.fromkeys(("none", "linear", DeepCacheConfig().forecast))),
     )
     assert (asked["output"], asked["device"]) == (Path("ablation.json"), "auto")
 
@@ -172,6 +226,8 @@ def test_help_shows_every_option_once(run):
         (("--samples", -1), ["samples must be 0 or more, got -1"]),
         (("--size", "big"), ["'big'", "512x768"]),
         (("--guidance", "nan"), ["guidance must be a number from 0, got nan"]),
+        (("--guidance", "2;4"), ["guidance must be numbers with commas between them", "'2;4'"]),
+        (("--guidance", "2,2.0"), ["guidances must differ"]),
         (("--threads", 0), ["--threads must be 1 or more, got 0"]),
         (("--device", "gpu"), ["'gpu'", "cuda"]),
         (("--output", "nowhere/x.json"), ["no folder 'nowhere'"]),
@@ -244,7 +300,7 @@ def test_ctrl_c_keeps_the_file_and_says_how_to_go_on(run, small, monkeypatch):
     assert "I=2 B=0 …" not in result.stderr
     after = read_result(Path("[b]mine.json"))
     first = after["groups"][0]["cells"][0]
-    assert first | {"front": 0, "dominated_by": 0} == cell | {"front": 0, "dominated_by": 0}
+    assert first | OF_ALL == cell | OF_ALL
 
 
 def test_kill_9_loses_nothing(run, tmp_path, monkeypatch):
@@ -262,7 +318,7 @@ def test_kill_9_loses_nothing(run, tmp_path, monkeypatch):
     assert after["groups"][0]["reference"] == group["reference"]
     assert "without caching" not in result.stderr
     for old, new in zip(group["cells"], after["groups"][0]["cells"], strict=False):
-        assert old | {"front": 0, "dominated_by": 0} == new | {"front": 0, "dominated_by": 0}
+        assert old | OF_ALL == new | OF_ALL
     whole = run(*arguments[:-1], "whole.json")
     assert whole.exit_code == 0, whole.stderr
     groups = (after["groups"][0], read_result(tmp_path / "whole.json")["groups"][0])

@@ -11,6 +11,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from DeepCache.bench.front import mark_front
+from DeepCache.bench.older_ablation import OLDER_ABLATION_FORMAT
+from DeepCache.bench.over_reuse import mark_over_reuse
 from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, write_result
 from DeepCache.bench.variants import Variant, parse_variant
 
@@ -196,15 +199,17 @@ def ablation(
     size: tuple[int, int] = (64, 64),
     lpips: bool = False,
     clip: bool = False,
+    guidances: Sequence[float | None] = (2.0,),
+    judged: bool = False,
 ) -> dict[str, Any]:
     """A finished ablation; `write_samples` draws its samples."""
     left_out = {} if lpips else {"lpips": "the weights of AlexNet are not on this machine"}
     left_out |= {} if clip else {"clip": "openai/clip-vit-large-patch14 is not on this machine"}
+    left_out |= {} if judged else {"judge": "only shapes has one"}
     settings = {
         "model": model,
         "pipeline": "StableDiffusionPipeline",
         "unet": "UNet2DConditionModel",
-        "guidance": 2.0,
         "width": size[0],
         "height": size[1],
         "dtype": "float32",
@@ -213,6 +218,7 @@ def ablation(
         "prompts": list(prompts),
         "seeds": list(seeds),
         "samples": samples,
+        "guidances": list(guidances),
         "schedulers": list(dict.fromkeys(scheduler for scheduler, _ in groups)),
         "steps": list(dict.fromkeys(steps for _, steps in groups)),
         "labels": list(labels),
@@ -222,8 +228,11 @@ def ablation(
     known = [parse_variant(label) for label in labels]
     return _origin("deepcache ablate", ABLATION_FORMAT, settings) | {
         "groups": [
-            _group(number, scheduler, steps, known, fewer, images, samples > 0, lpips, clip)
-            for number, (scheduler, steps) in enumerate(groups)
+            {
+                "guidance": guidance,
+                **_group(number, scheduler, steps, known, fewer, images, samples > 0, lpips, clip, judged),
+            }
+            for number, (guidance, (scheduler, steps)) in enumerate(product(guidances, groups))
         ]
     }
 
@@ -238,13 +247,14 @@ def _group(
     samples: bool,
     lpips: bool,
     clip: bool,
+    judged: bool,
 ) -> dict[str, Any]:
     ways: list[tuple[str, str, dict[str, Any] | None, int, float, float]] = []
     for variant in variants:
         config = variant.config
         share = _share(variant, steps)
         psnr = 41 - 3.1 * config.cache_interval + 1.7 * config.cache_branch_id * (1 - 0.04 * config.cache_branch_id)
-        psnr += {"none": 0, "linear": 2.4, "quadratic": 1.9}[config.forecast] - 0.9 * config.guidance_reuse
+        psnr += {"none": 0, "linear": 2.4}.get(config.forecast, 1.9) - 0.9 * config.guidance_reuse
         ways.append(("DeepCache", variant.name, config.to_dict(), steps, share, psnr + 0.3 * number))
     for count in fewer:
         ways.append(("fewer steps", f"{count} steps", None, count, count / steps, 12 + 26 * count / steps))
@@ -264,12 +274,15 @@ def _group(
                 "ssim": metric([1 - 1 / value for value in values]),
                 "lpips": metric([1 / value for value in values]) if lpips else None,
                 "clip": metric([value / 1.4 for value in values]) if clip else None,
+                "right": metric([min(1.0, round(value / 40, 1)) for value in values]) if judged else None,
                 "samples": f"samples/{number}/{label.replace(' ', '_')}.png" if samples else None,
                 "front": False,
                 "dominated_by": None,
+                "over_reuse": None,
             }
         )
-    _judge(cells)
+    mark_front(cells)
+    mark_over_reuse(cells)
     return {
         "scheduler": scheduler,
         "scheduler_class": scheduler,
@@ -278,6 +291,7 @@ def _group(
         "reference": {
             "seconds": images * 0.32,
             "clip": metric([24.0 + index % 2 for index in range(images)]) if clip else None,
+            "right": metric([1.0] * images) if judged else None,
             "samples": f"samples/{number}/reference.png" if samples else None,
         },
         "cells": cells,
@@ -288,26 +302,26 @@ def metric(values: list[float]) -> dict[str, Any]:
     """A metric of these values."""
     mean = fmean(values)
     half = 1.96 * math.sqrt(fmean([(value - mean) ** 2 for value in values]) / len(values))
-    return {"mean": mean, "confidence": [mean - half, mean + half], "values": values}
+    return {"mean": mean, "confidence": [mean - half, mean + half], "p5": min(values) + 0.25, "values": values}
 
 
-def _judge(cells: list[dict[str, Any]]) -> None:
-    for cell in cells:
-        better = [
-            other
-            for other in cells
-            if other["mac_share"] <= cell["mac_share"] and other["psnr"]["mean"] > cell["psnr"]["mean"]
-        ]
-        best = max(better, key=lambda other: other["psnr"]["mean"], default=None)
-        cell["front"] = best is None
-        if best is not None:
-            gains = [other - own for other, own in zip(best["psnr"]["values"], cell["psnr"]["values"], strict=True)]
-            found = metric(gains)
-            cell["dominated_by"] = {
-                "label": best["label"],
-                "psnr_gain": found["mean"],
-                "confidence": found["confidence"],
-            }
+def in_format_1(result: dict[str, Any]) -> dict[str, Any]:
+    """An ablation at one guidance scale as earlier versions wrote it."""
+
+    def without(one: dict[str, Any], *names: str) -> dict[str, Any]:
+        kept = {name: value for name, value in one.items() if name not in names}
+        measured = {name: kept[name] for name in ("psnr", "ssim", "lpips", "clip") if kept.get(name)}
+        for name, value in measured.items():
+            kept[name] = {key: value[key] for key in ("mean", "confidence", "values")}
+        return kept
+
+    settings = without(result["settings"], "guidances") | {"guidance": result["settings"]["guidances"][0]}
+    groups = []
+    for group in result["groups"]:
+        cells = [without(cell, "right", "over_reuse") for cell in group["cells"]]
+        reference = group["reference"] and without(group["reference"], "right")
+        groups.append(without(group, "guidance") | {"cells": cells, "reference": reference})
+    return result | {"format": OLDER_ABLATION_FORMAT, "settings": settings, "groups": groups}
 
 
 def write_samples(result: dict[str, Any], folder: Path) -> None:

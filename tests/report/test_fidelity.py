@@ -2,10 +2,13 @@ from itertools import product
 
 import pytest
 
+from DeepCache.bench.summary import paired
 from DeepCache.bench.variants import parse_variant
 from DeepCache.report.fidelity import fidelity_groups
+from DeepCache.report.numerals import gain
 from DeepCache.report.sources import Source
-from tests.report.made_up_results import ablation, metric
+from DeepCache.report.verdicts import verdicts
+from tests.report.made_up_results import ablation, in_format_1, metric
 from tests.report.reading import columns, is_written_as, rows
 
 GRID = [
@@ -44,12 +47,19 @@ def test_every_setting_is_there_with_its_numbers(page, result, number):
         "Settings",
         "Cost",
         "PSNR, dB",
+        "5th percentile",
         "Pareto front",
+        "Over fewer steps, dB",
+        "Over re-use, dB",
         "SSIM",
+        "5th percentile",
+        "Over re-use, SSIM",
         "LPIPS",
         "CLIP",
         "Seconds per image, one run",
     ]
+    # Of the two columns of this name the second is that of SSIM.
+    names[names.index("5th percentile")] = "PSNR, 5th percentile"
     found = [dict(zip(names, row, strict=True)) for row in rows(table)]
     assert len(found) == len(group["cells"]) + 1
     for shown in found[:-1]:
@@ -58,6 +68,17 @@ def test_every_setting_is_there_with_its_numbers(page, result, number):
         assert is_written_as(100 * cell["mac_share"], shown["Cost"].removesuffix(" %"))
         for name, key in (("PSNR, dB", "psnr"), ("SSIM", "ssim"), ("LPIPS", "lpips"), ("CLIP", "clip")):
             assert is_metric(cell[key], shown[name])
+        assert shown["PSNR, 5th percentile"] == f"{cell['psnr']['p5']:.2f}"
+        assert shown["5th percentile"] == f"{cell['ssim']['p5']:.4f}"
+        over = cell["over_reuse"]
+        assert shown["Over re-use, dB"] == ("–" if over is None else gain(over["psnr"], 2))
+        assert shown["Over re-use, SSIM"] == ("–" if over is None else gain(over["ssim"], 4))
+        if cell["method"] == "DeepCache":
+            fewer = cell_of(group, shown["Over fewer steps, dB"].rpartition(" (")[2].rstrip(")"))
+            against = paired(cell["psnr"]["values"], fewer["psnr"]["values"])
+            assert shown["Over fewer steps, dB"] == f"{gain(against, 2)} ({fewer['label']})"
+        else:
+            assert shown["Over fewer steps, dB"] == "–"
         assert is_written_as(cell["seconds"] / 6, shown["Seconds per image, one run"])
         if cell["front"]:
             assert shown["Pareto front"].startswith("on the front, no. ")
@@ -119,6 +140,20 @@ def test_heat_maps_for_each_kind_with_the_numbers_in_the_cells(report):
         )
         assert f"{cell['psnr']['mean']:.1f}" in psnr
         assert f"{100 * cell['mac_share']:.1f}" in cost
+
+
+def test_skipped_steps_and_each_threshold_have_heat_maps_of_their_own():
+    grid = list(product((2, 3), (0, 1)))
+    words = ("", " alternating", " limited adaptive threshold=0.1", " limited adaptive threshold=0.2")
+    result = ablation(labels=[f"I={interval} B={branch}{word}" for word in words for interval, branch in grid])
+    (group,) = fidelity_groups(Source(None, "", result, ""))
+    assert [each.title for each in group.heat_maps] == [
+        "re-use, uniform",
+        "re-use, uniform, alternating steps",
+        "limited forecast, adaptive with threshold 0.1",
+        "limited forecast, adaptive with threshold 0.2",
+    ]
+    assert [len(each.cells) for each in group.heat_maps] == [4] * 4
 
 
 def test_a_heat_map_leaves_empty_what_was_not_drawn(report):
@@ -185,3 +220,48 @@ def test_settings_with_a_plan_or_schedule_are_in_no_heat_map():
     result["groups"][0]["cells"][0]["config"] = parse_variant("I=2 B=0").config.to_dict() | {"plan": {}}
     (group,) = fidelity_groups(Source(None, "", result, ""))
     assert sorted(cell["label"] for each in group.heat_maps for cell in each.cells.values()) == []
+
+
+def test_groups_stand_below_their_guidance_scale(report):
+    groups = (("DDIMScheduler", 50), ("EulerDiscreteScheduler", 30))
+    result = ablation(groups=groups, guidances=(2.0, 7.5))
+    page = report(result)
+    headings = [heading.text for heading in page.all("h3", "h4") if heading.text.startswith(("Guidance", "D", "E"))]
+    assert headings == [
+        "Guidance 2",
+        "DDIMScheduler, 50 steps, guidance 2",
+        "EulerDiscreteScheduler, 30 steps, guidance 2",
+        "Guidance 7.5",
+        "DDIMScheduler, 50 steps, guidance 7.5",
+        "EulerDiscreteScheduler, 30 steps, guidance 7.5",
+    ]
+    assert [heading.text for heading in page.all("h5")].count("Every setting") == 4
+    facts = {entry.all("dt")[0].text: entry.all("dd")[0].text for entry in page.all("div") if entry.all("dt")}
+    assert facts["Guidance"] == "2, 7.5"
+
+
+def test_right_objects_have_a_column_and_the_group_its_verdicts(report):
+    result = ablation(judged=True)
+    page = report(result)
+    table = page.by_id("result-1-1-all")
+    names = columns(table)
+    found = {row[1]: row[names.index("Right objects")] for row in rows(table)}
+    (group,) = result["groups"]
+    for cell in group["cells"]:
+        assert found[cell["label"]].startswith(f"{cell['right']['mean']:.3f} ± ")
+    assert found["50 steps"] == "1.000 ± 0.000"
+    (shown,) = (part for part in page.all("ul") if part.attributes.get("class") == "verdicts")
+    (measured,) = fidelity_groups(Source(None, "", result, ""))
+    expected = [" ".join(verdict.split()) for verdict in verdicts(measured)]
+    assert [" ".join(item.text.split()) for item in shown.all("li")] == expected
+    assert len(expected) > 1
+
+
+def test_an_older_ablation_is_shown_as_one_of_today(report):
+    result = ablation()
+    page, older = report(result), report(in_format_1(result))
+    for name in ("result-1-1-front", "result-1-1-all"):
+        assert columns(older.by_id(name)) == columns(page.by_id(name))
+    places = [place for place, name in enumerate(columns(page.by_id("result-1-1-all"))) if name != "5th percentile"]
+    for row, wanted in zip(rows(older.by_id("result-1-1-all")), rows(page.by_id("result-1-1-all")), strict=True):
+        assert [row[place] for place in places] == [wanted[place] for place in places]

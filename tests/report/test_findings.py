@@ -4,7 +4,7 @@ import pytest
 
 from DeepCache.report.findings import finding
 from DeepCache.report.sources import Source
-from tests.report.made_up_results import ablation, benchmark, fail, find_row, stop_early, wait
+from tests.report.made_up_results import ablation, benchmark, fail, find_row, metric, stop_early, wait
 
 
 def said(result):
@@ -75,16 +75,35 @@ def test_an_ablation():
     cells = {cell["label"]: cell for cell in result["groups"][0]["cells"]}
     row, linear, fewer = cells["I=3 B=0"], cells["I=3 B=0 linear"], cells["17 steps"]
     assert said(result) == (
-        f"On shapes (DDIMScheduler, 50 steps, 6 images), I=3 B=0 takes {100 * row['mac_share']:.1f} % of the "
-        f"multiply-accumulates and comes to {row['psnr']['mean']:.2f} dB PSNR against the images without caching. "
-        f"17 steps without caching, at 34.0 %, come to {fewer['psnr']['mean']:.2f} dB. The nearest at that cost or "
+        "On shapes (DDIMScheduler, 50 steps, guidance 2, 6 images), I=3 B=0 takes "
+        f"{100 * row['mac_share']:.1f} % of the multiply-accumulates and comes to {row['psnr']['mean']:.2f} dB PSNR "
+        "against the images without caching. "
+        f"17 steps without caching, at 34.0 %, come to {fewer['psnr']['mean']:.2f} dB. The closest at that cost or "
         f"less is I=3 B=0 linear: {linear['psnr']['mean']:.2f} dB at {100 * linear['mac_share']:.1f} %."
     )
 
 
+def test_an_ablation_says_where_fewer_steps_win_and_how_many_objects_are_right():
+    result = ablation(judged=True)
+    cells = {cell["label"]: cell for cell in result["groups"][0]["cells"]}
+    cells["17 steps"]["psnr"] = metric([value + 1 for value in cells["I=3 B=0"]["psnr"]["values"]])
+    text = said(result)
+    assert f"come to {cells['17 steps']['psnr']['mean']:.2f} dB: fewer steps win here." in text
+    right = cells["I=3 B=0"]["right"]["mean"]
+    assert f" Right objects: {100 * right:.1f} %, without caching 100 %." in text
+
+
+def test_every_guidance_scale_has_its_finding():
+    groups = (("DDIMScheduler", 50), ("EulerDiscreteScheduler", 30))
+    text = said(ablation(groups=groups, guidances=(2.0, 7.5)))
+    assert text.count("On shapes (DDIMScheduler, 50 steps, guidance 2, 6 images), I=3 B=0 takes") == 1
+    assert text.count("On shapes (DDIMScheduler, 50 steps, guidance 7.5, 6 images), I=3 B=0 takes") == 1
+    assert "Euler" not in text
+
+
 def test_an_ablation_of_little():
     result = ablation(labels=["I=5 B=0"], fewer=())
-    assert "Nothing else that was drawn is nearer at that cost or less." in said(result)
+    assert "Nothing else that was generated is closer at that cost or less." in said(result)
     assert said(result).endswith("what is missing may change this.")
     result["groups"][0] |= {"reference": None, "cells": []}
     assert said(result) == "Nothing of DeepCache on shapes is drawn yet."

@@ -108,6 +108,12 @@ class BenchmarkSettings:
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must differ from each other, got one of them twice")
         check_names(self.variants)
+        adaptive = [variant.name for variant in self.variants if variant.adaptive]
+        if adaptive and "unet" in self.scopes:
+            raise ValueError(
+                f"{adaptive[0]!r} decides during a run which steps are full, and the scope 'unet' repeats one call; "
+                "take the scope 'pipeline' alone (--scopes pipeline)"
+            )
         for name, value, least in (
             *(("a batch", batch, 1) for batch in self.batches),
             ("steps", self.steps, 2),
@@ -348,8 +354,8 @@ class _Cell:
         )
         baseline = make(BASELINE, call)
         yield baseline
-        for variant in settings.variants:
-            yield make(DEEPCACHE, call, variant)
+        cached = {variant: make(DEEPCACHE, call, variant) for variant in settings.variants}
+        yield from cached.values()
         if settings.reference is not None:
             for variant in settings.variants:
                 if variant.in_reference:
@@ -358,7 +364,8 @@ class _Cell:
         cell |= {"unet_calls": baseline.loop.calls, "full_gmacs": round(costs.full / 1e9, 3)}
         calls = baseline.loop.calls
         for variant in settings.variants:
-            self.shares[DEEPCACHE, variant.name] = mean_cost(variant.config.steps(calls), costs)
+            expected = mean_cost(variant.config.steps(calls), costs)
+            self.shares[DEEPCACHE, variant.name] = _share(cached[variant]) if variant.adaptive else expected
             if variant.in_reference:
                 self.shares[REFERENCE, variant.name] = mean_cost(_reference_steps(variant, baseline.loop), costs)
         if settings.fewer_steps:
@@ -425,6 +432,16 @@ class _Cell:
             # What was done, where that is more than one U-Net call a step.
             row |= {"pattern": stats.pattern, "mac_share": stats.mac_share}
         return timing
+
+
+def _share(contestant: Contestant) -> float:
+    """What a run costs that decides on its way, found by running it."""
+    contestant.run()
+    stats = contestant.stats
+    contestant.release()
+    if stats is None or stats.mac_share is None:
+        raise ValueError("the cost of this model's steps cannot be counted, which an adaptive schedule takes")
+    return stats.mac_share
 
 
 def _reference_steps(variant: Variant, loop: UnetLoop) -> Iterator[Step]:

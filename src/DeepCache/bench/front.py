@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import Any
 
-from DeepCache.bench.summary import confidence
+from DeepCache.bench.summary import paired
 
 __all__ = ["mark_front"]
 
@@ -45,5 +44,5 @@ def _mean_psnr(cell: dict[str, Any]) -> float:
 
 
 def _gain(better: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
-    gains = [one - other for one, other in zip(better["psnr"]["values"], cell["psnr"]["values"], strict=True)]
-    return {"label": better["label"], "psnr_gain": fmean(gains), "confidence": confidence(gains)}
+    gain = paired(better["psnr"]["values"], cell["psnr"]["values"])
+    return {"label": better["label"], "psnr_gain": gain["mean"], "confidence": gain["confidence"]}

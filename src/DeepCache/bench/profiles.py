@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from DeepCache.models.device import resolve_device
 from DeepCache.models.loading import load_pipeline
 from DeepCache.models.schedulers import set_scheduler
 from DeepCache.progress import Work, WorkProgress
-from DeepCache.schedule import Step
+from DeepCache.schedule import AdaptiveSchedule, Step, UniformSchedule
 
 __all__ = ["PROFILE_FILE", "PROFILE_FORMAT", "check_profile", "run_profile", "step_name"]
 
@@ -63,8 +63,11 @@ def step_name(step: Step) -> str:
     Example:
         >>> step_name(Step(True)), step_name(Step(False, branch=1, forecast="linear", guidance_reuse=True))
         ('full step', 'shallow step at branch 1, linear forecast, guidance reuse')
+        >>> step_name(Step(False, forecast="limited", skipped=True))
+        'skipped step, limited forecast'
     """
-    words = ["full step" if step.full else f"shallow step at branch {step.branch}"]
+    kind = "full step" if step.full else "skipped step" if step.skipped else f"shallow step at branch {step.branch}"
+    words = [kind]
     if step.order and not step.full:
         words.append(f"{step.forecast} forecast")
     if step.guidance_reuse:
@@ -81,9 +84,10 @@ def run_profile(
 ) -> dict[str, Any]:
     """Takes a profile of the U-Net's calls at every size, batch, type and mode that a benchmark measured.
 
-    Every kind of step (full; shallow at a branch, with its forecast and guidance reuse) is taken several times, without
-    PyTorch's profiler and with it. The folder gets a chrome trace for each of the profiles, and `profile.json`, written
-    after each.
+    Every kind of step (full; shallow at a branch, with its forecast and guidance reuse; skipped, with its forecast) is
+    taken several times, without PyTorch's profiler and with it. The folder gets a chrome trace for
+    each of the profiles, and `profile.json`, written after each. An adaptive variant is measured as a uniform one,
+    which has the same kinds of steps.
 
     Args:
         settings: those of the benchmark.
@@ -178,12 +182,21 @@ def _points(settings: BenchmarkSettings, benchmark: dict[str, Any]) -> list[_Poi
         point = found.setdefault(tuple(values.values()), _Point(values, {}))
         measured = {row["variant"] for row in cell["rows"] if row["method"] == DEEPCACHE and row["seconds"]}
         known = {name for names in point.variants.values() for name in names}
-        for variant in settings.variants:
+        for variant in map(_steady, settings.variants):
             names = tuple(step_name(step) for step in variant.config.steps(cell["unet_calls"]))
             if variant.name in measured and not known.issuperset(names):
                 point.variants[variant] = names
                 known.update(names)
     return [point for point in found.values() if point.variants]
+
+
+def _steady(variant: Variant) -> Variant:
+    """A variant with the same kinds of steps whose full steps are known before a run."""
+    schedule = variant.config.effective_schedule
+    if not isinstance(schedule, AdaptiveSchedule):
+        return variant
+    uniform = UniformSchedule(schedule.interval, schedule.branch)
+    return replace(variant, config=replace(variant.config, schedule=uniform))
 
 
 def _load(settings: BenchmarkSettings, dtype: str, device: torch.device) -> Any:

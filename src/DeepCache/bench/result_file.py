@@ -9,15 +9,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ABLATION_FORMAT", "BENCHMARK_FORMAT", "read_result", "resumed_result", "schema", "write_result"]
+from DeepCache.bench.older_ablation import OLDER_ABLATION_FORMAT, upgraded_ablation
+
+__all__ = [
+    "ABLATION_FORMAT",
+    "BENCHMARK_FORMAT",
+    "load_result",
+    "read_result",
+    "resumed_result",
+    "schema",
+    "write_result",
+]
 
 BENCHMARK_FORMAT = "DeepCache benchmark 1"
 """The `format` in the result file of a benchmark."""
 
-ABLATION_FORMAT = "DeepCache ablation 1"
-"""The `format` in the result file of an ablation."""
+ABLATION_FORMAT = "DeepCache ablation 2"
+"""The `format` in the result file of an ablation. Files of format 1, without guidance scales, can be read as well."""
 
-_SCHEMAS = {BENCHMARK_FORMAT: "benchmark-1", ABLATION_FORMAT: "ablation-1"}
+_SCHEMAS = {BENCHMARK_FORMAT: "benchmark-1", ABLATION_FORMAT: "ablation-2", OLDER_ABLATION_FORMAT: "ablation-1"}
 
 # In these a run that goes on may differ from the one that was stopped.
 _NOT_COMPARED = ("command", "date")
@@ -53,16 +63,29 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 def read_result(path: Path) -> dict[str, Any]:
     """Reads a result file of `deepcache benchmark` or `deepcache ablate`, and checks it against its schema.
 
+    A file of an older format is returned as one of the current format would be, with what the older one did not have
+    computed from its values, or null.
+
     Raises:
         OSError: it cannot be read.
         ValueError: it is no such file, or a value in it is missing or wrong.
         ImportError: jsonschema is not installed.
     """
-    result = _read(path)
+    result, _ = load_result(path)
+    return result
+
+
+def load_result(path: Path) -> tuple[dict[str, Any], str]:
+    """As `read_result`, with the text of the file.
+
+    Raises:
+        OSError, ValueError, ImportError: as `read_result`.
+    """
+    result, text = _read(path)
     if result.get("format") not in _SCHEMAS:
         raise ValueError(
             f"{str(path)!r} is no result of `deepcache benchmark` or `deepcache ablate`: its 'format' is "
-            f"{result.get('format')!r}, and {' and '.join(map(repr, _SCHEMAS))} are known"
+            f"{result.get('format')!r}, and {', '.join(map(repr, _SCHEMAS))} are known"
         )
     try:
         from jsonschema import Draft202012Validator
@@ -73,7 +96,12 @@ def read_result(path: Path) -> dict[str, Any]:
     for wrong in sorted(validator.iter_errors(result), key=lambda error: list(map(str, error.absolute_path)))[:1]:
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in wrong.absolute_path)
         raise ValueError(f"{str(path)!r} is damaged at {place.lstrip('.') or 'its top'}: {wrong.message[:200]}")
-    return result
+    if result["format"] == OLDER_ABLATION_FORMAT:
+        try:
+            result = upgraded_ablation(result) | {"format": ABLATION_FORMAT}
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+    return result, text
 
 
 def resumed_result(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +116,7 @@ def resumed_result(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """
     if not path.exists():
         return fresh
-    found = _read(path)
+    found, _ = _read(path)
     keys = [key for key in fresh if key not in _NOT_COMPARED and not isinstance(fresh[key], list)]
     # As JSON has them, so that tuples and lists are alike.
     wanted = json.loads(json.dumps(fresh))
@@ -119,11 +147,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    not_in_json: list[str] = []
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        result = json.loads(text, parse_constant=not_in_json.append)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+    if not_in_json:
+        raise ValueError(f"{str(path)!r} holds {not_in_json[0]}, a number that JSON does not have")
     if not isinstance(result, dict):
         raise ValueError(f"{str(path)!r} is no result file: it holds no JSON object")
-    return result
+    return result, text

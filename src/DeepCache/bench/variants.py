@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.schedule import FORECASTS, SKIP_MODES
+from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES, AdaptiveSchedule
 
 __all__ = ["PUBLISHED_VARIANTS", "Variant", "check_names", "parse_variant", "variant_name"]
 
+# The settings that a word names, in the order of a name; the first value of each is the one that needs no word.
+_WORDS: dict[str, dict[str, object]] = {
+    "forecast": {name: name for name in FORECASTS},
+    "guidance_reuse": {"": False, "guidance-reuse": True},
+    "between": {name: name for name in BETWEEN},
+    "skip_mode": {name: name for name in SKIP_MODES},
+}
+_OPTIONAL = [list(words)[1:] for words in _WORDS.values()]
 _FORM = (
-    "I=INTERVAL, and as wanted B=BRANCH, linear or quadratic, guidance-reuse, non-uniform; or plan=FILE, and force "
-    "where it was tuned for something else"
+    f"I=INTERVAL, optionally B=BRANCH, {', '.join(' or '.join(words) for words in _OPTIONAL)}, and with adaptive "
+    "threshold=NUMBER; or plan=FILE, and force where it was tuned for something else"
 )
 
 
@@ -35,6 +43,11 @@ class Variant:
         """Whether the reference package can do the same, which is uniform re-use at one branch."""
         return self.config == DeepCacheConfig(self.config.cache_interval, self.config.cache_branch_id, forecast="none")
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the full steps are decided during a run."""
+        return isinstance(self.config.effective_schedule, AdaptiveSchedule)
+
 
 def variant_name(config: DeepCacheConfig) -> str:
     """The short name of settings without a schedule or plan of their own.
@@ -42,14 +55,15 @@ def variant_name(config: DeepCacheConfig) -> str:
     Example:
         >>> variant_name(DeepCacheConfig(cache_interval=5, forecast="linear", guidance_reuse=True))
         'I=5 B=0 linear guidance-reuse'
+        >>> variant_name(DeepCacheConfig(cache_interval=8, between="skipped", skip_mode="adaptive", threshold=0.2))
+        'I=8 B=0 limited skipped adaptive threshold=0.2'
     """
     words = [f"I={config.cache_interval}", f"B={config.cache_branch_id}"]
-    if config.forecast != "none":
-        words.append(config.forecast)
-    if config.guidance_reuse:
-        words.append("guidance-reuse")
-    if config.skip_mode != "uniform":
-        words.append(config.skip_mode)
+    for setting, named in _WORDS.items():
+        unnamed = next(iter(named))
+        words += [word for word, value in named.items() if value == getattr(config, setting) and word != unnamed]
+    if config.skip_mode == "adaptive":
+        words.append(f"threshold={config.threshold}")
     return " ".join(words)
 
 
@@ -57,10 +71,11 @@ def parse_variant(text: str) -> Variant:
     """The settings that a short name stands for.
 
     The words may come in any order, with blanks or commas between them. What is not said is as in the paper: branch 0,
-    uniform, the deep feature re-used as it is.
+    uniform, shallow steps, the deep feature re-used as it is. Of an adaptive schedule it is the default threshold.
 
     Args:
-        text: such as `I=3 B=1 linear`, or `plan=FILE` with a file of `deepcache tune` or `DeepCacheConfig.to_file`.
+        text: such as `I=3 B=1 linear` or `I=8 limited skipped adaptive threshold=0.2`, or `plan=FILE` with a file of
+            `deepcache tune` or `DeepCacheConfig.to_file`.
 
     Raises:
         ValueError: a word is unknown or contradicts another, a value is out of its range, or the file holds no plan.
@@ -82,6 +97,8 @@ def parse_variant(text: str) -> Variant:
         raise ValueError(f"the variant {text!r} names no plan to force; a variant is {_FORM}")
     if "cache_interval" not in values:
         raise ValueError(f"the variant {text!r} names no interval; a variant is {_FORM}")
+    if "threshold" in values and values.get("skip_mode") != "adaptive":
+        raise ValueError(f"the variant {text!r} has a threshold, which is for adaptive schedules; add adaptive")
     config = DeepCacheConfig(**{"forecast": "none", **values})  # type: ignore[arg-type]
     return Variant(variant_name(config), config)
 
@@ -104,14 +121,16 @@ def _setting(word: str, text: str) -> tuple[str, object]:
     key, _, value = word.partition("=")
     if key.lower() in ("i", "b") and value.isascii() and value.isdigit():
         return "cache_interval" if key.lower() == "i" else "cache_branch_id", int(value)
+    if key == "threshold" and value:
+        try:
+            return key, float(value)
+        except ValueError:
+            raise ValueError(f"threshold in the variant {text!r} must be a number above 0, got {value!r}") from None
     if key == "plan" and value:
         return key, Path(value)
-    if word in FORECASTS:
-        return "forecast", word
-    if word in SKIP_MODES:
-        return "skip_mode", word
-    if word == "guidance-reuse":
-        return "guidance_reuse", True
+    for setting, named in _WORDS.items():
+        if word in named:
+            return setting, named[word]
     if word == "force":
         return "force_plan", True
     raise ValueError(f"{word!r} in the variant {text!r} is unknown; a variant is {_FORM}")

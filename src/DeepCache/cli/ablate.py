@@ -12,18 +12,33 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Guidance, Model, Threads, check_output, numbers, words
+from DeepCache.cli.options import (
+    MODEL_PANEL,
+    Device,
+    Dtype,
+    Guidances,
+    Model,
+    Threads,
+    check_output,
+    guidance_scales,
+    numbers,
+    words,
+)
 from DeepCache.cli.progress import WorkDisplay
+from DeepCache.config import DeepCacheConfig
+from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES
 
 __all__ = ["ablate_command"]
 
 _GRID, _PROMPTS, _OUTPUT = "Grid (lists have commas between their parts)", "Prompts", "Output"
+# Re-use, which all others are compared with, linear, and the default where that is another.
+_DEFAULT_FORECASTS = ",".join(dict.fromkeys(("none", "linear", DeepCacheConfig().forecast)))
 _GUIDANCE_REUSE = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
 def ablate_command(
     model: Model = "shapes",
-    guidance: Guidance = None,
+    guidance: Guidances = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -38,11 +53,20 @@ def ablate_command(
     intervals: Annotated[str, typer.Option(metavar="NUMBERS", help="Intervals.", rich_help_panel=_GRID)] = "2,3,5,10",
     branches: Annotated[str, typer.Option(metavar="NUMBERS", help="Skip branches.", rich_help_panel=_GRID)] = "0,1,2",
     schedules: Annotated[
-        str, typer.Option(metavar="NAMES", help="uniform, non-uniform.", rich_help_panel=_GRID)
+        str, typer.Option(metavar="NAMES", help=f"{', '.join(SKIP_MODES)}.", rich_help_panel=_GRID)
     ] = "uniform",
     forecasts: Annotated[
-        str, typer.Option(metavar="NAMES", help="none, linear, quadratic.", rich_help_panel=_GRID)
-    ] = "none,linear",
+        str, typer.Option(metavar="NAMES", help=f"{', '.join(FORECASTS)}.", rich_help_panel=_GRID)
+    ] = _DEFAULT_FORECASTS,
+    between: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help=f"What the steps between full ones are: {', '.join(BETWEEN)}. Combinations that cannot be, such as "
+            "forecast response with shallow steps, are left out.",
+            rich_help_panel=_GRID,
+        ),
+    ] = DeepCacheConfig().between,
     guidance_reuse: Annotated[
         str, typer.Option(metavar="WHICH", help="off, on or both.", rich_help_panel=_GRID)
     ] = "off",
@@ -52,8 +76,9 @@ def ablate_command(
             "--variant",
             "-v",
             metavar="SETTINGS",
-            help="One more setting beside the grid, such as 'I=3 linear guidance-reuse' or 'plan=FILE'; repeat it for "
-            "more. A plan is drawn with the scheduler and the steps that it was tuned for.",
+            help="One more setting beside the grid, such as 'I=3 linear guidance-reuse', 'I=3 response skipped', "
+            "'I=8 limited adaptive threshold=0.2' or 'plan=FILE'; repeat it for more. A plan is used "
+            "with the scheduler, the steps and the guidance scales that it was tuned for.",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -103,6 +128,14 @@ def ablate_command(
             rich_help_panel=_OUTPUT,
         ),
     ] = "openai/clip-vit-large-patch14",
+    judge: Annotated[
+        bool,
+        typer.Option(
+            help="Count the objects with the right colour, shape and place, where the model has a judge (shapes, with "
+            "its own captions).",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = True,
     samples: Annotated[
         int, typer.Option(help="Images of each setting to keep as pictures: the first ones.", rich_help_panel=_OUTPUT)
     ] = 4,
@@ -118,12 +151,12 @@ def ablate_command(
         ),
     ] = Path("ablation.json"),
 ) -> None:
-    """Measure cost and fidelity over intervals, branches, schedules, forecasts, schedulers and steps.
+    """Measure cost and fidelity over intervals, branches, forecasts, guidance scales, schedulers and steps.
 
-    Every setting draws the same prompts from the same latents as the pipeline without caching, and so do fewer steps at
-    like costs. Ctrl-C loses nothing: the same command goes on. `deepcache report` makes a page of the result.
+    Every setting generates the same prompts from the same latents as the pipeline without caching, and so do fewer
+    steps at like costs. Ctrl-C loses nothing: the same command resumes. `deepcache report` makes a page of the result.
 
-    Example: deepcache ablate --intervals 2,3,5 --branches 0,1 --schedulers ddim,euler --output ablation.json
+    Example: deepcache ablate --intervals 2,3,5 --guidance 2,4,7.5 --schedulers ddim,dpm++ --output ablation.json
     """
     from DeepCache.bench.variants import parse_variant
     from DeepCache.generation import parse_size
@@ -149,6 +182,7 @@ def ablate_command(
         words(schedules),
         words(forecasts),
         _GUIDANCE_REUSE[guidance_reuse],
+        words(between),
     )
     settings = AblationSettings(
         prompts=prompts,
@@ -158,12 +192,13 @@ def ablate_command(
         steps=numbers("steps", steps),
         # So far apart that no two images come from the same latents.
         seeds=tuple(seed + place * len(prompts) for place in range(seeds)),
-        guidance=guidance,
+        guidances=() if guidance is None else guidance_scales(guidance),
         size=None if size is None else parse_size(size),
         batch=batch,
         dtype=dtype,
         samples=samples,
         clip=clip,
+        judge=judge,
     )
     stderr = Console(stderr=True)
     set_threads(threads)
@@ -181,29 +216,51 @@ def ablate_command(
 
 
 def _print(result: dict[str, Any]) -> None:
+    from DeepCache.bench.guidance_scale import guidance_in_words
+
     console = Console()
     for group in result["groups"]:
+        reference = group["reference"] or {}
+        judged = reference.get("right") is not None
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         table.add_column("settings", min_width=10)
-        for name in ("MACs", "PSNR", "SSIM"):
+        for name in ("MACs", "PSNR", "5 %", "SSIM"):
             table.add_column(name, justify="right", no_wrap=True)
+        if judged:
+            table.add_column("right objects", justify="right")
+        table.add_column("over re-use", justify="right", no_wrap=True)
         table.add_column("beaten by", min_width=10)
+        if judged:
+            table.add_row("no caching", "100.0%", "", "", "", f"{reference['right']['mean']:.1%}", "", "")
         for cell in sorted(group["cells"], key=lambda cell: -float(cell["mac_share"])):
             beaten = cell["dominated_by"]
             table.add_row(
                 Text(cell["label"]),
                 f"{cell['mac_share']:.1%}",
                 f"{cell['psnr']['mean']:.1f} dB",
+                f"{cell['psnr']['p5']:.1f}",
                 f"{cell['ssim']['mean']:.4f}",
+                *([f"{cell['right']['mean']:.1%}"] if judged else []),
+                _gain(cell["over_reuse"]),
                 Text("" if beaten is None else f"{beaten['label']}, +{beaten['psnr_gain']:.1f} dB"),
                 style=None if cell["front"] else "dim",
             )
-        console.print(f"{group['scheduler_class']}, {group['steps']} steps", highlight=False)
+        title = f"{group['scheduler_class']}, {group['steps']} steps{guidance_in_words(group['guidance'])}"
+        console.print(title, highlight=False)
         console.print(table)
     console.print(
         "\nMACs: the U-Net's multiply-accumulates, as a share of those without DeepCache.\n"
-        "beaten by: what costs no more and comes nearer; what has none is on the Pareto front.\n",
+        "5 %: the 5th percentile of PSNR: one image in twenty is further from the original.\n"
+        "over re-use: PSNR against re-use at that interval and branch, image by image, with its 95 % interval.\n"
+        "beaten by: what costs no more and is closer to the original; what has none is on the Pareto front.\n",
         style="dim",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _gain(over_reuse: dict[str, Any] | None) -> str:
+    if over_reuse is None:
+        return ""
+    low, high = over_reuse["psnr"]["confidence"]
+    return f"{over_reuse['psnr']['mean']:+.1f} ±{(high - low) / 2:.1f}"

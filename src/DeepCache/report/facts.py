@@ -86,8 +86,9 @@ def facts(source: Source) -> list[tuple[str, str]]:
             ("Type", settings["dtype"]),
             ("Prompts", str(len(settings["prompts"]))),
         ]
-    if settings["guidance"] is not None:
-        found.append(("Guidance", f"{settings['guidance']:g}"))
+    guidances = [settings["guidance"]] if source.is_benchmark else settings["guidances"]
+    if guidances != [None]:
+        found.append(("Guidance", _listed(f"{guidance:g}" for guidance in guidances)))
     seeds = source.result["seed"] if source.is_benchmark else _listed(settings["seeds"])
     found += [
         ("Seed" if source.is_benchmark else "Seeds", str(seeds)),

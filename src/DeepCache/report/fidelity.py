@@ -1,4 +1,4 @@
-"""What an ablation measured, put together: one group for each scheduler and number of steps."""
+"""What an ablation measured, put together: one group for each guidance scale, scheduler and number of steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from DeepCache.bench.guidance_scale import guidance_in_words
+from DeepCache.bench.summary import paired
 from DeepCache.report.sources import Source
 
 __all__ = [
@@ -45,6 +47,7 @@ METRICS = (
     Metric("ssim", "SSIM", 4),
     Metric("lpips", "LPIPS", 4),
     Metric("clip", "CLIP", 2),
+    Metric("right", "Right objects", 3),
 )
 
 
@@ -67,10 +70,10 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class FidelityGroup:
-    """All settings with one scheduler and number of steps.
+    """All settings at one guidance scale, with one scheduler and number of steps.
 
     Args:
-        title: scheduler and steps.
+        title: scheduler and steps, and the guidance scale where the ablation has several.
         group: the group of the result file.
         images: how many images each setting drew.
         batch: how many of them in one pipeline call.
@@ -88,6 +91,12 @@ class FidelityGroup:
         """The pipeline without caching."""
         reference: Mapping[str, Any] | None = self.group["reference"]
         return reference
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance scale; None where the pipeline takes none."""
+        guidance: float | None = self.group["guidance"]
+        return guidance
 
     @property
     def cells(self) -> list[Cell]:
@@ -119,6 +128,18 @@ class FidelityGroup:
         fewer = [other for other in self.fewer_steps if other["psnr"] is not None]
         return min(fewer, key=lambda other: abs(other["mac_share"] - cell["mac_share"]), default=None)
 
+    def over_fewer_steps(self, cell: Cell) -> Mapping[str, Any] | None:
+        """What a cell of DeepCache gains over fewer steps at the nearest cost.
+
+        Returns:
+            `label` of the fewer steps, and `mean` and 95 % `confidence` of the difference of PSNR in dB, image by
+            image; None for fewer steps, and where either was not measured.
+        """
+        fewer = self.fewer_steps_like(cell)
+        if fewer is None or cell["psnr"] is None or cell["method"] != "DeepCache":
+            return None
+        return {"label": fewer["label"], **paired(cell["psnr"]["values"], fewer["psnr"]["values"])}
+
     @property
     def fewer_steps(self) -> list[Cell]:
         """Fewer steps without caching, the cheapest first."""
@@ -132,12 +153,15 @@ class FidelityGroup:
     @property
     def heat_maps(self) -> list[HeatMap]:
         """Those with two intervals and two branches or more."""
-        found: dict[tuple[str, str, bool], dict[tuple[int, int], Cell]] = {}
+        found: dict[tuple[str, str, bool, str, float | None], dict[tuple[int, int], Cell]] = {}
         for cell in self.group["cells"]:
             config = cell["config"]
             if config is None or config["plan"] is not None or config["schedule"] is not None or cell["psnr"] is None:
                 continue
-            kind = (config["forecast"], config["skip_mode"], bool(config["guidance_reuse"]))
+            # Earlier versions had shallow steps alone.
+            between = config.get("between", "shallow")
+            threshold = config["threshold"] if config["skip_mode"] == "adaptive" else None
+            kind = (config["forecast"], config["skip_mode"], bool(config["guidance_reuse"]), between, threshold)
             found.setdefault(kind, {})[config["cache_interval"], config["cache_branch_id"]] = cell
         maps = []
         for kind, cells in found.items():
@@ -152,11 +176,15 @@ def fidelity_groups(source: Source) -> list[FidelityGroup]:
     """The groups of an ablation, in the order in which they were drawn."""
     settings = source.result["settings"]
     images = max(1, len(settings["prompts"]) * len(settings["seeds"]))
-    classes = [(group["scheduler_class"], group["steps"]) for group in source.result["groups"]]
+    several = len(settings["guidances"]) > 1
+    titles = [
+        f"{group['scheduler_class']}, {group['steps']} steps"
+        + (guidance_in_words(group["guidance"]) if several else "")
+        for group in source.result["groups"]
+    ]
     groups = []
-    for group, (scheduler, steps) in zip(source.result["groups"], classes, strict=True):
-        title = f"{scheduler}, {steps} steps"
-        if classes.count((scheduler, steps)) > 1:
+    for group, title in zip(source.result["groups"], titles, strict=True):
+        if titles.count(title) > 1:
             title += f", asked for as {group['scheduler']}"
         there = {cell["label"] for cell in group["cells"]}
         missing = [label for label in group["labels"] if label not in there]
@@ -171,14 +199,25 @@ def unfinished_groups(source: Source) -> int:
     return sum(group.reference is None or bool(group.missing) for group in fidelity_groups(source))
 
 
-def kind_in_words(forecast: str, skip_mode: str, guidance_reuse: bool) -> str:
-    """What a heat map has in common, in words; the arguments are as in `DeepCacheConfig`.
+def kind_in_words(
+    forecast: str,
+    skip_mode: str,
+    guidance_reuse: bool,
+    between: str = "shallow",
+    threshold: float | None = None,
+) -> str:
+    """What a heat map has in common, in words; the arguments are as in `DeepCacheConfig`, but for `threshold`, which is
+    None unless the schedule is adaptive.
 
     Example:
         >>> kind_in_words("none", "uniform", guidance_reuse=True)
         're-use, uniform, guidance reuse'
+        >>> kind_in_words("response", "uniform", guidance_reuse=False, between="skipped")
+        'response forecast, uniform, skipped steps'
     """
-    words = ["re-use" if forecast == "none" else f"{forecast} forecast", skip_mode]
+    spread = skip_mode if threshold is None else f"{skip_mode} with threshold {threshold:g}"
+    words = ["re-use" if forecast == "none" else f"{forecast} forecast", spread]
+    words += [] if between == "shallow" else [f"{between} steps"]
     return ", ".join([*words, "guidance reuse"] if guidance_reuse else words)
 
 

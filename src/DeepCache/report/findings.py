@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from DeepCache.bench.guidance_scale import guidance_in_words
 from DeepCache.report.fidelity import FidelityGroup, fidelity_groups, unfinished_groups
 from DeepCache.report.numerals import decibels, per_cent
 from DeepCache.report.sources import Source
 from DeepCache.report.speed import SpeedCell, SpeedTable, is_measured, speed_tables, unfinished_cells
+from DeepCache.report.verdicts import fewer_steps_win
 
 __all__ = ["finding"]
 
@@ -79,12 +81,22 @@ def _all_of(table: SpeedTable, name: str) -> Iterator[tuple[SpeedCell, Mapping[s
 def _fidelity(source: Source) -> str:
     groups = fidelity_groups(source)
     unfinished = _NOT_FINISHED if unfinished_groups(source) else ""
-    found = next(((group, cell) for group in groups if (cell := _famous(group)) is not None), None)
-    if found is None:
+    found: dict[float | None, tuple[FidelityGroup, Mapping[str, Any]]] = {}
+    for group in groups:
+        cell = _famous(group)
+        if cell is not None:
+            found.setdefault(group.guidance, (group, cell))
+    if not found:
         return f"Nothing of DeepCache on {source.model} is drawn yet."
-    group, cell = found
+    return " ".join(_of_group(source, group, cell) for group, cell in found.values()) + unfinished
+
+
+def _of_group(source: Source, group: FidelityGroup, cell: Mapping[str, Any]) -> str:
+    """One setting of a group, with fewer steps at that cost and the best that there is for it."""
+    in_title = len(source.result["settings"]["guidances"]) > 1
+    guidance = "" if in_title else guidance_in_words(group.guidance)
     text = (
-        f"On {source.model} ({group.title}, {group.images} images), {cell['label']} takes "
+        f"On {source.model} ({group.title}{guidance}, {group.images} images), {cell['label']} takes "
         f"{per_cent(cell['mac_share'])} of the multiply-accumulates and comes to {decibels(cell['psnr']['mean'])} dB "
         "PSNR against the images without caching."
     )
@@ -92,17 +104,21 @@ def _fidelity(source: Source) -> str:
     if fewer is not None:
         text += (
             f" {_words(fewer['label'])} without caching, at {per_cent(fewer['mac_share'])}, come to "
-            f"{decibels(fewer['psnr']['mean'])} dB."
+            f"{decibels(fewer['psnr']['mean'])} dB"
+            + (": fewer steps win here." if fewer_steps_win(group, cell) else ".")
         )
     best = _best_at_that_cost(group, cell)
     if best is not None and best is not cell:
         text += (
-            f" The nearest at that cost or less is {best['label']}: {decibels(best['psnr']['mean'])} dB at "
+            f" The closest at that cost or less is {best['label']}: {decibels(best['psnr']['mean'])} dB at "
             f"{per_cent(best['mac_share'])}."
         )
     elif best is cell:
-        text += " Nothing else that was drawn is nearer at that cost or less."
-    return text + unfinished
+        text += " Nothing else that was generated is closer at that cost or less."
+    original = (group.reference or {}).get("right")
+    if original is not None and cell["right"] is not None:
+        text += f" Right objects: {per_cent(cell['right']['mean'])}, without caching {per_cent(original['mean'])}."
+    return text
 
 
 def _famous(group: FidelityGroup) -> Mapping[str, Any] | None:

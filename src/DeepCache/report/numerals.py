@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["amount_of_memory", "confidence", "decibels", "of_range", "per_cent", "seconds", "size", "times"]
+__all__ = ["amount_of_memory", "confidence", "decibels", "gain", "of_range", "per_cent", "seconds", "size", "times"]
 
 
 def seconds(value: float) -> str:
@@ -58,6 +60,17 @@ def confidence(metric: dict[str, object], digits: int) -> str:
     """
     low, high = metric["confidence"]  # type: ignore[misc]
     return f"{metric['mean']:.{digits}f} ± {(high - low) / 2:.{digits}f}"  # type: ignore[has-type]
+
+
+def gain(paired: Mapping[str, Any], digits: int) -> str:
+    """A mean difference with its sign, and half the width of its 95 % confidence interval.
+
+    Example:
+        >>> gain({"mean": 1.256, "confidence": [1.0, 1.5]}, 2)
+        '+1.26 ± 0.25'
+    """
+    low, high = paired["confidence"]
+    return f"{paired['mean']:+.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
 def of_range(low_and_high: list[float], unit: str = "") -> str:

@@ -13,11 +13,12 @@ from DeepCache.report.findings import finding
 from DeepCache.report.frontier_chart import frontier_chart
 from DeepCache.report.gallery import AMPLIFIED, gallery
 from DeepCache.report.heat_map import heat_map_charts
-from DeepCache.report.numerals import amount_of_memory, confidence, decibels, of_range, per_cent, seconds, times
+from DeepCache.report.numerals import amount_of_memory, confidence, decibels, gain, of_range, per_cent, seconds, times
 from DeepCache.report.published import PUBLISHED_ON, PUBLISHED_PAGE, PUBLISHED_STEPS
 from DeepCache.report.sources import Source
 from DeepCache.report.speed import speed_tables
 from DeepCache.report.speed_chart import speed_charts
+from DeepCache.report.verdicts import verdicts
 
 __all__ = ["render_page"]
 
@@ -25,6 +26,7 @@ _FILTERS: tuple[Callable[..., str], ...] = (
     amount_of_memory,
     confidence,
     decibels,
+    gain,
     of_range,
     per_cent,
     seconds,
@@ -99,17 +101,23 @@ def _section(source: Source, name: str) -> dict[str, Any]:
             for number, table in tables
         ]
     else:
-        groups = enumerate(fidelity_groups(source), start=1)
+        groups = fidelity_groups(source)
+        several = len(source.result["settings"]["guidances"]) > 1
+        # Each scale has its heading, above the first group of it.
+        begins = {group.guidance: number for number, group in reversed(list(enumerate(groups, start=1)))}
         section["groups"] = [
             {
                 "id": f"{name}-{number}",
                 "title": group.title,
                 "group": group,
+                "level": 4 if several else 3,
+                "begins": f"Guidance {group.guidance:g}" if several and begins[group.guidance] == number else "",
+                "verdicts": verdicts(group),
                 "frontier": frontier_chart(group, f"{name}-{number}-frontier"),
                 "maps": heat_map_charts(group, f"{name}-{number}"),
                 "gallery": gallery(source, group),
             }
-            for number, group in groups
+            for number, group in enumerate(groups, start=1)
         ]
     return section
 

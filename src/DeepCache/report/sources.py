@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from DeepCache.bench.result_file import BENCHMARK_FORMAT, read_result
+from DeepCache.bench.result_file import BENCHMARK_FORMAT, load_result
 
 __all__ = ["Source", "read_sources"]
 
@@ -20,7 +19,7 @@ class Source:
     Args:
         path: where it is.
         name: what the report calls it: its file name, with a number where several have the same.
-        result: what it holds.
+        result: what it holds, as `read_result` returns it.
         content: the text of the file.
     """
 
@@ -63,19 +62,10 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
             raise ValueError(f"the result {str(path)!r} is given twice")
         if not path.exists():
             raise FileNotFoundError(f"there is no result file {str(path)!r}")
-        result, content = read_result(path), path.read_text(encoding="utf-8")
-        if _parse(path, content) != result:
-            raise ValueError(f"{str(path)!r} was written to while it was read; try again")
+        result, content = load_result(path)
         name = _new_name(path, {source.name for source in found.values()})
         found[path.resolve()] = Source(path, name, result, content)
     return list(found.values())
-
-
-def _parse(path: Path, content: str) -> Any:
-    def refuse(number: str) -> None:
-        raise ValueError(f"{str(path)!r} holds {number}, a number that JSON does not have")
-
-    return json.loads(content, parse_constant=refuse)
 
 
 def _new_name(path: Path, names: set[str]) -> str:

@@ -80,14 +80,19 @@ def fidelity_table(group: FidelityGroup) -> Table:
     """Every setting, the cheapest first."""
     columns = ["Method", "Settings", "Cost"]
     for metric in group.metrics:
-        columns += [metric.name, f"{metric.name}, from", f"{metric.name}, to"]
+        columns += [metric.name, f"{metric.name}, from", f"{metric.name}, to", f"{metric.name}, 5th percentile"]
+    for name in ("Over re-use, dB", "Over re-use, SSIM", "Over fewer steps, dB"):
+        columns += [name, f"{name}, from", f"{name}, to"]
     columns += ["Seconds per image", "On the front", "Dominated by", "Nearer by, dB"]
     rows = []
     for cell in group.cells:
         row: list[Any] = [cell["method"], cell["label"], cell["mac_share"]]
         for metric in group.metrics:
             value = cell[metric.key]
-            row += [None, None, None] if value is None else [value["mean"], *value["confidence"]]
+            row += [None] * 4 if value is None else [value["mean"], *value["confidence"], value["p5"]]
+        reuse = cell["over_reuse"] or {}
+        for gain in (reuse.get("psnr"), reuse.get("ssim"), group.over_fewer_steps(cell)):
+            row += [None] * 3 if gain is None else [gain["mean"], *gain["confidence"]]
         better = cell["dominated_by"]
         row += [cell["seconds"] / group.images, cell["front"], _of(better, "label"), _of(better, "psnr_gain")]
         rows.append(row)
