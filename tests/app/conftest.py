@@ -118,10 +118,13 @@ def drawn() -> Callable[..., Image.Image]:
         seed: int = 0,
         scheduler: str = "ddim",
         cache: DeepCacheConfig | None = None,
+        guidance: float = 2.0,
+        **call: Any,
     ) -> Image.Image:
         set_scheduler(pipe, scheduler)
         apply_deepcache(pipe, cache or DeepCacheConfig(cache_interval=1))
         generator = torch.Generator("cpu").manual_seed(seed)
-        return pipe(prompt, num_inference_steps=steps, guidance_scale=2.0, generator=generator).images[0]
+        call |= {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generator}
+        return pipe(prompt, **call).images[0]
 
     return draw

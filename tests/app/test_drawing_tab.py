@@ -17,11 +17,11 @@ PROMPT = "a red circle left of a blue square"
 ORIGINAL, PICTURE = ".wipe img:not(.wipe-over)", ".wipe-over"
 
 
-def ask(page, prompt=PROMPT, **numbers):
+def ask(page, prompt=PROMPT, **values):
     """Fills in the form and presses the button."""
     page.fill("#prompt textarea", prompt)
-    for name, value in numbers.items():
-        page.fill(f"#{name} input", str(value))
+    for name, value in values.items():
+        page.fill(f"#{name} :is(input, textarea)", str(value))
     page.click("#draw")
 
 
@@ -68,6 +68,37 @@ def test_a_picture_is_drawn_with_and_without(visit, drawn):
     assert "longer than" not in page.inner_text(".measured")
     page.get_by_role("button", name="The same in Python").click()
     page.wait_for_selector("#lines :text('cache_interval')")
+
+
+def test_guidance_negative_prompt_and_size_count_with_and_without_deepcache(visit, drawn):
+    page = visit()
+    assert [page.input_value(f"#{name} input") for name in ("guidance", "width", "height")] == ["2", "64", "64"]
+    ask(page, negative_prompt="a star", guidance=7.5, width=72, height=48, steps=4)
+    page.wait_for_selector(".comparison")
+    wanted = {"negative_prompt": "a star", "guidance": 7.5, "width": 72, "height": 48, "steps": 4}
+    assert shown(page, PICTURE).size == (72, 48)
+    assert same(shown(page, PICTURE), drawn(PROMPT, cache=DeepCacheConfig(), **wanted))
+    assert same(shown(page, ORIGINAL), drawn(PROMPT, **wanted))
+    assert not same(shown(page, ORIGINAL), drawn(PROMPT, **(wanted | {"negative_prompt": None})))
+    page.get_by_role("button", name="The same in Python").click()
+    page.wait_for_selector("#lines .cm-line")
+    lines = page.inner_text("#lines")
+    for line in ('negative_prompt="a star"', "guidance_scale=7.5", "width=72", "height=48"):
+        assert line in lines
+    # Empty fields are the model's own values.
+    ask(page, negative_prompt="", guidance="", width="", height="", steps=3)
+    page.wait_for_selector(".measured :text('1 full, 2 shallow')")
+    assert same(shown(page, ORIGINAL), drawn(PROMPT, steps=3))
+
+
+def test_what_takes_guidance_is_refused_without_it(visit):
+    page = visit()
+    ask(page, guidance=1, negative_prompt="a star", steps=2)
+    told(page, "Not drawn: a negative prompt counts only with a guidance scale above 1, got 1")
+    page.get_by_label("Guidance reuse").check()
+    ask(page, guidance=1, negative_prompt="", steps=2)
+    told(page, "Not drawn: guidance_reuse runs half of a guided batch, and")
+    told(page, "(guidance_scale is 1 or less, or built in); turn it off")
 
 
 def test_an_interval_of_one_shows_no_difference(visit):
@@ -169,6 +200,13 @@ WRONG = (
     ("steps", "0", "steps must be a whole number from 1 to 250, got 0"),
     ("steps", "2.5", "steps must be a whole number from 1 to 250, got 2.5"),
     ("steps", "", "steps must be a whole number from 1 to 250, got nothing"),
+    ("negative_prompt", "x" * 2001, "the negative prompt has 2001 characters; at most 2000 are taken"),
+    ("guidance", "20.5", "guidance must be a number from 0 to 20, got 20.5"),
+    ("guidance", "-1", "guidance must be a number from 0 to 20, got -1"),
+    ("width", "63", "width must be a multiple of 8 for this model, got 63; nearest: 56 and 64"),
+    ("width", "", "the width is empty: give both width and height, or neither for the model's own size"),
+    ("height", "0", "height must be a whole number from 8 to 4096, got 0"),
+    ("height", "264", "64x264 is too large here: an image may have 4 times the pixels of the model's own 64x64"),
     ("seed", "-1", "seed must be a whole number from 0 to 9007199254740992, got -1"),
     ("interval", "0", "interval must be a whole number from 1 to 1000, got 0"),
     ("branch", "99", "cache_branch_id must be"),
@@ -177,7 +215,8 @@ WRONG = (
 
 def test_what_is_wrong_is_told_and_nothing_is_lost(visit):
     page = visit()
-    right = {"prompt": PROMPT, "steps": 4, "seed": 0, "interval": 2, "branch": 0}
+    right = {"prompt": PROMPT, "negative_prompt": "", "guidance": 2, "width": 64, "height": 64}
+    right |= {"steps": 4, "seed": 0, "interval": 2, "branch": 0}
     ask(page, **right)
     page.wait_for_selector(".comparison")
     for field, value, message in WRONG:
@@ -193,7 +232,8 @@ def test_what_is_wrong_is_told_and_nothing_is_lost(visit):
 def test_a_plan_is_drawn_with_and_what_is_none_is_refused(visit, served, drawn, tmp_path):
     pipe = served.easel.load("shapes")
     steps = (Step(True), Step(False, forecast="linear"), Step(True), Step(False, branch=1), Step(False, branch=1))
-    plan = Plan(StepSchedule(steps), fingerprint(pipe.unet), scheduler_settings(pipe.scheduler), tuned={"steps": 5})
+    unet, scheduler = fingerprint(pipe.unet), scheduler_settings(pipe.scheduler)
+    plan = Plan(StepSchedule(steps), unet, scheduler, tuned={"steps": 5}, guidance=(2, 2))
     page = visit()
     page.get_by_role("button", name="A plan of deepcache tune instead").click()
     (tmp_path / "other.json").write_text('{"format": "something else"}')
@@ -285,4 +325,7 @@ def test_every_field_of_the_form_counts(visit, drawn):
     page.get_by_role("button", name="The same in Python").click()
     page.wait_for_selector("#lines .cm-line")
     lines = page.eval_on_selector_all("#lines .cm-line", "lines => lines.map(line => line.textContent)")
-    assert lines == python_lines("shapes", cache, 9, "pndm", seed=5, prompt=PROMPT).splitlines()
+    assert (
+        lines
+        == python_lines("shapes", cache, 9, "pndm", seed=5, prompt=PROMPT, guidance=2.0, size=(64, 64)).splitlines()
+    )

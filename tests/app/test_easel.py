@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from threading import Event, current_thread
 
 import pytest
 from PIL import ImageChops
 
 from DeepCache import DeepCacheConfig
+from DeepCache.app.comparison_view import comparison_html
 from DeepCache.app.drawing_request import DrawingRequest
 from DeepCache.app.easel import LONGEST_LINE, Comparison, Easel, Failure, Loading, Stopped, Waiting
+from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
+from DeepCache.app.model_defaults import ModelDefaults
+from DeepCache.app.page import build_page
 from DeepCache.generation import GenerationSettings
 from DeepCache.models import load_pipeline
 
@@ -65,6 +70,60 @@ def test_one_model_is_kept_at_a_time(easel):
     assert easel.load("shapes") is first
     assert easel.load("sd15-tiny") is not first
     assert easel.load("shapes") is not first
+
+
+def test_the_values_of_a_model_are_known_once_it_was_loaded(easel):
+    assert easel.defaults("shapes") == ModelDefaults(None, None)
+    easel.load("shapes")
+    easel.load("sd15-tiny")
+    assert easel.defaults("shapes") == ModelDefaults(2.0, (64, 64))
+    assert easel.defaults("sd15-tiny") == ModelDefaults(7.5, (64, 64))
+
+
+def test_the_form_takes_the_values_of_another_model(easel):
+    easel.load("shapes")
+    page = build_page(easel, Explorer.from_file(SHIPPED_ABLATION), ("shapes", "sd15-tiny"))
+    (choose,) = [each.fn for each in page.fns.values() if each.name == "on_model"]
+    assert {field.label: value for field, value in choose("shapes").items()} == {
+        "Guidance scale": 2.0,
+        "Width": 64,
+        "Height": 64,
+    }
+    # It is not loaded yet, and generates with its own values where the fields are empty.
+    assert set(choose("sd15-tiny").values()) == {None}
+
+
+@pytest.mark.parametrize(("size", "largest"), [((136, 128), "128x128"), ((64, 264), "128x128"), ((4096, 4096), "128")])
+def test_an_image_far_larger_than_the_models_own_is_refused(easel, size, largest):
+    message = last(easel, request(size=size)).message
+    assert message.startswith(f"{size[0]}x{size[1]} is too large here: an image may have 4 times the pixels")
+    assert f"the model's own 64x64, so that the largest square is {largest}" in message
+
+
+def test_the_largest_image_is_generated(easel):
+    found = last(easel, request(size=(256, 64), steps=2))
+    assert found.drawn.drawing.image.size == (256, 64)
+
+
+def test_guidance_and_negative_prompt_reach_the_pipeline(easel, monkeypatch):
+    pipe, calls = easel.load("shapes"), []
+    call = type(pipe).__call__
+
+    @wraps(call)
+    def noted(self, *arguments, **options):
+        calls.append(options)
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(type(pipe), "__call__", noted)
+    found = last(easel, request(guidance=7.5, negative_prompt="a star " * 50, size=(72, 64), steps=2))
+    # The run to warm up, without DeepCache and with it.
+    assert len(calls) == 3
+    for options in calls:
+        assert options["guidance_scale"] == 7.5
+        assert options["negative_prompt"] == "a star " * 50
+        assert (options["width"], options["height"]) == (72, 64)
+    assert found.cut_off == ("negative prompt",)
+    assert "The negative prompt is longer than this model reads" in comparison_html(found)
 
 
 def test_what_nobody_waits_for_is_not_drawn(easel):

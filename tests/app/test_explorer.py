@@ -142,10 +142,10 @@ def test_a_choice_has_its_figures_as_text(changed):
     def set_figures(result):
         cell, fewer = cell_of(result, "I=3 B=0"), cell_of(result, "21 steps")
         cell |= {"mac_share": 0.422, "seconds": 9.0, "pattern": "F..F.", "front": True, "dominated_by": None}
-        cell |= {"psnr": {"mean": 50.0, "confidence": [48.5, 51.5], "values": [50.0]}, "lpips": None}
-        cell["ssim"] = {"mean": 0.99, "confidence": [0.98, 1.0], "values": [0.99]}
+        cell |= {"psnr": {"mean": 50.0, "confidence": [48.5, 51.5], "p5": 50.0, "values": [50.0]}, "lpips": None}
+        cell["ssim"] = {"mean": 0.99, "confidence": [0.98, 1.0], "p5": 0.99, "values": [0.99]}
         fewer |= {"mac_share": 0.42, "seconds": 12.0, "pattern": "FF", "front": False}
-        fewer |= {"psnr": {"mean": 45.0, "confidence": [44.0, 46.0], "values": [45.0]}, "ssim": None}
+        fewer |= {"psnr": {"mean": 45.0, "confidence": [44.0, 46.0], "p5": 45.0, "values": [45.0]}, "ssim": None}
         fewer["dominated_by"] = {"label": "I=3 B=0", "psnr_gain": 5.0, "confidence": [4.0, 6.0]}
         result["groups"][0]["reference"]["seconds"] = 24.0
 
@@ -158,7 +158,7 @@ def test_a_choice_has_its_figures_as_text(changed):
         ["PSNR, dB, mean ± 95 % confidence interval", "50.00 ± 1.50", "45.00 ± 1.00", "–"],
         ["SSIM, mean ± 95 % confidence interval", "0.9900 ± 0.0100", "–", "–"],
         ["Seconds per image, one run", "1.50 s", "2.00 s", "4.00 s"],
-        ["Full and shallow steps", "2 full, 3 shallow", "2 full", "50 full"],
+        ["Steps", "2 full, 3 shallow", "2 full", "50 full"],
         ["Pareto front", "on it", "no: I=3 B=0 is 5.00 dB nearer at the same cost or less", "–"],
     ]
 
@@ -249,10 +249,10 @@ def test_a_picture_outside_the_folder_is_refused(changed, tmp_path, name):
             "holds nothing of DeepCache yet: let `deepcache ablate` finish it",
         ),
         (
-            lambda result: result["settings"].update(guidance=float("nan")),
+            lambda result: result["settings"].update(guidances=[float("nan")]),
             "holds NaN, a number that JSON does not have",
         ),
-        (lambda result: result.update(format="DeepCache ablation 2"), "is no result of `deepcache benchmark` or"),
+        (lambda result: result.update(format="DeepCache ablation 0"), "is no result of `deepcache benchmark` or"),
     ],
 )
 def test_a_wrong_file_is_refused_by_its_name(changed, change, message):

@@ -33,14 +33,15 @@ def draw(pipe):
     """Draws with the settings themselves."""
     own = pipe.scheduler
 
-    def draw(cache, scheduler=None, guidance=MODELS["shapes"].guidance, seed=0, prompt=PROMPT):
+    def draw(cache, scheduler=None, guidance=MODELS["shapes"].guidance, seed=0, prompt=PROMPT, size=(64, 64), **call):
         pipe.scheduler = own
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
         apply_deepcache(pipe, cache)
         generator = torch.Generator().manual_seed(seed)
         try:
-            return pipe(prompt, num_inference_steps=4, guidance_scale=guidance, generator=generator).images[0]
+            call |= {"guidance_scale": guidance, "generator": generator, "width": size[0], "height": size[1]}
+            return pipe(prompt, num_inference_steps=4, **call).images[0]
         finally:
             remove_deepcache(pipe)
 
@@ -51,7 +52,27 @@ def draw(pipe):
 def plan(pipe):
     steps = (Step(True), Step(False, 1, "linear"), Step(True), Step(False, 0, "linear", guidance_reuse=True))
     known = fingerprint(pipe.unet), scheduler_settings(pipe.scheduler)
-    return Plan(StepSchedule(steps), *known, tuned={"model": "shapes", "steps": 4})
+    return Plan(StepSchedule(steps), *known, guidance=(1, 10), tuned={"model": "shapes", "steps": 4})
+
+
+@pytest.mark.parametrize(
+    ("cache", "settings", "options"),
+    [
+        (
+            DeepCacheConfig(between="skipped", forecast="response"),
+            'DeepCacheConfig(forecast="response", between="skipped")',
+            "--between skipped --forecast response",
+        ),
+        (
+            DeepCacheConfig(8, skip_mode="adaptive", threshold=0.2),
+            'DeepCacheConfig(cache_interval=8, skip_mode="adaptive", threshold=0.2)',
+            "--interval 8 --skip-mode adaptive --threshold 0.2",
+        ),
+    ],
+)
+def test_skipped_steps_and_adaptive_schedules_are_shown(cache, settings, options):
+    assert f"apply_deepcache(pipe, {settings})" in python_lines("shapes", cache, 50, None).splitlines()
+    assert command_line("shapes", cache, 50, None).endswith(f" --steps 50 {options}")
 
 
 def identical(one, other):
@@ -78,6 +99,7 @@ def run(tmp_path, monkeypatch, pipe):
         (OTHER, {"scheduler": "euler", "seed": 7}),
         (DeepCacheConfig(guidance_reuse=True, forecast="quadratic"), {"prompt": AWKWARD, "scheduler": "dpm++"}),
         (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(0, 1))), {}),
+        (OTHER, {"guidance": 7.5, "negative_prompt": AWKWARD, "size": (72, 48)}),
     ],
 )
 def test_the_lines_draw_the_same_bits_as_the_settings(run, draw, cache, others):
@@ -175,6 +197,25 @@ def test_only_what_differs_from_the_defaults_is_in_the_command():
         "deepcache generate 'a photo of an astronaut on a moon' --model 'it'\"'\"'s/c' --scheduler dpm++ --steps 25 "
         "--interval 5 --branch 1 --skip-mode non-uniform --forecast quadratic --guidance-reuse --compile default"
     )
+
+
+def test_without_deepcache_nothing_is_imported_from_it_but_the_model():
+    lines = python_lines("shapes", None, 20, "ddim", guidance=7.5)
+    assert "apply_deepcache" not in lines
+    assert "DeepCacheConfig" not in lines
+    assert "guidance_scale=7.5" in lines
+    assert command_line("shapes", None, 20, "ddim") == (
+        f"deepcache generate '{PROMPT}' --model shapes --scheduler ddim --steps 20 --interval 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "guidance", "option"),
+    [("shapes", None, ""), ("shapes", 2.0, ""), ("shapes", 7.5, " --guidance 7.5"), ("m", 7.5, " --guidance 7.5")],
+)
+def test_the_command_has_the_guidance_that_is_not_the_recommended_one(model, guidance, option):
+    line = command_line(model, DeepCacheConfig(), 50, None, guidance=guidance)
+    assert line.endswith(f"--model {model} --steps 50{option}")
 
 
 def test_a_schedule_is_more_than_the_command_takes():

@@ -120,7 +120,7 @@ def test_it_takes_no_files(served):
     assert ask(f"{served.address}/gradio_api/upload", form, **kind)[0] == 404
 
 
-@pytest.mark.parametrize("field", ["prompt", "model", "scheduler", "plan"])
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "model", "scheduler", "plan"])
 def test_a_file_of_this_machine_in_the_place_of_a_value_is_not_read(served, tmp_path, field):
     """A visitor who sends what Gradio has for an uploaded file."""
     secret = tmp_path / "secret.json"
@@ -128,14 +128,20 @@ def test_a_file_of_this_machine_in_the_place_of_a_value_is_not_read(served, tmp_
     named = {"path": str(secret), "orig_name": "secret.json", "meta": {"_type": "gradio.FileData"}}
     values = {
         "prompt": "a red circle",
+        "negative_prompt": "",
         "model": "shapes",
+        "guidance": 2,
+        "width": 64,
+        "height": 64,
         "steps": 2,
         "seed": 0,
         "scheduler": "",
         "interval": 3,
         "branch": 0,
+        "between": "shallow",
         "forecast": "linear",
         "skip_mode": "uniform",
+        "threshold": 0.1,
         "guidance_reuse": False,
         "plan": "",
     }

@@ -16,7 +16,7 @@ def strip_of(html):
 
 
 def cells(html):
-    return "".join(re.findall(r"<[bi]>(.)</[bi]>", html))
+    return "".join(re.findall(r"<[bis]>(.)</[bis]>", html))
 
 
 def test_full_and_shallow_steps_have_elements_and_letters_of_their_own():
@@ -25,6 +25,14 @@ def test_full_and_shallow_steps_have_elements_and_letters_of_their_own():
     assert re.findall(r"<b>(.)</b>", html) == ["F", "F"]
     assert re.findall(r"<i>(.)</i>", html) == [".", ".", "."]
     assert "to-come" not in html
+
+
+def test_skipped_steps_have_an_element_of_their_own():
+    html = step_strip("F.-F-", done=3)
+    assert cells(html) == "F.-F-"
+    assert re.findall(r"<s>(.)</s>", html) == ["-", "-"]
+    skipped = Step(False, skipped=True)
+    assert step_strip([Step(True), Step(False), skipped, Step(True), skipped], done=3) == html
 
 
 def test_steps_and_their_pattern_give_the_same_strip():
@@ -53,6 +61,9 @@ def test_every_step_is_a_cell_however_many_there_are(count):
         ("F..F.", 0, "2 full and 3 shallow steps: full steps 1, 4; 0 of 5 steps are done"),
         ("F.F.", 2, "2 full and 2 shallow steps: full steps 1, 3; 2 of 4 steps are done"),
         ("F0c0", None, "1 full and 3 shallow steps (2 at branch 0, 1 at branch 12): full step 1"),
+        ("F-", None, "1 full and 1 skipped step: full step 1"),
+        ("F.-F--", None, "2 full, 1 shallow and 3 skipped steps: full steps 1, 4"),
+        ("F0-2-F", None, "2 full, 2 shallow and 2 skipped steps (1 at branch 0, 1 at branch 2): full steps 1, 6"),
         (
             "F.." * 16 + "F.",
             None,
@@ -67,7 +78,7 @@ def test_in_words(pattern, done, words):
 
 @pytest.mark.parametrize("pattern", ["", "F<b>", "F..X", 'F"', "F. "])
 def test_what_is_no_pattern_is_refused(pattern):
-    with pytest.raises(ValueError, match=r"a pattern has one character a step: F, \. or that of a branch, got"):
+    with pytest.raises(ValueError, match=r"a pattern has one character a step: F, \., - or that of a branch, got"):
         step_strip(pattern)
 
 
@@ -82,6 +93,6 @@ def test_the_colours_can_be_told_from_the_page_and_the_letters_be_read(selector,
     rules = dict(re.findall(r"^([^{}\n]+) \{ ([^}]*) \}$", asset("step_strip.css"), re.MULTILINE))
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", rules[".step-strip"]))
     colours |= dict(re.findall(r"--([\w-]+): (#\w{6})", rules[selector]))
-    for kind in ("full", "shallow"):
+    for kind in ("full", "shallow", "skipped"):
         assert contrast(colours[kind], page) >= 3
         assert contrast(colours[f"on-{kind}"], colours[kind]) >= 4.5

@@ -12,6 +12,7 @@ from DeepCache.app.rendering import embedded, embedded_picture, is_small, render
 from DeepCache.app.step_strip import step_strip
 from DeepCache.config import DeepCacheConfig
 from DeepCache.report.numerals import amount_of_memory, decibels, per_cent, seconds, times
+from DeepCache.schedule import pattern_of
 
 __all__ = ["comparison_html", "status_html"]
 
@@ -73,7 +74,9 @@ def status_html(news: News, elapsed: float = 0.0, cache: DeepCacheConfig = _WHOL
         case Comparison():
             return _line("Done.", _seconds(elapsed))
     how = "with DeepCache" if news.accelerated else "without DeepCache, to compare"
-    strip = step_strip((cache if news.accelerated else _WHOLE).steps(news.steps), done=news.step)
+    # What was done may differ from the plan: an adaptive schedule decides on its way.
+    to_come = pattern_of((cache if news.accelerated else _WHOLE).steps(news.steps))[news.step :]
+    strip = step_strip(news.pattern + to_come, done=news.step)
     # What comes after the last step takes its time too.
     where = f"step {news.step} of {news.steps}" if news.step < news.steps else "finishing the picture"
     return _line(f"Drawing {how}:", f"{where}, {_seconds(elapsed)}", strip=Markup(strip))
@@ -107,5 +110,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, str, str]]:
     if drawn.ssim is not None:
         figures.append(("SSIM", f"{drawn.ssim:.4f}", "1 is identical"))
     kept = f"{stats.full_steps} full, {stats.shallow_steps} shallow"
+    if stats.skipped_steps:
+        kept += f", {stats.skipped_steps} skipped"
     figures.append(("Steps", kept, f"{amount_of_memory(stats.bytes_kept)} kept between them"))
     return figures

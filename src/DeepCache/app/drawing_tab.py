@@ -10,19 +10,20 @@ from typing import Any
 import gradio as gr
 
 from DeepCache.app.comparison_view import comparison_html, status_html
-from DeepCache.app.drawing_request import read_request
+from DeepCache.app.drawing_request import MOST_GUIDANCE, read_request
 from DeepCache.app.easel import Comparison, Easel, Failure
+from DeepCache.app.model_defaults import ModelDefaults
 from DeepCache.app.python_lines import python_lines
 from DeepCache.app.rendering import asset, render
 from DeepCache.config import DeepCacheConfig
 from DeepCache.models.schedulers import SCHEDULER_ALIASES
-from DeepCache.schedule import FORECASTS, SKIP_MODES
+from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES
 
 __all__ = ["drawing_tab"]
 
 _EXAMPLE = "a big striped red circle left of a blue square, with a yellow star below"
 _DEFAULT = DeepCacheConfig()
-_OWN_SCHEDULER = "the model's own"
+_OWN = "the model's own"
 
 Update = dict[Any, Any]
 
@@ -76,7 +77,7 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
             with gr.Accordion("The same in Python", open=False, visible=False) as same:
                 lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="lines")
         with gr.Column():
-            fields = {"prompt": prompt} | _settings(models)
+            fields = {"prompt": prompt} | _settings(models, easel.defaults(models[0]))
 
     visitors = _Visitors()
     outputs = [status, result, same, lines]
@@ -102,11 +103,19 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
                         wanted.scheduler,
                         seed=settings.seed,
                         prompt=settings.prompts[0],
+                        negative_prompt=settings.negative_prompt,
+                        guidance=settings.guidance,
+                        size=settings.size,
                     )
                     update |= {result: comparison_html(news), same: gr.update(visible=True), lines: text}
                 yield update
         finally:
             visitors.end(visitor)
+
+    def on_model(model: str) -> Update:
+        defaults = easel.defaults(model)
+        width, height = defaults.size or (None, None)
+        return {fields["guidance"]: defaults.guidance, fields["width"]: width, fields["height"]: height}
 
     def on_cancel(request: gr.Request) -> None:
         visitors.stop(str(request.session_hash))
@@ -114,20 +123,43 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
     # Whose turn it is, the easel says; here all may wait at once.
     event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
     gr.on([draw.click, prompt.submit], on_draw, list(fields.values()), outputs, trigger_mode="once", **event)
+    # The values of the model before are not those of this one.
+    fields["model"].input(
+        on_model, fields["model"], [fields[name] for name in ("guidance", "width", "height")], **event
+    )
     cancel.click(on_cancel, **event)
     page.unload(on_cancel)
 
 
-def _settings(models: tuple[str, ...]) -> dict[str, gr.components.Component]:
-    """The other fields by the name that `read_request` has for them."""
-    fields: dict[str, gr.components.Component] = {
+def _settings(models: tuple[str, ...], defaults: ModelDefaults) -> dict[str, Any]:
+    """The other fields by the name that `read_request` has for them, with the values of the first model."""
+    fields: dict[str, Any] = {
+        "negative_prompt": gr.Textbox(
+            "",
+            label="Negative prompt",
+            info="What the image should not show; needs guidance above 1",
+            max_lines=4,
+            elem_id="negative_prompt",
+        ),
         "model": gr.Dropdown(list(models), value=models[0], label="Model", interactive=len(models) > 1),
     }
+    width, height = defaults.size or (None, None)
+    fields["guidance"] = gr.Number(
+        defaults.guidance,
+        label="Guidance scale",
+        info=f"0 to {MOST_GUIDANCE}; 1 or less turns guidance off",
+        placeholder=_OWN,
+        step=0.5,
+        elem_id="guidance",
+    )
+    with gr.Row():
+        fields["width"] = gr.Number(width, label="Width", placeholder=_OWN, step=8, min_width=90, elem_id="width")
+        fields["height"] = gr.Number(height, label="Height", placeholder=_OWN, step=8, min_width=90, elem_id="height")
     with gr.Row():
         fields["steps"] = gr.Number(50, label="Steps", min_width=90, elem_id="steps")
         fields["seed"] = gr.Number(0, label="Seed", min_width=90, elem_id="seed")
     fields["scheduler"] = gr.Dropdown(
-        [(_OWN_SCHEDULER, ""), *((name, name) for name in SCHEDULER_ALIASES)], value="", label="Scheduler"
+        [(_OWN, ""), *((name, name) for name in SCHEDULER_ALIASES)], value="", label="Scheduler"
     )
     with gr.Group():
         with gr.Row():
@@ -145,15 +177,37 @@ def _settings(models: tuple[str, ...]) -> dict[str, gr.components.Component]:
                 min_width=130,
                 elem_id="branch",
             )
+        fields["between"] = gr.Radio(
+            list(BETWEEN),
+            value=_DEFAULT.between,
+            label="Steps between full ones",
+            info="At a skipped step no layer of the U-Net runs, and its prediction is forecast",
+        )
         fields["forecast"] = gr.Radio(
             [("none (re-use)" if name == "none" else name, name) for name in FORECASTS],
             value=_DEFAULT.forecast,
             label="Forecast",
-            info="How shallow steps continue the deep feature",
+            info="limited is good at every guidance scale; linear and quadratic at 1 to 3; response is for skipped "
+            "steps, best at 5 or more with DPM++",
         )
-        fields["skip_mode"] = gr.Radio(list(SKIP_MODES), value=_DEFAULT.skip_mode, label="Full steps are spread")
+        fields["skip_mode"] = gr.Radio(
+            list(SKIP_MODES),
+            value=_DEFAULT.skip_mode,
+            label="Full steps are spread",
+            info="adaptive: a step is full where the forecasts would become too wrong, and the interval is the most "
+            "steps from one to the next",
+        )
+        fields["threshold"] = gr.Number(
+            _DEFAULT.threshold,
+            label="Threshold of adaptive",
+            info="How large the expected error of a forecast may become, as a share; larger is faster",
+            step=0.05,
+            elem_id="threshold",
+        )
         fields["guidance_reuse"] = gr.Checkbox(
-            False, label="Guidance reuse", info="Shallow steps run only the half of the guided batch with the prompt"
+            False,
+            label="Guidance reuse",
+            info="Shallow steps run only the half of the guided batch with the prompt; needs guidance above 1",
         )
         with gr.Accordion("A plan of deepcache tune instead", open=False):
             fields["plan"] = gr.HTML(

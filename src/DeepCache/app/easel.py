@@ -14,6 +14,7 @@ from threading import Event, Lock
 from typing import Any
 
 from DeepCache.app.drawing_request import DrawingRequest
+from DeepCache.app.model_defaults import ModelDefaults
 from DeepCache.bench.clock import is_out_of_memory
 from DeepCache.generation import GeneratedImage, OutputFolder, StepProgress, generate
 from DeepCache.models.loading import load_pipeline
@@ -64,13 +65,13 @@ class Comparison:
         drawn: the pictures, their times and what the trajectory did. The files that it names are gone.
         png: the picture with DeepCache, as a file that holds its settings.
         original_png: the same without DeepCache.
-        cut_off: whether the model read but the beginning of the prompt.
+        cut_off: of prompt and negative prompt those of which the model read only the beginning.
     """
 
     drawn: GeneratedImage
     png: bytes
     original_png: bytes
-    cut_off: bool
+    cut_off: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Easel:
         self._lock = Lock()
         self._line: list[Event] = []
         self._loaded: tuple[str, Any] | None = None
+        self._defaults: dict[str, ModelDefaults] = {}
 
     def __enter__(self) -> Easel:
         return self
@@ -152,6 +154,17 @@ class Easel:
         """
         return self._worker.submit(self._load, model).result()
 
+    def defaults(self, model: str) -> ModelDefaults:
+        """What the model generates with where nothing else is asked for, as far as it has been loaded before.
+
+        Args:
+            model: one of those that may be drawn with.
+
+        Returns:
+            The values; each is None where the model was never loaded.
+        """
+        return self._defaults.get(model, ModelDefaults())
+
     def _load(self, model: str) -> Any:
         if model not in self._models:
             raise ValueError(f"the model must be one of {', '.join(self._models)}, got {model!r}")
@@ -165,6 +178,7 @@ class Easel:
                     raise
                 raise MemoryError(f"the device has not enough memory for {model}") from error
             pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+            self._defaults[model] = ModelDefaults.of(model, pipe)
             self._loaded = model, pipe
         assert self._loaded is not None
         return self._loaded[1]
@@ -243,7 +257,9 @@ class Easel:
             raise _Cancelled
         if not self._has(request.settings.model):
             news.put(Loading(request.settings.model))
-        pipe = self._load(request.settings.model)
+        settings = request.settings
+        pipe = self._load(settings.model)
+        self.defaults(settings.model).check_size(settings.size)
         own_scheduler = pipe.scheduler
 
         def stop_where_asked(*_: Any) -> None:
@@ -257,10 +273,12 @@ class Easel:
             news.put(WarmingUp())
             with tempfile.TemporaryDirectory(prefix="deepcache-app-") as folder:
                 output = OutputFolder(folder)
-                (drawn,) = generate(pipe, request.settings, output, compare=True, on_step=news.put)
+                (drawn,) = generate(pipe, settings, output, compare=True, on_step=news.put)
                 assert drawn.original is not None
                 png, original_png = drawn.drawing.path.read_bytes(), drawn.original.path.read_bytes()
-            return Comparison(drawn, png, original_png, _is_cut_off(pipe, drawn.prompt))
+            texts = {"prompt": drawn.prompt, "negative prompt": settings.negative_prompt}
+            cut_off = tuple(name for name, text in texts.items() if _is_cut_off(pipe, text))
+            return Comparison(drawn, png, original_png, cut_off)
         finally:
             for handle in handles:
                 handle.remove()

@@ -74,7 +74,7 @@ class Explorer:
 
     Args:
         source: the result file.
-        groups: one for each scheduler and number of steps.
+        groups: one for each scheduler, number of steps and guidance scale.
     """
 
     source: Source
@@ -114,7 +114,8 @@ class Explorer:
         # The pictures lie beside the file itself, also where it is reached by a link.
         source = replace(source, path=source.path.resolve())
         try:
-            groups = [_explored(source, measured) for measured in fidelity_groups(source)]
+            found = fidelity_groups(source)
+            groups = [_explored(source, one, title) for one, title in zip(found, _titles(found), strict=True)]
         except (ValueError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is damaged: {error}") from error
         groups = [group for group in groups if group.deepcache]
@@ -127,8 +128,13 @@ class Explorer:
         """The model that was measured, as `load_pipeline` takes it."""
         return str(self.source.result["settings"]["model"])
 
+    @property
+    def guidance_scales(self) -> list[float | None]:
+        """Those that were measured, in the order of the file; None where the pipeline takes none."""
+        return list(dict.fromkeys(group.guidance for group in self.groups))
+
     def group(self, title: str) -> ExploredGroup:
-        """The group of this title.
+        """The group of this title; of several guidance scales that of the first.
 
         Args:
             title: scheduler and steps.
@@ -143,7 +149,8 @@ class Explorer:
             >>> Explorer.from_file(SHIPPED_ABLATION).group("DDIMScheduler, 50 steps").images
             24
         """
-        return titled(title, {group.title: group for group in self.groups})
+        first = self.groups[0].guidance
+        return titled(title, {group.title: group for group in self.groups if group.guidance == first})
 
     def choose(self, group: ExploredGroup, label: str) -> Choice:
         """A setting of DeepCache, with its pictures and figures and those to compare it with.
@@ -206,7 +213,17 @@ class Explorer:
         return [picture.image for picture in read_strip(self.source, name, group.images)]
 
 
-def _explored(source: Source, measured: FidelityGroup) -> ExploredGroup:
+def _titles(groups: Sequence[FidelityGroup]) -> list[str]:
+    """Scheduler and steps of every group, without the guidance scale, which is chosen in a field of its own; of two
+    that are alike, what was asked for as well."""
+    alike = [(one.group["scheduler_class"], one.group["steps"], one.guidance) for one in groups]
+    return [
+        f"{key[0]}, {key[1]} steps" + (f", asked for as {one.group['scheduler']}" if alike.count(key) > 1 else "")
+        for one, key in zip(groups, alike, strict=True)
+    ]
+
+
+def _explored(source: Source, measured: FidelityGroup, title: str) -> ExploredGroup:
     """A group with the settings of each cell as `DeepCacheConfig`.
 
     Raises:
@@ -225,7 +242,8 @@ def _explored(source: Source, measured: FidelityGroup) -> ExploredGroup:
         config = DeepCacheConfig.from_json(json.dumps(cell["config"])) if cell["method"] == "DeepCache" else None
         if cell["psnr"] is not None:
             ways.append(Way(cell, measured.images, config))
-    return ExploredGroup(measured, str(source.result["settings"]["model"]), ways)
+    model = str(source.result["settings"]["model"])
+    return ExploredGroup(measured, model, title, ways)
 
 
 def _rows(group: ExploredGroup, way: Way, fewer: Way | None) -> list[list[str]]:
@@ -246,7 +264,7 @@ def _rows(group: ExploredGroup, way: Way, fewer: Way | None) -> list[list[str]]:
         ["Speed-up of the U-Net by them", *(times(one.speed_up) for one in ways), times(1)],
         *metrics,
         ["Seconds per image, one run", *(f"{seconds(one.seconds)} s" for one in ways), whole],
-        ["Full and shallow steps", *(_kinds_of_steps(one.pattern) for one in ways), f"{group.steps} full"],
+        ["Steps", *(_kinds_of_steps(one.pattern) for one in ways), f"{group.steps} full"],
         ["Pareto front", *(_on_the_front(one) for one in ways), _NONE],
     ]
 
@@ -257,8 +275,9 @@ def _metric(cell: Mapping[str, Any], metric: Metric) -> str:
 
 
 def _kinds_of_steps(pattern: str) -> str:
-    full = pattern.count("F")
-    return f"{full} full" if full == len(pattern) else f"{full} full, {len(pattern) - full} shallow"
+    full, skipped = pattern.count("F"), pattern.count("-")
+    kinds = {"full": full, "shallow": len(pattern) - full - skipped, "skipped": skipped}
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
 
 
 def _on_the_front(way: Way) -> str:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from DeepCache.app.explorer import Choice, Explorer, Sample
 from DeepCache.app.grid_table import grid_html
+from DeepCache.app.group_fields import GroupFields
 from DeepCache.app.measured_group import ExploredGroup, Grid, Kind, Way
 from DeepCache.app.rendering import asset, embedded_picture, is_small, render
 from DeepCache.app.step_strip import step_strip
@@ -27,15 +28,13 @@ def explorer_tab(explorer: Explorer) -> None:
         explorer: the ablation.
     """
     groups = [group for group in explorer.groups if group.grids]
-    gr.HTML(render("explored.html", explorer=explorer, grids=bool(groups)))
+    gr.HTML(render("explored.html", explorer=explorer, guidance=_guidance(explorer), grids=bool(groups)))
     if not groups:
         return
     group = groups[0]
     grid = _first_grid(group)
     with gr.Row():
-        group_title = gr.Dropdown(
-            [each.title for each in groups], value=group.title, label="Scheduler and steps", min_width=240
-        )
+        fields = GroupFields.of(groups, "explore")
         kind_title = gr.Dropdown(
             [each.kind.title for each in group.grids],
             value=grid.kind.title,
@@ -45,39 +44,45 @@ def explorer_tab(explorer: Explorer) -> None:
     table = gr.HTML(_table(grid), elem_id="grid", js_on_load=asset("grid.js"), apply_default_css=False)
     details = gr.HTML(_first_choice(explorer, group, grid), elem_id="choice", js_on_load=None, apply_default_css=False)
 
-    def on_group(group_title: str, kind_title: str) -> Update:
-        group = explorer.group(group_title)
+    def on_group(guidance: float | None, title: str, kind_title: str) -> Update:
+        group = fields.chosen(guidance, title)
         titles = [grid.kind.title for grid in group.grids]
         grid = group.grid(kind_title) if kind_title in titles else _first_grid(group)
         return {
+            fields.title: fields.titles(group),
             kind: gr.update(choices=titles, value=grid.kind.title),
             table: _table(grid),
             details: _first_choice(explorer, group, grid),
         }
 
-    def on_kind(group_title: str, kind_title: str) -> Update:
-        group = explorer.group(group_title)
+    def on_kind(guidance: float | None, title: str, kind_title: str) -> Update:
+        group = fields.chosen(guidance, title)
         grid = group.grid(kind_title)
         return {table: _table(grid), details: _first_choice(explorer, group, grid)}
 
-    def on_cell(group_title: str, kind_title: str, event: gr.EventData) -> str:
-        group = explorer.group(group_title)
+    def on_cell(guidance: float | None, title: str, kind_title: str, event: gr.EventData) -> str:
+        group = fields.chosen(guidance, title)
         way = group.grid(kind_title).way(event.interval, event.branch)
         return _choice(explorer.choose(group, way.label))
 
-    kind, both = kind_title, [group_title, kind_title]
+    kind, chosen = kind_title, [fields.guidance, fields.title, kind_title]
     # The last choice counts, however quickly it comes after the one before.
     event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
-    group_title.input(on_group, both, [kind, table, details], **event)
-    kind.input(on_kind, both, [table, details], **event)
+    gr.on([fields.guidance.input, fields.title.input], on_group, chosen, [fields.title, kind, table, details], **event)
+    kind.input(on_kind, chosen, [table, details], **event)
     # With "always_last" Gradio would call it again with the cell that was clicked first; in turn, the last one stays.
-    table.select(on_cell, both, details, **(event | {"trigger_mode": "multiple"}))
+    table.select(on_cell, chosen, details, **(event | {"trigger_mode": "multiple"}))
+
+
+def _guidance(explorer: Explorer) -> str:
+    """At which guidance scales, for the end of a clause."""
+    scales = [f"{scale:g}" for scale in explorer.guidance_scales if scale is not None]
+    return f" at guidance {', '.join(scales)}" if scales else ""
 
 
 def _first_grid(group: ExploredGroup) -> Grid:
     """That of DeepCache's own defaults, where it was measured."""
-    default = DeepCacheConfig()
-    usual = Kind(default.forecast, default.skip_mode, default.guidance_reuse)
+    usual = Kind.of(DeepCacheConfig())
     return next((grid for grid in group.grids if grid.kind == usual), group.grids[0])
 
 

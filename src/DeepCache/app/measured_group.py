@@ -1,4 +1,4 @@
-"""What an ablation measured with one scheduler and number of steps, and its grids of interval by branch."""
+"""What an ablation measured with one scheduler, number of steps and guidance scale; its grids of interval by branch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from DeepCache.bench.guidance_scale import guidance_in_words
 from DeepCache.config import DeepCacheConfig
 from DeepCache.report.fidelity import IDENTICAL, FidelityGroup, kind_in_words
 
@@ -33,6 +34,11 @@ class Way:
     def label(self) -> str:
         """Its short name, unique in its group."""
         return str(self.cell["label"])
+
+    @property
+    def steps(self) -> int:
+        """The denoising steps."""
+        return int(self.cell["steps"])
 
     @property
     def pattern(self) -> str:
@@ -79,6 +85,8 @@ class Kind:
         forecast: as in `DeepCacheConfig`.
         skip_mode: as in `DeepCacheConfig`.
         guidance_reuse: as in `DeepCacheConfig`.
+        between: as in `DeepCacheConfig`.
+        threshold: as in `DeepCacheConfig`; None unless the schedule is adaptive.
 
     Example:
         >>> Kind("none", "uniform", guidance_reuse=True).title
@@ -88,11 +96,19 @@ class Kind:
     forecast: str
     skip_mode: str
     guidance_reuse: bool
+    between: str = "shallow"
+    threshold: float | None = None
+
+    @classmethod
+    def of(cls, config: DeepCacheConfig) -> Kind:
+        """That of settings without a plan or a schedule of their own."""
+        threshold = config.threshold if config.skip_mode == "adaptive" else None
+        return cls(config.forecast, config.skip_mode, config.guidance_reuse, config.between, threshold)
 
     @property
     def title(self) -> str:
         """In words."""
-        return kind_in_words(self.forecast, self.skip_mode, self.guidance_reuse)
+        return kind_in_words(self.forecast, self.skip_mode, self.guidance_reuse, self.between, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -147,22 +163,29 @@ class Grid:
 
 @dataclass(frozen=True)
 class ExploredGroup:
-    """All ways to draw with one scheduler and number of steps.
+    """All ways to draw with one scheduler, number of steps and guidance scale.
 
     Args:
         measured: the group of the ablation.
         model: what `load_pipeline` was given.
+        title: scheduler and steps, unique among the groups of its guidance scale.
         ways: every way to draw that has a PSNR, the cheapest first.
     """
 
     measured: FidelityGroup
     model: str
+    title: str
     ways: Sequence[Way]
 
     @property
-    def title(self) -> str:
-        """Scheduler and steps."""
-        return self.measured.title
+    def guidance(self) -> float | None:
+        """The guidance scale; None where the pipeline takes none."""
+        return self.measured.guidance
+
+    @property
+    def where(self) -> str:
+        """Title and guidance scale, for a sentence."""
+        return self.title + guidance_in_words(self.guidance)
 
     @property
     def scheduler(self) -> str | None:
@@ -233,7 +256,7 @@ class ExploredGroup:
             config = way.config
             assert config is not None
             if config.plan is None and config.schedule is None:
-                kind = Kind(config.forecast, config.skip_mode, config.guidance_reuse)
+                kind = Kind.of(config)
                 found.setdefault(kind, {})[config.cache_interval, config.cache_branch_id] = way
         values = [way.psnr for cells in found.values() for way in cells.values()]
         values = [value for value in values if value < IDENTICAL] or [IDENTICAL]

@@ -14,7 +14,7 @@ __all__ = ["build_page", "page_theme"]
 
 _HEADING = """<header class="heading"><h1>DeepCache</h1>
 <p>The same picture without DeepCache and with it: a full step runs the whole U-Net, the shallow steps in between only
-the layers above one skip branch.</p></header>"""
+the layers above one skip branch, and skipped steps no layer at all.</p></header>"""
 
 
 def build_page(easel: Easel, explorer: Explorer, models: tuple[str, ...]) -> gr.Blocks:

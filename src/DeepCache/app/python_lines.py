@@ -18,21 +18,28 @@ _DEFAULT = DeepCacheConfig()
 
 def python_lines(
     model: str,
-    cache: DeepCacheConfig,
+    cache: DeepCacheConfig | None,
     steps: int,
     scheduler: str | None,
     seed: int | None = None,
     prompt: str | None = None,
+    *,
+    negative_prompt: str = "",
+    guidance: float | None = None,
+    size: tuple[int, int] | None = None,
 ) -> str:
-    """A whole program that draws a picture with these settings, and with the guidance scale recommended for the model.
+    """A whole program that generates an image with these settings.
 
     Args:
         model: as `load_pipeline` takes it.
-        cache: the settings of DeepCache; a plan is read from the file `plan.json`.
+        cache: the settings of DeepCache; a plan is read from the file `plan.json`. None leaves DeepCache out.
         steps: denoising steps.
         scheduler: as `set_scheduler` takes it; None for the model's own.
         seed: the seed; another picture each time by default.
         prompt: what to draw; an example that suits the model by default.
+        negative_prompt: what the image should not show.
+        guidance: the guidance scale; the one recommended for the model by default.
+        size: width and height in pixels; the model's own by default.
 
     Returns:
         The lines of Python.
@@ -56,23 +63,26 @@ def python_lines(
         image.save("picture.png")
         <BLANKLINE>
     """
-    settings, imports = _settings(cache)
-    named = named_model(model)
+    settings, imports = ("", []) if cache is None else _settings(cache)
+    if guidance is None:
+        guidance = _recommended(model)
     arguments = [
         _literal(_example(model) if prompt is None else prompt),
+        *([f"negative_prompt={_literal(negative_prompt)}"] if negative_prompt else []),
+        *([] if size is None else [f"width={size[0]}", f"height={size[1]}"]),
         f"num_inference_steps={steps}",
-        *([] if named is None else [f"guidance_scale={named.guidance}"]),
+        *([] if guidance is None else [f"guidance_scale={guidance}"]),
         *([] if seed is None else [f'generator=torch.Generator("cpu").manual_seed({seed})']),
     ]
     lines = [
         *([] if seed is None else ["import torch", ""]),
-        "from DeepCache import DeepCacheConfig, apply_deepcache",
+        *([] if cache is None else ["from DeepCache import DeepCacheConfig, apply_deepcache"]),
         f"from DeepCache.models import load_pipeline{'' if scheduler is None else ', set_scheduler'}",
         *imports,
         "",
         f"pipe = load_pipeline({_literal(model)})",
         *([] if scheduler is None else [f"set_scheduler(pipe, {_literal(scheduler)})"]),
-        f"apply_deepcache(pipe, {settings})",
+        *([] if cache is None else [f"apply_deepcache(pipe, {settings})"]),
         "image = pipe(",
         *(f"    {argument}," for argument in arguments),
         ").images[0]",
@@ -81,14 +91,17 @@ def python_lines(
     return "\n".join(lines) + "\n"
 
 
-def command_line(model: str, cache: DeepCacheConfig, steps: int, scheduler: str | None) -> str:
+def command_line(
+    model: str, cache: DeepCacheConfig | None, steps: int, scheduler: str | None, *, guidance: float | None = None
+) -> str:
     """The settings as a line of `deepcache generate` with an example of a prompt, quoted for a shell of Unix.
 
     Args:
         model: as for `python_lines`.
-        cache: as for `python_lines`.
+        cache: as for `python_lines`; None is the interval 1, which caches nothing.
         steps: as for `python_lines`.
         scheduler: as for `python_lines`.
+        guidance: as for `python_lines`.
 
     Returns:
         The line, without a line break.
@@ -100,11 +113,14 @@ def command_line(model: str, cache: DeepCacheConfig, steps: int, scheduler: str 
         >>> print(command_line("sd15-tiny", DeepCacheConfig(forecast="none"), 50, None))
         deepcache generate 'a photo of an astronaut on a moon' --model sd15-tiny --steps 50 --forecast none
     """
+    if cache is None:
+        cache = DeepCacheConfig(cache_interval=1)
     if cache.schedule is not None and cache.plan is None:
         raise ValueError("`deepcache generate` takes no schedule of its own; take the lines of Python")
     options: list[object] = ["--model", model]
     options += [] if scheduler is None else ["--scheduler", scheduler]
     options += ["--steps", steps]
+    options += [] if guidance in (None, _recommended(model)) else ["--guidance", f"{guidance:g}"]
     if cache.plan is not None:
         options += ["--plan", PLAN_FILE, *(["--force-plan"] if cache.force_plan else [])]
     else:
@@ -112,6 +128,8 @@ def command_line(model: str, cache: DeepCacheConfig, steps: int, scheduler: str 
             "--interval": (cache.cache_interval, _DEFAULT.cache_interval),
             "--branch": (cache.cache_branch_id, _DEFAULT.cache_branch_id),
             "--skip-mode": (cache.skip_mode, _DEFAULT.skip_mode),
+            "--threshold": (cache.threshold if cache.skip_mode == "adaptive" else None, None),
+            "--between": (cache.between, _DEFAULT.between),
             "--forecast": (cache.forecast, _DEFAULT.forecast),
         }
         for name, (value, default) in given.items():
@@ -142,6 +160,11 @@ def _settings(cache: DeepCacheConfig) -> tuple[str, list[str]]:
 
 def _example(model: str) -> str:
     return "a red circle left of a blue square" if model in MODELS else "a photo of an astronaut on a moon"
+
+
+def _recommended(model: str) -> float | None:
+    named = named_model(model)
+    return None if named is None else named.guidance
 
 
 def _literal(value: object) -> str:

@@ -83,8 +83,6 @@ def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where:
         Easel(settings.models, dtype=settings.dtype, device=settings.device) as easel,
     ):
         app = build_app(settings, easel, for_this_machine=is_loopback(listening.getsockname()[0]))
-        # What is wrong with it is told before anybody opens the page.
-        easel.load(settings.models[0])
         # Pages that are open keep a connection each, which would never end by itself.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
         on_ready(address(listening))
@@ -92,7 +90,7 @@ def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where:
 
 
 def build_app(settings: AppSettings, easel: Easel, *, for_this_machine: bool = True) -> FastAPI:
-    """The page as an ASGI application.
+    """The page as an ASGI application; the first model is loaded.
 
     Args:
         settings: what the page offers.
@@ -101,8 +99,8 @@ def build_app(settings: AppSettings, easel: Easel, *, for_this_machine: bool = T
 
     Raises:
         ImportError: Gradio is not installed.
-        OSError: the ablation cannot be read.
-        ValueError: it is no result of `deepcache ablate`.
+        OSError: the first model or the ablation cannot be read.
+        ValueError, TypeError: the first model is unknown, or none that DeepCache works on; the ablation is no result.
     """
     prepare_gradio()
     import gradio as gr
@@ -112,7 +110,10 @@ def build_app(settings: AppSettings, easel: Easel, *, for_this_machine: bool = T
     from DeepCache.app.page import build_page, page_theme
     from DeepCache.app.rendering import asset
 
-    page = build_page(easel, Explorer.from_file(settings.ablation), settings.models)
+    explorer = Explorer.from_file(settings.ablation)
+    # The form shows what this model generates with. What is wrong with it is reported before anybody opens the page.
+    easel.load(settings.models[0])
+    page = build_page(easel, explorer, settings.models)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, for_this_machine=for_this_machine)
     gr.mount_gradio_app(

@@ -1,4 +1,4 @@
-"""The strip of steps: which were full, which shallow, and which are to come."""
+"""The strip of steps: which were full, shallow or skipped, and which are to come."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ __all__ = ["step_strip"]
 
 _LONG = 100
 _LISTED = 10
+_CELLS = {"F": "<b>F</b>", "-": "<s>-</s>"}
 
 
 def step_strip(steps: Sequence[Step] | str, done: int | None = None) -> str:
     """The steps of a trajectory as a strip of HTML; the styles are in `step_strip.css`.
 
-    Full steps are high and have an F, shallow ones are low and have the number of their branch where there are several.
-    Steps to come are hollow.
+    Full steps are high and have an F, shallow ones are low and have the number of their branch where there are several,
+    skipped ones are flat and have a `-`. Steps to come are hollow.
 
     Args:
         steps: the steps, or their pattern (see `DeepCache.schedule.pattern_of`).
@@ -34,10 +35,12 @@ def step_strip(steps: Sequence[Step] | str, done: int | None = None) -> str:
     Example:
         >>> print(step_strip("F."))
         <div class="step-strip" role="img" aria-label="1 full and 1 shallow step: full step 1"><b>F</b><i>.</i></div>
+        >>> print(step_strip("F-"))
+        <div class="step-strip" role="img" aria-label="1 full and 1 skipped step: full step 1"><b>F</b><s>-</s></div>
     """
     pattern = steps if isinstance(steps, str) else pattern_of(steps)
-    if re.fullmatch(r"[F.0-9a-z]+", pattern) is None:
-        raise ValueError(f"a pattern has one character a step: F, . or that of a branch, got {pattern[:100]!r}")
+    if re.fullmatch(r"[F.0-9a-z-]+", pattern) is None:
+        raise ValueError(f"a pattern has one character a step: F, ., - or that of a branch, got {pattern[:100]!r}")
     if done is None:
         done = len(pattern)
     if not 0 <= done <= len(pattern):
@@ -50,14 +53,20 @@ def step_strip(steps: Sequence[Step] | str, done: int | None = None) -> str:
 
 def _cells(pattern: str) -> str:
     # Short elements: a strip of a thousand steps is sent after every one of them.
-    return "".join("<b>F</b>" if sign == "F" else f"<i>{sign}</i>" for sign in pattern)
+    return "".join(_CELLS.get(sign, f"<i>{sign}</i>") for sign in pattern)
 
 
 def _in_words(pattern: str, done: int) -> str:
     full = [str(number) for number, sign in enumerate(pattern, start=1) if sign == "F"]
-    shallow = Counter(sign for sign in pattern if sign != "F")
+    shallow, skipped = Counter(sign for sign in pattern if sign not in "F-"), pattern.count("-")
     branches = [f"{count} at branch {int(sign, 36)}" for sign, count in sorted(shallow.items()) if sign != "."]
-    words = f"{len(full)} full and {shallow.total()} shallow step{'' if shallow.total() == 1 else 's'}"
+    kinds = [f"{len(full)} full"]
+    if shallow or not skipped:
+        kinds.append(f"{shallow.total()} shallow")
+    if skipped:
+        kinds.append(f"{skipped} skipped")
+    *before, last = kinds
+    words = f"{', '.join(before)} and {last} step{'' if last.startswith('1 ') else 's'}"
     if branches:
         words += f" ({', '.join(branches)})"
     if full:
