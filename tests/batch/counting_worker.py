@@ -79,7 +79,7 @@ class CountingWorker:
         record = BatchRecord(row.id, row.row_id, row.prompt, seed=row.seed_for(0), settings="{}", model="dots")
         if row.prompt.startswith("wrong"):
             return replace(record, error="this cannot be drawn")
-        record = replace(record, width=1, height=1, full_steps=1, shallow_steps=0)
+        record = replace(record, width=1, height=1, full_steps=1, shallow_steps=0, skipped_steps=0)
         data = picture_bytes(Image.new("RGB", (1, 1), (record.seed or 0) % 2**24), record, {})
         self._made_for.folder.write(picture_path(row.id), data)
         return replace(filed(record, data), seconds=0.5, batch=1, host="here")

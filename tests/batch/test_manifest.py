@@ -30,6 +30,7 @@ FULL = BatchRecord(
     4,
     2,
     4,
+    10,
     "here",
 )
 FAILED = BatchRecord("4567", error="why")
@@ -62,7 +63,7 @@ def test_manifest_is_a_table_that_others_can_read(tmp_path):
     table = pyarrow.parquet.read_table(tmp_path / "manifest.parquet")
     assert table.column_names == [
         *("id", "row_id", "prompt", "negative_prompt", "seed", "width", "height", "settings", "model", "path"),
-        *("sha256", "bytes", "seconds", "batch", "full_steps", "shallow_steps", "host", "error"),
+        *("sha256", "bytes", "seconds", "batch", "full_steps", "shallow_steps", "skipped_steps", "host", "error"),
     ]
     assert table.column("seed").to_pylist() == [2**63 - 1, None]
     assert table.column("error").to_pylist() == ["", "why"]

@@ -28,6 +28,7 @@ RECORD = BatchRecord(
     model="fedc",
     full_steps=2,
     shallow_steps=4,
+    skipped_steps=0,
 )
 
 

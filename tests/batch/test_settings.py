@@ -8,6 +8,8 @@ import pytest
 
 from DeepCache import DeepCacheConfig
 from DeepCache.batch import BatchRow, BatchSettings
+from DeepCache.plan import Plan
+from DeepCache.schedule import Step, StepSchedule
 
 
 def test_row_goes_before_the_settings():
@@ -19,6 +21,14 @@ def test_row_goes_before_the_settings():
     job = settings.of_row(plain)
     assert (job.negative_prompt, job.seed, job.size) == ("n", plain.seed_for(3), (64, 64))
     assert (job.prompts, job.steps, job.guidance, job.model) == (("x",), 6, 2.5, "m")
+
+
+def test_a_plan_for_another_guidance_scale_is_refused_unless_it_is_forced():
+    plan = Plan(StepSchedule((Step(True), Step(False))), {}, {}, guidance=(5, 7.5))
+    BatchSettings(steps=2, guidance=8.0, cache=DeepCacheConfig(plan=plan))
+    BatchSettings(steps=2, guidance=2.0, cache=DeepCacheConfig(plan=plan, force_plan=True))
+    with pytest.raises(ValueError, match=r"the guidance scale is 2 and not from 5 to 7\.5"):
+        BatchSettings(steps=2, guidance=2.0, cache=DeepCacheConfig(plan=plan))
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_record_tells_what_was_drawn(worker):
     data = one.folder.read(record.path)
     assert (record.id, record.row_id, record.prompt, record.negative_prompt) == (row.id, "first", row.prompt, "a star")
     assert (record.seed, record.width, record.height, record.error) == (5, 72, 64, "")
-    assert (record.full_steps, record.shallow_steps, record.batch) == (2, 4, 1)
+    assert (record.full_steps, record.shallow_steps, record.skipped_steps, record.batch) == (2, 4, 0, 1)
     assert (record.path, record.bytes) == (picture_path(row.id), len(data))
     assert record.sha256 == hashlib.sha256(data).hexdigest()
     assert (record.host, record.model) == (socket.gethostname(), one.facts["model"])

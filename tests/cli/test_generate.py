@@ -45,6 +45,7 @@ def plan(plain, tmp_path):
         fingerprint(plain.pipe.unet),
         scheduler_settings(plain.pipe.scheduler),
         tuned={"model": "shapes", "steps": 4},
+        guidance=(2, 2),
     )
     plan.to_file(tmp_path / "plan.json")
     return plan
@@ -116,11 +117,12 @@ def test_interval_three_is_another_picture(run, plain):
     assert pixels(written()[0]) != pixels(plain(steps=4))
 
 
-def test_every_option_reaches_the_pipeline(run, plain):
+@pytest.mark.parametrize("option", ["--negative-prompt", "--negative"])
+def test_every_option_reaches_the_pipeline(run, plain, option):
     from diffusers import EulerDiscreteScheduler
 
     result = run(
-        *("generate", PROMPT, "--negative", "a star", "--steps", 3, "--guidance", 2.5, "--size", "72x64"),
+        *("generate", PROMPT, option, "a star", "--steps", 3, "--guidance", 2.5, "--size", "72x64"),
         *("--seed", 5, "--interval", 1, "--scheduler", "euler", "--dtype", "bfloat16", "--device", "cpu", "-o", "here"),
     )
     assert result.exit_code == 0, result.stderr
@@ -137,6 +139,11 @@ def test_every_option_reaches_the_pipeline(run, plain):
         generator=torch.Generator().manual_seed(5),
     ).images[0]
     assert pixels(written("here")[0]) == pixels(expected)
+
+
+def test_a_negative_prompt_without_guidance_is_refused(run):
+    result = run("generate", PROMPT, "--steps", 3, "--negative-prompt", "a star", "--guidance", 1)
+    complain(result, "a negative prompt counts only with a guidance scale above 1, got 1; leave it out")
 
 
 def test_compare_writes_both_and_a_side_by_side(run, plain):
@@ -243,6 +250,63 @@ def test_guidance_reuse_is_another_picture_and_noted_in_it(run, plain):
     assert pixels(path) != pixels(drawn_with(plain, cache_interval=2, forecast="linear"))
 
 
+@pytest.mark.parametrize(
+    ("options", "settings", "pattern"),
+    [
+        (("-f", "response", "--between", "skipped"), {"forecast": "response", "between": "skipped"}, "F--F--"),
+        (("--between", "alternating"), {"between": "alternating"}, "F.-F.-"),
+        (
+            ("--skip-mode", "adaptive", "--threshold", 1e6, "--between", "skipped"),
+            {"skip_mode": "adaptive", "threshold": 1e6, "between": "skipped"},
+            "FFF--F",
+        ),
+    ],
+    ids=["skipped", "alternating", "adaptive"],
+)
+def test_skipped_steps_and_adaptive_schedules_are_options(run, plain, options, settings, pattern):
+    result = run("generate", PROMPT, "--steps", 6, *options)
+    assert result.exit_code == 0, result.stderr
+    assert f"6 steps {pattern.replace('.', '·')}" in result.stderr
+    header = result.stdout.splitlines()[0].split()
+    assert header[2:5] == ["full", "shallow", "skipped"]
+    (path,) = written()
+    noted_values = noted(path)
+    assert {name: noted_values[name] for name in settings} == settings
+    settings = {"cache_interval": 3, "forecast": "limited"} | settings
+    assert pixels(path) == pixels(drawn_with(plain, steps=6, **settings))
+
+
+@pytest.mark.parametrize("mode", ["uniform", "non-uniform"])
+def test_a_threshold_without_an_adaptive_schedule_is_refused(run, mode):
+    result = run("generate", PROMPT, "--threshold", 0.2, "--skip-mode", mode)
+    complain(result, "--threshold", "got 0.2 with --skip-mode " + mode, "add --skip-mode adaptive")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--forecast", "response"), ["'response' is for skipped steps", "'skipped'"]),
+        (("--between", "nothing"), ["between must be one of 'shallow', 'skipped', 'alternating'", "'nothing'"]),
+        (("--skip-mode", "adaptive", "--threshold", 0), ["threshold must be above 0, got 0"]),
+        (("--between", "skipped", "--guidance-reuse"), ["guidance_reuse", "'shallow'"]),
+    ],
+)
+def test_settings_of_skipped_and_adaptive_steps_that_cannot_be_are_refused(run, options, words):
+    complain(run("generate", PROMPT, *options), *words)
+
+
+@pytest.mark.filterwarnings("default:the plan does not record:UserWarning")
+def test_a_plan_without_guidance_scales_is_warned_of_in_a_line(run, plan, tmp_path):
+    values = plan.to_dict() | {"format": "DeepCache plan 1"}
+    del values["guidance"]
+    (tmp_path / "old.json").write_text(json.dumps(values), encoding="utf-8")
+    result = run("generate", PROMPT, "--steps", 4, "--plan", "old.json")
+    assert result.exit_code == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "guidance" in line]
+    assert line.startswith("deepcache: warning: the plan does not record the guidance scales it was tuned at")
+    assert "UserWarning" not in result.stderr
+
+
 @pytest.mark.parametrize("more", [(), ("--compare",)], ids=["alone", "compare"])
 def test_guidance_reuse_without_guidance_is_refused_before_anything_is_drawn(run, more):
     complain(run("generate", PROMPT, "--steps", 3, "--guidance", 1, "--guidance-reuse", *more), "guidance_reuse", "off")
@@ -309,6 +373,12 @@ def test_a_plan_that_is_forced_is_stretched_over_another_number_of_steps(run, pl
     path = written()[-1]
     assert pixels(path) == pixels(drawn_with(plain, steps, schedule=plan.schedule.stretched(steps)))
     assert noted(path)["force_plan"] is True
+
+
+@pytest.mark.parametrize("more", [(), ("--compare",)])
+def test_a_plan_for_another_guidance_scale_is_refused_before_anything_is_generated(run, plan, more):
+    result = run("generate", PROMPT, "--steps", 4, "--plan", "plan.json", "--guidance", 7.5, *more)
+    complain(result, "the guidance scale is 7.5 and not 2", "--force-plan")
 
 
 def test_a_plan_for_another_scheduler_is_refused_unless_it_is_forced(run, plan):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
@@ -7,6 +9,7 @@ from DeepCache import DeepCacheConfig
 from DeepCache.generation import (
     GenerationSettings,
     OutputFolder,
+    check_against_pipeline,
     compare_side_by_side,
     generate,
     parse_size,
@@ -57,6 +60,40 @@ def test_pipelines_that_draw_from_images_are_refused(tmp_path):
     pipe = StableDiffusionImg2ImgPipeline(**load_pipeline("shapes", device="cpu").components)
     with pytest.raises(ValueError, match="Img2Img"):
         next(generate(pipe, GenerationSettings(prompts=("x",)), OutputFolder(tmp_path)))
+
+
+class Bare:
+    """A pipeline that takes a prompt and nothing else to choose."""
+
+    def __init__(self):
+        self.scheduler = SimpleNamespace(config=SimpleNamespace())
+
+    def __call__(self, prompt, num_inference_steps=50, generator=None):
+        raise AssertionError("nothing is generated")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"guidance": 2.0}, "a Bare takes no guidance scale, got 2; leave it out"),
+        ({"negative_prompt": "a star"}, "a Bare takes no negative prompt, got 'a star'; leave it out"),
+        ({"size": (64, 72)}, "a Bare takes no size, got 64x72; leave it out"),
+    ],
+)
+def test_what_a_pipeline_does_not_take_is_refused(values, message):
+    check_against_pipeline(GenerationSettings(("x",), model="bare"), Bare())
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_against_pipeline(GenerationSettings(("x",), model="bare", **values), Bare())
+
+
+def test_a_negative_prompt_counts_only_where_there_is_guidance():
+    pipe = load_pipeline("shapes", device="cpu")
+    # The recommended guidance of the bundled model is 2, and that of another its pipeline's default, 7.5.
+    for values in ({}, {"model": "other"}, {"guidance": 1.1}):
+        check_against_pipeline(GenerationSettings(("x",), negative_prompt="a star", **values), pipe)
+    for guidance in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"above 1, got {guidance:g}; leave it out, or raise the guidance scale"):
+            check_against_pipeline(GenerationSettings(("x",), negative_prompt="a star", guidance=guidance), pipe)
 
 
 def test_names_and_numbers_of_files(tmp_path):

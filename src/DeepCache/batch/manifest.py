@@ -135,6 +135,7 @@ def _schema() -> pa.Schema:
             ("batch", pa.int32()),
             ("full_steps", pa.int32()),
             ("shallow_steps", pa.int32()),
+            ("skipped_steps", pa.int32()),
             ("host", pa.string()),
             ("error", pa.string()),
         ]

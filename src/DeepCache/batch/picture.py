@@ -51,7 +51,8 @@ def picture_bytes(image: Image, record: BatchRecord, versions: dict[str, str]) -
     info.add_text("seed", str(record.seed))
     # As `deepcache generate` notes them, so that `read_settings` reads both.
     info.add_text("settings", record.settings)
-    info.add_text("steps", json.dumps({"full": record.full_steps, "shallow": record.shallow_steps}))
+    kinds = {"full": record.full_steps, "shallow": record.shallow_steps, "skipped": record.skipped_steps}
+    info.add_text("steps", json.dumps(kinds))
     info.add_text("versions", json.dumps(versions))
     file = io.BytesIO()
     image.save(file, format="PNG", pnginfo=info)
@@ -86,6 +87,8 @@ def picture_record(data: bytes, row_id: str) -> BatchRecord | None:
             model=notes["model"],
             full_steps=steps["full"],
             shallow_steps=steps["shallow"],
+            # Earlier versions skipped none.
+            skipped_steps=steps.get("skipped", 0),
         )
     # What can be wrong with a broken file is not all an OSError: PIL raises SyntaxError too.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, KeyError, TypeError):

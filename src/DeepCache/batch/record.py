@@ -29,6 +29,7 @@ class BatchRecord:
         batch: rows that were drawn together, with those that filled the batch up; None where `seconds` is None.
         full_steps: steps that ran the whole U-Net.
         shallow_steps: steps that ran only the layers above the skip branch.
+        skipped_steps: steps at which no layer of the U-Net ran.
         host: the machine that drew it; empty where `seconds` is None.
         error: why there is no picture; else empty.
     """
@@ -49,5 +50,6 @@ class BatchRecord:
     batch: int | None = None
     full_steps: int | None = None
     shallow_steps: int | None = None
+    skipped_steps: int | None = None
     host: str = ""
     error: str = ""

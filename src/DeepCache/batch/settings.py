@@ -38,7 +38,7 @@ class BatchSettings:
             The settings of DeepCache.
 
     Raises:
-        ValueError: a value is out of its range, or the plan is for another number of steps.
+        ValueError: a value is out of its range, or the plan is for another number of steps or guidance scale.
 
     Example:
         >>> BatchSettings(steps=6).of_row(BatchRow("0123456789ab", prompt="a red circle")).prompts
@@ -57,7 +57,7 @@ class BatchSettings:
 
     def __post_init__(self) -> None:
         self.of_row(BatchRow("", prompt="any"))
-        check_plan(self.cache, self.steps)
+        check_plan(self.cache, self.steps, self.guidance)
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 

@@ -16,7 +16,7 @@ from DeepCache.batch.picture import filed, picture_bytes, picture_path, picture_
 from DeepCache.batch.record import BatchRecord
 from DeepCache.batch.row import BatchRow
 from DeepCache.batch.settings import BatchSettings
-from DeepCache.generation.settings import check_against_pipeline
+from DeepCache.generation.settings import check_against_pipeline, check_plan
 from DeepCache.models.loading import load_pipeline, recommended_guidance
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class PipelineWorker:
         self._guidance = settings.guidance
         if self._guidance is None:
             self._guidance = recommended_guidance(settings.model, self._pipe)
+        check_plan(settings.cache, settings.steps, self._guidance)
         self._engine = apply_deepcache(self._pipe, settings.cache)
         model, loaded = loaded_model(self._pipe)
         self.facts = {"model": model, "guidance": self._guidance, **loaded}
@@ -206,7 +207,8 @@ class PipelineWorker:
             width=image.width,
             height=image.height,
             full_steps=pattern.count("F"),
-            shallow_steps=len(pattern) - pattern.count("F"),
+            shallow_steps=len(pattern) - pattern.count("F") - pattern.count("-"),
+            skipped_steps=pattern.count("-"),
         )
         data = picture_bytes(image, record, self._versions)
         self._made_for.folder.write(picture_path(row.id), data)

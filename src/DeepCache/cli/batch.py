@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from DeepCache.cli.options import (
+    Between,
     Branch,
     CompileMode,
     Device,
@@ -25,6 +26,7 @@ from DeepCache.cli.options import (
     PlanFile,
     Scheduler,
     SkipMode,
+    Threshold,
     deepcache_config,
 )
 from DeepCache.cli.progress import BatchDisplay
@@ -68,6 +70,8 @@ def batch_command(
     negative: Annotated[
         str,
         typer.Option(
+            "--negative-prompt",
+            "--negative",
             metavar="TEXT",
             help="What the pictures should not show, where a row does not say.",
             show_default=False,
@@ -101,6 +105,8 @@ def batch_command(
     interval: Interval = _DEFAULT.cache_interval,
     branch: Branch = _DEFAULT.cache_branch_id,
     skip_mode: SkipMode = _DEFAULT.skip_mode,
+    threshold: Threshold = None,
+    between: Between = _DEFAULT.between,
     forecast: Forecast = _DEFAULT.forecast,
     guidance_reuse: GuidanceReuse = False,
     plan: PlanFile = None,
@@ -177,7 +183,9 @@ def batch_command(
     from DeepCache.cli.loading import quiet_libraries
     from DeepCache.generation import parse_size
 
-    cache = deepcache_config(interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode)
+    cache = deepcache_config(
+        interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
+    )
     settings = BatchSettings(
         model=model,
         negative_prompt=negative,

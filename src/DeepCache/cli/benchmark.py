@@ -48,8 +48,9 @@ def benchmark_command(
             "--variant",
             "-v",
             metavar="SETTINGS",
-            help="Settings to measure, such as 'I=5 B=1', 'I=3 linear guidance-reuse', 'I=3 non-uniform' or "
-            "'plan=FILE'; repeat it for more. What is not said is as published: branch 0, uniform, re-use.",
+            help="Settings to measure, such as 'I=5 B=1', 'I=3 linear guidance-reuse', 'I=3 response skipped', "
+            "'I=8 limited adaptive threshold=0.2' or 'plan=FILE'; repeat it for more. What is not said is as "
+            "published: branch 0, uniform, shallow steps, re-use.",
             show_default="I=3 B=0, I=5 B=0, I=5 B=1",
             rich_help_panel=_GRID,
         ),

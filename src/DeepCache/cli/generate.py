@@ -10,6 +10,7 @@ from rich.console import Console
 
 from DeepCache.cli.options import (
     DEEPCACHE_PANEL,
+    Between,
     Branch,
     CompileMode,
     Device,
@@ -22,6 +23,7 @@ from DeepCache.cli.options import (
     PlanFile,
     Scheduler,
     SkipMode,
+    Threshold,
     deepcache_config,
 )
 from DeepCache.config import DeepCacheConfig
@@ -50,8 +52,10 @@ def generate_command(
     negative: Annotated[
         str,
         typer.Option(
+            "--negative-prompt",
+            "--negative",
             metavar="TEXT",
-            help="What the pictures should not show.",
+            help="What the pictures should not show; it counts only with a guidance scale above 1.",
             show_default=False,
             rich_help_panel=_PICTURE,
         ),
@@ -69,7 +73,7 @@ def generate_command(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Guidance scale.",
+            help="Guidance scale; 1 or less turns guidance off.",
             show_default="recommended for the model",
             rich_help_panel=_PICTURE,
         ),
@@ -90,6 +94,8 @@ def generate_command(
     interval: Interval = _DEFAULT.cache_interval,
     branch: Branch = _DEFAULT.cache_branch_id,
     skip_mode: SkipMode = _DEFAULT.skip_mode,
+    threshold: Threshold = None,
+    between: Between = _DEFAULT.between,
     forecast: Forecast = _DEFAULT.forecast,
     guidance_reuse: GuidanceReuse = False,
     plan: PlanFile = None,
@@ -131,7 +137,9 @@ def generate_command(
     )
     from DeepCache.prompts import read_prompts
 
-    cache = deepcache_config(interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode)
+    cache = deepcache_config(
+        interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
+    )
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
     settings = GenerationSettings(

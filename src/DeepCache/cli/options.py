@@ -13,6 +13,7 @@ from DeepCache.plan import Plan
 __all__ = [
     "DEEPCACHE_PANEL",
     "MODEL_PANEL",
+    "Between",
     "Branch",
     "CompileMode",
     "Device",
@@ -21,14 +22,17 @@ __all__ = [
     "Forecast",
     "Guidance",
     "GuidanceReuse",
+    "Guidances",
     "Interval",
     "Model",
     "PlanFile",
     "Scheduler",
     "SkipMode",
     "Threads",
+    "Threshold",
     "check_output",
     "deepcache_config",
+    "guidance_scales",
     "numbers",
     "sizes",
     "words",
@@ -36,6 +40,7 @@ __all__ = [
 
 MODEL_PANEL = "Model"
 DEEPCACHE_PANEL = "DeepCache"
+_DEFAULT_THRESHOLD = DeepCacheConfig().threshold
 
 Model = Annotated[
     str,
@@ -69,6 +74,15 @@ Guidance = Annotated[
     float | None,
     typer.Option(help="Guidance scale.", show_default="recommended for the model", rich_help_panel=MODEL_PANEL),
 ]
+Guidances = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS",
+        help="Guidance scales, such as 2,4,7.5.",
+        show_default="recommended for the model",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(help="Threads of PyTorch on the CPU.", show_default="PyTorch's own", rich_help_panel=MODEL_PANEL),
@@ -96,7 +110,29 @@ SkipMode = Annotated[
     str,
     typer.Option(
         "--skip-mode",
-        help="How full steps are spread: uniform or non-uniform (denser around three tenths of the way).",
+        metavar="NAME",
+        help="How full steps are spread: uniform, non-uniform (denser around three tenths of the way) or adaptive "
+        "(where the forecasts would become too wrong; --interval is then the most steps from one to the next).",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        help="With --skip-mode adaptive: how large the expected error of a forecast may become, as a share of what is "
+        "forecast. Larger is faster and less faithful.",
+        show_default=f"{_DEFAULT_THRESHOLD:g}",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+Between = Annotated[
+    str,
+    typer.Option(
+        "--between",
+        metavar="NAME",
+        help="What the steps between full ones are: shallow, skipped (no layer of the U-Net runs, and its prediction "
+        "is forecast) or alternating (shallow, skipped, shallow, …).",
         rich_help_panel=DEEPCACHE_PANEL,
     ),
 ]
@@ -105,8 +141,10 @@ Forecast = Annotated[
     typer.Option(
         "--forecast",
         "-f",
-        help="How shallow steps continue the deep feature: none re-uses the last one, linear and quadratic follow "
-        "its course.",
+        metavar="NAME",
+        help="How shallow steps continue the deep feature, and skipped ones the prediction. limited: a line of bounded "
+        "slope, good at every guidance scale; linear, quadratic: for guidance 1 to 3; response: for skipped steps, "
+        "best at guidance 5 or more with DPM++; none: re-use as in the paper.",
         rich_help_panel=DEEPCACHE_PANEL,
     ),
 ]
@@ -123,7 +161,7 @@ PlanFile = Annotated[
     typer.Option(
         "--plan",
         metavar="FILE",
-        help="A plan of `deepcache tune`, in the place of the five settings above.",
+        help="A plan of `deepcache tune`, instead of the settings above.",
         rich_help_panel=DEEPCACHE_PANEL,
     ),
 ]
@@ -131,7 +169,7 @@ ForcePlan = Annotated[
     bool,
     typer.Option(
         "--force-plan",
-        help="Use the plan on another model, scheduler or number of steps than it was tuned for.",
+        help="Use the plan on another model, scheduler, number of steps or guidance scale than it was tuned for.",
         rich_help_panel=DEEPCACHE_PANEL,
     ),
 ]
@@ -157,15 +195,23 @@ def deepcache_config(
     plan: Path | None,
     force_plan: bool,
     compile_mode: str,
+    between: str,
+    threshold: float | None,
 ) -> DeepCacheConfig:
     """The settings that the options of this name stand for.
 
     Raises:
-        ValueError: a value is out of its range, the file holds no plan, or a plan is to be forced that is not given.
+        ValueError: a value is out of its range, the file holds no plan, a plan is to be forced that is not given, or
+            a threshold is given without an adaptive schedule.
         OSError: the file of the plan cannot be read.
     """
     if force_plan and plan is None:
         raise ValueError("--force-plan says how to use a plan: give one with --plan FILE")
+    if threshold is not None and skip_mode != "adaptive":
+        raise ValueError(
+            f"--threshold is for adaptive schedules, got {threshold:g} with --skip-mode {skip_mode}; add --skip-mode "
+            "adaptive, or leave --threshold out"
+        )
     return DeepCacheConfig(
         cache_interval=interval,
         cache_branch_id=branch,
@@ -175,6 +221,8 @@ def deepcache_config(
         plan=Plan.from_file(plan) if plan is not None else None,
         force_plan=force_plan,
         compile=compile_mode,
+        between=between,
+        threshold=_DEFAULT_THRESHOLD if threshold is None else threshold,
     )
 
 
@@ -206,6 +254,22 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"{name} are numbers with commas between them, such as 0,1,3, got {text!r}") from None
+
+
+def guidance_scales(text: str) -> tuple[float, ...]:
+    """The guidance scales in a list with commas between them.
+
+    Raises:
+        ValueError: a part is not a number.
+
+    Example:
+        >>> guidance_scales("2, 7.5")
+        (2.0, 7.5)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"guidance must be numbers with commas between them, such as 2,4,7.5, got {text!r}") from None
 
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -161,7 +161,9 @@ def _more(now: BatchProgress) -> str:
 
 
 class _PatternColumn(ProgressColumn):
-    """The steps themselves as the bar: full and shallow ones done, and those to come."""
+    """The steps themselves as the bar: full, shallow and skipped ones done, and those to come."""
+
+    _SHOWN: ClassVar[dict[str, tuple[str, str]]] = {"F": ("F", "bold green"), "-": ("-", "yellow")}
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -172,7 +174,7 @@ class _PatternColumn(ProgressColumn):
         coming = max(0, int(task.total or 0) - len(pattern))
         text = Text(no_wrap=True)
         for character in pattern:
-            text.append(*(("F", "bold green") if character == "F" else ("·", "cyan")))
+            text.append(*self._SHOWN.get(character, ("·", "cyan")))
         text.append("─" * coming, "bright_black")
         # Of a run that is longer than the line, the part around the present step.
         first = max(0, min(len(pattern) - self._width * 3 // 4, len(text) - self._width))

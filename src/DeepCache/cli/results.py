@@ -54,9 +54,12 @@ def _table(images: Sequence[GeneratedImage]) -> Table:
         "seconds": (lambda image: image.drawing.seconds, "{:.2f} s".format),
         "full": (lambda image: image.stats.full_steps, "{:.0f}".format),
         "shallow": (lambda image: image.stats.shallow_steps, "{:.0f}".format),
+        "skipped": (lambda image: image.stats.skipped_steps, "{:.0f}".format),
         "MACs": (lambda image: image.stats.mac_share, "{:.1%}".format),
         "kept": (lambda image: image.stats.bytes_kept, show_bytes),
     }
+    if not any(image.stats.skipped_steps for image in images):
+        del columns["skipped"]
     if images[0].original is not None:
         columns = {
             "original": (lambda image: image.original.seconds if image.original else None, "{:.2f} s".format),

@@ -17,11 +17,12 @@ from DeepCache.generation.output import OutputFolder
 from DeepCache.generation.settings import GenerationSettings, check_against_pipeline, check_plan
 from DeepCache.models.loading import recommended_guidance
 from DeepCache.plan import Plan
-from DeepCache.schedule import Step, StepSchedule, pattern_of
+from DeepCache.schedule import AdaptiveSchedule, Step, StepSchedule, pattern_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from DeepCache.engine.attach import DeepCacheEngine
     from DeepCache.engine.stats import TrajectoryStats
 
 __all__ = ["Drawing", "GeneratedImage", "StepProgress", "generate"]
@@ -40,7 +41,7 @@ class StepProgress:
         accelerated: whether DeepCache is on; off while the original for a comparison is drawn.
         step: steps done.
         steps: steps there are.
-        pattern: one character a step done, `F` for a full one, `.` for a shallow one.
+        pattern: one character a step done, `F` for a full one, `.` for a shallow one, `-` for a skipped one.
     """
 
     image: int
@@ -138,7 +139,7 @@ def generate(
     engine = apply_deepcache(pipe, settings.cache)
     compiled = settings.cache.compile != "none"
     try:
-        check_plan(settings.cache, settings.steps)
+        check_plan(settings.cache, settings.steps, _guidance(pipe, settings))
         # The original is compiled as well, so that caching is all that tells the two apart.
         whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=settings.cache.compile))
         if compare:
@@ -164,7 +165,7 @@ def generate(
                     engine.detach()
                 call = _call(pipe, settings, prompt, seed)
                 if on_step is not None:
-                    call |= _step_callback(pipe, settings, number, accelerated, on_step)
+                    call |= _step_callback(pipe, settings, number, engine if accelerated else None, on_step)
                 image, seconds = _draw(pipe, call)
                 size = {"width": image.width, "height": image.height}
                 notes = _notes(pipe, settings, prompt, seed, size | {"deepcache": accelerated})
@@ -219,18 +220,21 @@ def _step_callback(
     pipe: Any,
     settings: GenerationSettings,
     number: int,
-    accelerated: bool,
+    engine: DeepCacheEngine | None,
     on_step: Callable[[StepProgress], None],
 ) -> dict[str, Any]:
-    """The pipeline's argument for telling `on_step` of every step, where it has one."""
+    """The pipeline's argument for telling `on_step` of every step, where it has one; `engine` is the one that is on."""
     if "callback_on_step_end" not in signature(pipe.__call__).parameters:
         return {}
+    accelerated = engine is not None
     cache = settings.cache if accelerated else DeepCacheConfig(cache_interval=1)
+    adaptive = isinstance(cache.effective_schedule, AdaptiveSchedule)
 
     def at_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         # Schedulers of the second order take more steps than were asked for.
         steps = getattr(pipe, "num_timesteps", settings.steps)
-        pattern = pattern_of(cache.steps(steps))[: step + 1]
+        # An adaptive schedule decides on its way.
+        pattern = engine.pattern if engine is not None and adaptive else pattern_of(cache.steps(steps))[: step + 1]
         on_step(StepProgress(number, settings.count, accelerated, step + 1, steps, pattern))
         return tensors
 
@@ -288,13 +292,24 @@ def _compared(result: GeneratedImage, original: Drawing) -> GeneratedImage:
     )
 
 
+def _in_words(cache: DeepCacheConfig) -> str:
+    if cache.plan is not None:
+        return "tuned plan"
+    parts = [f"interval {cache.cache_interval}"]
+    if cache.skip_mode == "adaptive":
+        parts = [f"threshold {cache.threshold:g}"]
+    if cache.between != "skipped":
+        parts.append(f"branch {cache.cache_branch_id}")
+    if cache.between != "shallow":
+        parts.append(f"{cache.between} steps")
+    if cache.forecast != "none":
+        parts.append(f"{cache.forecast} forecast")
+    return ", ".join(parts)
+
+
 def _side_by_side(result: GeneratedImage, original: Drawing, settings: GenerationSettings) -> Image:
     cache = settings.cache
-    name = f"DeepCache, interval {cache.cache_interval}, branch {cache.cache_branch_id}"
-    if cache.plan is not None:
-        name = "DeepCache, tuned plan"
-    elif cache.forecast != "none":
-        name += f", {cache.forecast} forecast"
+    name = f"DeepCache, {_in_words(cache)}"
     cost = f"{result.drawing.seconds:.2f} s, {result.speed_up:.2f}x as fast"
     if result.stats.mac_share is not None:
         cost += f", {result.stats.mac_share:.0%} of the MACs"

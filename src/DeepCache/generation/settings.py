@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.models.loading import recommended_guidance
 
 __all__ = ["GenerationSettings", "check_against_pipeline", "check_plan", "parse_size"]
 
@@ -25,7 +26,7 @@ class GenerationSettings:
         model (`str`, defaults to `"shapes"`):
             What `load_pipeline` was given; it is written into the images.
         negative_prompt (`str`, defaults to `""`):
-            What the images should not show.
+            What the images should not show; it counts only with a guidance scale above 1.
         steps (`int`, defaults to `50`):
             Denoising steps.
         guidance (`float`, *optional*):
@@ -107,14 +108,22 @@ def check_against_pipeline(settings: GenerationSettings, pipe: Any) -> None:
     """Refuses what this pipeline cannot draw.
 
     Raises:
-        ValueError: the size or the number of steps does not fit the pipeline, or it does not draw
-            images from prompts alone.
+        ValueError: the size or the number of steps does not fit the pipeline, it takes no size, guidance scale or
+            negative prompt where one is given, or it does not draw images from prompts alone.
     """
     from inspect import signature
 
     parameters = signature(pipe.__call__).parameters
     if "prompt" not in parameters or "image" in parameters or "num_frames" in parameters:
         raise ValueError(f"a {type(pipe).__name__} does not draw images from prompts alone")
+    if settings.guidance is not None and "guidance_scale" not in parameters:
+        raise ValueError(f"a {type(pipe).__name__} takes no guidance scale, got {settings.guidance:g}; leave it out")
+    if settings.negative_prompt:
+        _check_negative_prompt(settings, pipe)
+    if settings.size is not None and not {"width", "height"} <= parameters.keys():
+        raise ValueError(
+            f"a {type(pipe).__name__} takes no size, got {'x'.join(map(str, settings.size))}; leave it out"
+        )
     most = getattr(pipe.scheduler.config, "num_train_timesteps", None)
     if most is not None and settings.steps > most:
         raise ValueError(f"steps must be {most} or fewer for this model, got {settings.steps}")
@@ -130,11 +139,34 @@ def check_against_pipeline(settings: GenerationSettings, pipe: Any) -> None:
                 )
 
 
-def check_plan(cache: DeepCacheConfig, steps: int) -> None:
-    """Refuses a plan for another number of steps before anything is drawn.
+def _check_negative_prompt(settings: GenerationSettings, pipe: Any) -> None:
+    """Refuses a negative prompt that the pipeline does not take or would ignore."""
+    from inspect import signature
+
+    if "negative_prompt" not in signature(pipe.__call__).parameters:
+        raise ValueError(
+            f"a {type(pipe).__name__} takes no negative prompt, got {settings.negative_prompt!r}; leave it out"
+        )
+    guidance = settings.guidance
+    if guidance is None:
+        guidance = recommended_guidance(settings.model, pipe)
+    if guidance is not None and guidance <= 1:
+        raise ValueError(
+            f"a negative prompt counts only with a guidance scale above 1, got {guidance:g}; leave it out, or raise "
+            "the guidance scale"
+        )
+
+
+def check_plan(cache: DeepCacheConfig, steps: int, guidance: float | None = None) -> None:
+    """Refuses a plan for another number of steps or guidance scale before anything is generated.
+
+    Args:
+        cache: the settings with the plan.
+        steps: denoising steps.
+        guidance: the guidance scale, as far as it is known.
 
     Raises:
-        ValueError: the plan is for another number, and not forced.
+        ValueError: the plan is for others, and not forced.
     """
     if cache.plan is None or cache.force_plan:
         return
@@ -144,6 +176,11 @@ def check_plan(cache: DeepCacheConfig, steps: int) -> None:
             f"the plan was tuned for {tuned} steps, and {steps} are asked for; take {tuned}, tune a plan "
             "for this number, or force it (--force-plan)"
         )
+    if guidance is not None:
+        from DeepCache.engine.fingerprint import other_guidance, refuse
+
+        # Below 1 pipelines disable guidance, which is a scale of 1.
+        refuse(other_guidance(cache.plan, max(guidance, 1.0)))
 
 
 def _check_text(text: str) -> None:
