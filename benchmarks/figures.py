@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.narrowed_unet import draw_narrowed_unet
-from benchmarks.tables import COLOURS, HERE, METHODS, SCHEDULES, SOLVERS, _read
+from benchmarks.tables import HERE, SCHEDULES, _read
 
 HOW = HERE.parent / "docs" / "how-it-works.md"
 IMAGES = HERE.parent / "docs" / "images"
@@ -22,6 +22,23 @@ BEGIN, END = "<!-- figures: made by python -m benchmarks.figures -->", "<!-- end
 
 INTERVALS, BRANCHES, FORECASTS = (2, 3, 5, 8), (0, 1, 3), ("none", "linear", "quadratic")
 
+METHODS = {
+    "re-use": "re-use",
+    "linear": "linear forecast",
+    "quadratic": "quadratic forecast",
+    "linear, guidance reuse": "linear forecast, guidance reuse",
+    "tuned plan": "tuned plan",
+    "fewer steps": "*fewer steps, no caching, at the nearest cost*",
+}
+# Okabe and Ito's colours, which people with a colour vision deficiency can tell apart.
+COLOURS = {
+    "re-use": "#999999",
+    "linear": "#0072b2",
+    "quadratic": "#56b4e9",
+    "linear, guidance reuse": "#009e73",
+    "tuned plan": "#d55e00",
+    "fewer steps": "#e69f00",
+}
 _NAMES = {"ddim": "DDIM", "dpm++": "DPM++ 2M"}
 # Of the colours in `COLOURS` none means a branch.
 _BRANCH_COLOURS = {0: "#0072b2", 1: "#cc79a7", 3: "#000000"}
@@ -40,7 +57,7 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """What the figures show as Markdown, by the page that has it."""
-    shown = {SCHEDULES: choosing(ablation()), HOW: lost(_frontiers(), _read("shallow_step"), _read("fidelity"))}
+    shown = {SCHEDULES: choosing(ablation()), HOW: lost(_read("fidelity"))}
     return {page: f"\n\n{text}\n\n" for page, text in shown.items()}
 
 
@@ -125,50 +142,14 @@ def choosing(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def lost(frontiers: dict[str, dict[str, Any]], shallow: dict[str, Any], fidelity: dict[str, Any]) -> str:
+def lost(fidelity: dict[str, Any]) -> str:
     """What docs/how-it-works.md shows."""
-    first = next(iter(frontiers.values()))
-    heads = [f"{SOLVERS[name]}, {result['steps']} steps" for name, result in frontiers.items()]
-    rows = ["| | | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
-    below = []
-    for interval in ("I=3", "I=5", "I=8"):
-        for method in ("re-use", "linear", "fewer steps"):
-            cells = [_of_method(result, method, interval) for result in frontiers.values()]
-            shown = " | ".join(f"{psnr(each):.1f} ({min(each['psnr']['values']):.1f})" for each in cells)
-            below += [psnr(each) - min(each["psnr"]["values"]) for each in cells]
-            rows.append(f"| {interval if method == 're-use' else ''} | {METHODS[method]} | {shown} |")
-    kept = {
-        (each["scheduler"], each["interval"], each["variant"]): psnr(each)
-        for each in shallow["cells"]
-        if each["forecast"] == "linear"
-    }
-    first_left_out, *others_left_out = [
-        (f"{_NAMES[name]} in {steps} steps", kept[name, 3, "prediction forecast"], kept[name, 3, "plain"])
-        for name, steps in shallow["schedulers"].items()
-    ]
-    left_out = "{} then comes to {:.1f} dB, against {:.1f} with a linear forecast of the deep feature".format(
-        *first_left_out
-    ) + "".join("; {} to {:.1f} against {:.1f}".format(*each) for each in others_left_out)
     deep = {(each["interval"], each["branch"]): each for each in fidelity["cached"]}
     shallowest, deepest = deep[5, 0], deep[5, max(branch for _, branch in deep)]
-    return "\n\n".join(
-        [
-            f"PSNR in dB against the same picture without caching: the mean of {len(first['prompts'])} prompts with "
-            f"{len(first['seeds'])} seeds each, and in brackets the worst of those "
-            f"{len(first['prompts']) * len(first['seeds'])} pictures. The model in the box, guidance "
-            f"{first['guidance']:g}, branch 0; I is the interval ([benchmarks/frontier/](../benchmarks/frontier/)).",
-            "\n".join(rows),
-            f"The worst picture is {min(below):.0f} to {max(below):.0f} dB below the mean, so look at more than one "
-            "before settling on something.",
-            "As a rule a deeper branch loses less and saves less. At an interval of 5 with re-use, "
-            f"{_branch(shallowest)} and {_branch(deepest)} of the multiply-accumulates (DDIM, {fidelity['steps']} "
-            "steps, [fidelity.json](../benchmarks/fidelity.json)).",
-            "**The model in the box forgives much, very likely more than a large one.** It draws simple scenes of 64 "
-            "pixels at a low guidance. A test of that: at an interval of 3 the whole U-Net was left out of shallow "
-            f"steps, and its prediction forecast instead. {left_out} "
-            "([shallow_step.json](../benchmarks/shallow_step.json)). That tells more of the model than of the method. "
-            "So take from these figures which of two settings is nearer, and not the decibels.",
-        ]
+    return (
+        "As a rule a deeper branch loses less and saves less. At an interval of 5 with re-use, "
+        f"{_branch(shallowest)} and {_branch(deepest)} of the multiply-accumulates (DDIM, {fidelity['steps']} steps, "
+        f"guidance {fidelity['guidance']:g}, [fidelity.json](../benchmarks/fidelity.json))."
     )
 
 
@@ -246,22 +227,10 @@ DRAWN: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
 }
 
 
-def _frontiers() -> dict[str, dict[str, Any]]:
-    return {name: _read(f"frontier/{name}") for name in SOLVERS}
-
-
 def _labelled(group: dict[str, Any], label: str) -> dict[str, Any]:
     (found,) = [each for each in group["cells"] if each["label"] == label]
     chosen: dict[str, Any] = found
     return chosen
-
-
-def _of_method(result: dict[str, Any], method: str, interval: str) -> dict[str, Any]:
-    by_name = {(each["method"], each["label"]): each for each in result["cells"]}
-    if method == "fewer steps":
-        return fewer_steps(result, by_name["re-use", interval]["mac_share"])
-    found: dict[str, Any] = by_name[method, interval]
-    return found
 
 
 def _gains(groups: list[dict[str, Any]]) -> str:

@@ -75,9 +75,9 @@ def _measured_in(places: list[float], damping: float) -> Any:
         def add(self: Any, place: float, value: torch.Tensor) -> None:
             add(self, places[int(place)], value)
 
-        def at(self: Any, place: float, order: int | None = None, half: int | None = None) -> torch.Tensor:
+        def at(self: Any, place: float, rule: str = "none", half: int | None = None) -> torch.Tensor:
             latest = self._places[0]
-            return at(self, latest + damping * (places[int(place)] - latest), order, half)
+            return at(self, latest + damping * (places[int(place)] - latest), rule, half)
 
     return patch.multiple(Forecast, add=Measured.add, at=Measured.at)
 

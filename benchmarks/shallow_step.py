@@ -47,7 +47,7 @@ from DeepCache.engine.forecast import Forecast
 from DeepCache.generation.painter import Painter
 from DeepCache.metrics import psnr
 from DeepCache.models import ARCHITECTURES, load_pipeline, recommended_guidance, set_scheduler
-from DeepCache.schedule import FORECASTS, Step, StepSchedule
+from DeepCache.schedule import Step, StepSchedule
 from tests.parity.trajectory import BarePipe, ddim
 
 SD15 = ARCHITECTURES["sd15"].networks["unet"].config
@@ -162,7 +162,7 @@ class _Continued:
         number, step, variant = self._parts.number, self._parts.step, self._parts.variant
         if self._name in variant.parts and not step.full:
             half = 1 if step.guidance_reuse else None
-            return self._join(self._kept.at(number, FORECASTS.index(variant.forecast), half), *args)
+            return self._join(self._kept.at(number, variant.forecast, half), *args)
         output = self._run(*args, **kwargs)
         if number == 0:
             self._kept = Forecast(order=1)

@@ -1,5 +1,5 @@
 """Writes the results in README.md and in the pages of docs from the result files, so that no figure there is typed by
-hand, and the keys of result files in docs/benchmarks.md from their schemas; draws the frontier.
+hand, and the keys of result files in docs/benchmarks.md from their schemas; draws the frontiers.
 
     python -m benchmarks.tables
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batch_table import batch_costs, batch_tried
+from benchmarks.frontier_tables import compared_page, draw_compared, draw_frontier, guidance_page, in_readme
 from benchmarks.host_work_table import host_work
 from benchmarks.shallow_step_table import shallow_step
 from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, schema
@@ -24,40 +25,17 @@ COMPILING = HERE.parent / "docs" / "compiling.md"
 SHALLOW = HERE.parent / "docs" / "shallow-step.md"
 BATCH = HERE.parent / "docs" / "batch.md"
 MEASURING = HERE.parent / "docs" / "benchmarks.md"
-FIGURE = HERE.parent / "docs" / "images" / "frontier.png"
+GUIDANCE = HERE.parent / "docs" / "guidance.md"
+COMPARED = HERE.parent / "docs" / "compared.md"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
-
-SOLVERS = {"ddim": "DDIM", "dpmpp": "DPM++ 2M", "euler": "Euler"}
-METHODS = {
-    "re-use": "re-use",
-    "linear": "linear forecast",
-    "quadratic": "quadratic forecast",
-    "linear, guidance reuse": "linear forecast, guidance reuse",
-    "tuned plan": "tuned plan",
-    "fewer steps": "*fewer steps, no caching, at the nearest cost*",
-}
-# Cost that the methods are held to, as a share of that of re-use.
-ROWS = (
-    ("re-use, I=3", 1.0, ("re-use", "linear", "linear, guidance reuse", "tuned plan", "fewer steps")),
-    ("re-use, I=5", 1.0, ("re-use", "linear", "linear, guidance reuse", "tuned plan", "fewer steps")),
-    ("60 % of re-use, I=3", 0.6, ("linear, guidance reuse", "tuned plan", "fewer steps")),
-)
-# Okabe and Ito's colours, which people who see few colours tell apart.
-COLOURS = {
-    "re-use": "#999999",
-    "linear": "#0072b2",
-    "quadratic": "#56b4e9",
-    "linear, guidance reuse": "#009e73",
-    "tuned plan": "#d55e00",
-    "fewer steps": "#e69f00",
-}
 
 
 def main() -> None:
     for path, text in pages().items():
         before, _, after = split(path.read_text(encoding="utf-8"))
         path.write_text(before + text + after, encoding="utf-8")
-    draw_frontier(_solvers())
+    draw_frontier()
+    draw_compared()
 
 
 def pages() -> dict[Path, str]:
@@ -68,7 +46,16 @@ def pages() -> dict[Path, str]:
     compiled = _compiled(_read("compiled_cpu"))
     shallow = shallow_step(_read("shallow_step"))
     batch = batch_costs(_read("sd15_512_cpu")) + "\n\n" + batch_tried(_read("batch_stress"), _read("batch_memory"))
-    made = {SCHEDULES: fidelity, BETWEEN: between, MEASURING: keys, COMPILING: compiled, SHALLOW: shallow, BATCH: batch}
+    made = {
+        GUIDANCE: guidance_page(),
+        COMPARED: compared_page(),
+        SCHEDULES: fidelity,
+        BETWEEN: between,
+        MEASURING: keys,
+        COMPILING: compiled,
+        SHALLOW: shallow,
+        BATCH: batch,
+    }
     return {README: results()} | {page: f"\n\n{text}\n\n" for page, text in made.items()}
 
 
@@ -82,12 +69,8 @@ def split(text: str) -> tuple[str, str, str]:
 def results() -> str:
     """The results in the README."""
     parity, cost, speed, compiled = (_read(name) for name in ("parity", "sd15_cpu", "sd15_512_cpu", "compiled_cpu"))
-    parts = [_frontier(_solvers()), _speed(speed), _compiled_in_short(compiled), _parity(parity), _cost(cost)]
+    parts = [in_readme(), _speed(speed), _compiled_in_short(compiled), _parity(parity), _cost(cost)]
     return "\n\n".join(["", *parts, ""])
-
-
-def _solvers() -> dict[str, dict[str, Any]]:
-    return {name: _read(f"frontier/{name}") for name in SOLVERS}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -108,7 +91,7 @@ def _speed(result: dict[str, Any]) -> str:
     settings, grid = result["settings"], result["settings"]["grid"]
     (size,), (batch,), (dtype,) = grid["sizes"], grid["batches"], grid["dtypes"]
     lead = (
-        f"**Sooner.** Stable Diffusion 1.5 at full size with random weights, {size[0]} px, batch {batch}, {dtype}, on "
+        f"**Latency.** Stable Diffusion 1.5 at full size with random weights, {size[0]} px, batch {batch}, {dtype}, on "
         f"{_threads(settings['threads'])} of an {result['machine']['cpu']}. Of {settings['steps']} steps about the "
         "same share are full as of 50 ([how and why](docs/benchmarks.md#how-many-steps-it-takes)). Seconds and "
         "speed-ups are medians of rounds in which all ran in turn; the limit is the U-Net's, by its "
@@ -128,8 +111,8 @@ def _speed(result: dict[str, Any]) -> str:
         rows.append(f"| {name} | {' | '.join(figures)} | {alone['limit']:.2f}× |")
     closing = (
         "No figure of a GPU is here yet; [benchmarks/gpu.py](benchmarks/gpu.py) measures the published table on any "
-        "CUDA card. [The report](benchmarks/report.html) has these and an ablation of the model in the box, with "
-        "pictures."
+        "CUDA card. [The report](benchmarks/report.html) has these and an ablation of the bundled model at "
+        "guidance 2, with images."
     )
     return "\n\n".join([lead, "\n".join(rows), closing])
 
@@ -220,83 +203,6 @@ def _cost(result: dict[str, Any]) -> str:
     return lead + "\n\n" + "\n".join(rows)
 
 
-def _frontier(solvers: dict[str, dict[str, Any]]) -> str:
-    first = next(iter(solvers.values()))
-    names = [f"{SOLVERS[name]}, {result['steps']} steps" for name, result in solvers.items()]
-    rows = ["| at no more than the cost of | | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-    for label, share, methods in ROWS:
-        shown = label
-        for method in methods:
-            found = [_at(result, method, label[-3:], share) for result in solvers.values()]
-            cells = " | ".join("" if cell is None else _interval(cell) for cell in found)
-            rows.append(f"| {shown} | {METHODS[method]} | {cells} |")
-            shown = ""
-    lead = (
-        f"**Nearer pictures at the same cost.** The model in the box, {len(first['prompts'])} prompts that neither its "
-        f"training nor the tuning saw, {len(first['seeds'])} seeds, guidance {first['guidance']:g}, branch 0. Each "
-        "cell: share of the U-Net's multiply-accumulates, mean PSNR against no caching with its 95 % confidence "
-        "interval, mean SSIM ([benchmarks/frontier/](benchmarks/frontier/))."
-    )
-    picture = (
-        "![PSNR against cost for re-use, linear and quadratic forecasts, guidance reuse, tuned plans and fewer steps, "
-        "with DDIM, DPM++ 2M and Euler](docs/images/frontier.png)"
-    )
-    return "\n\n".join([lead, picture, "\n".join(rows)])
-
-
-def _at(result: dict[str, Any], method: str, interval: str, share: float) -> dict[str, Any] | None:
-    """The cell of a method that is to be shown: the nearest pictures for no more than a share of what re-use costs."""
-    cells: list[dict[str, Any]] = result["cells"]
-    (reuse,) = [cell for cell in cells if cell["method"] == "re-use" and cell["label"] == interval]
-    most = share * reuse["mac_share"]
-    if method == "fewer steps":
-        # They come in whole ones: those nearest in cost, the dearer of two.
-        fewer = [cell for cell in cells if cell["method"] == method]
-        return min(fewer, key=lambda cell: (round(abs(cell["mac_share"] - most), 6), -cell["mac_share"]))
-    fitting = [cell for cell in cells if cell["method"] == method and cell["mac_share"] <= most + 1e-9]
-    if share == 1 and method != "tuned plan":
-        fitting = [cell for cell in fitting if cell["label"] == interval]
-    return max(fitting, key=lambda cell: cell["psnr"]["mean"], default=None)
-
-
-def _interval(cell: dict[str, Any]) -> str:
-    low, high = cell["psnr"]["confidence"]
-    text = f"{cell['psnr']['mean']:.1f} ± {(high - low) / 2:.1f} dB, {cell['ssim']['mean']:.4f}"
-    return f"{cell['mac_share']:.1%}: " + (f"**{text}**" if cell["method"] != "fewer steps" else text)
-
-
-def draw_frontier(solvers: dict[str, dict[str, Any]]) -> None:
-    """Draws PSNR against cost, a panel for each scheduler."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    for axes, (name, result) in zip(figure.subplots(1, len(solvers)), solvers.items(), strict=True):
-        for method, colour in COLOURS.items():
-            cells = sorted(
-                (cell for cell in result["cells"] if cell["method"] == method), key=lambda cell: cell["mac_share"]
-            )
-            means = [cell["psnr"]["mean"] for cell in cells]
-            margins = [(cell["psnr"]["confidence"][1] - cell["psnr"]["confidence"][0]) / 2 for cell in cells]
-            line = "s--" if method == "fewer steps" else "*-" if method == "tuned plan" else "o-"
-            size = 10 if method == "tuned plan" else 4
-            axes.errorbar(
-                [cell["mac_share"] for cell in cells],
-                means,
-                margins,
-                fmt=line,
-                color=colour,
-                markersize=size,
-                capsize=2,
-                label=METHODS[method].strip("*").removesuffix(", at the nearest cost"),
-            )
-        axes.set_title(f"{SOLVERS[name]}, {result['steps']} steps", loc="left")
-        axes.set_xlabel("multiply-accumulates of the U-Net, share")
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("PSNR against no caching, dB")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(FIGURE, dpi=120)
-
-
 def _fidelity(result: dict[str, Any]) -> str:
     plain = {cell["steps"]: cell for cell in result["plain"]}
     branches = sorted({cell["branch"] for cell in result["cached"]})
@@ -308,7 +214,7 @@ def _fidelity(result: dict[str, Any]) -> str:
         cells = {cell["branch"]: cell for cell in result["cached"] if cell["interval"] == interval}
         rows.append(f"| I={interval} | " + " | ".join(_cell(cells[branch], plain) for branch in branches) + " |")
     lead = (
-        f"**Fidelity to the pipeline without caching.** The model in the box, {len(result['prompts'])} held-out "
+        f"**Fidelity to the pipeline without caching.** The bundled model, {len(result['prompts'])} held-out "
         f"prompts, {result['steps']} DDIM steps, guidance {result['guidance']:g}. Each cell: share of the U-Net's "
         "multiply-accumulates, PSNR, SSIM; below, *fewer steps without caching* at a like cost. I is the interval, B "
         "the branch ([fidelity.json](benchmarks/fidelity.json)):"

@@ -18,7 +18,6 @@ from DeepCache.models import random_pipeline
 GROUPS = {(group["scheduler"], group["steps"]): group for group in figures.ablation()["groups"]}
 LONG, SHORT = [("ddim", 50), ("dpm++", 50)], [("ddim", 25), ("dpm++", 25)]
 EACH = LONG + SHORT
-FRONTIERS = figures._frontiers()
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -116,21 +115,7 @@ def test_where_fewer_steps_are_the_better_choice():
         assert psnr(deep) < psnr(fewer_steps(group, deep["mac_share"]))
 
 
-def test_a_plan_is_nearer_than_both_from_a_quarter_of_the_cost_upwards():
-    for result in FRONTIERS.values():
-        plans = [each for each in result["cells"] if each["method"] == "tuned plan" and each["mac_share"] > 0.249]
-        assert len(plans) == 3
-        for plan in plans:
-            no_dearer = [each for each in result["cells"] if each["mac_share"] <= plan["mac_share"] + 1e-9]
-            rivals = [each for each in no_dearer if each["method"] not in ("tuned plan", "quadratic")]
-            assert psnr(plan) > max(psnr(each) for each in rivals)
-            assert psnr(plan) > psnr(fewer_steps(result, plan["mac_share"]))
-
-
-def test_the_pages_name_the_schedulers_that_were_measured():
-    text = figures.HOW.read_text(encoding="utf-8")
-    assert [result["scheduler"] for result in FRONTIERS.values()] == ["ddim", "dpm++", "euler"]
-    assert "schedulers other than DDIM, DPM++ 2M and Euler" in text
+def test_the_ablation_leaves_out_what_the_page_says():
     assert set(figures.ablation()["settings"]["left_out"]) == {"lpips", "clip"}
 
 
