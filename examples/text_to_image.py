@@ -26,7 +26,7 @@ def load() -> StableDiffusionPipeline:
 
 def draw(pipe: StableDiffusionPipeline, prompt: str) -> Image.Image:
     helper = DeepCacheSDHelper(pipe=pipe)
-    # Nearer to the picture without caching, at the same cost: add forecast="linear".
+    # Closer to the image without caching, at the same cost: add forecast="limited".
     helper.set_params(cache_interval=3, cache_branch_id=0)
     helper.enable()
     image = pipe(prompt, num_inference_steps=50, generator=torch.Generator().manual_seed(0)).images[0]

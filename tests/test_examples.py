@@ -89,7 +89,7 @@ def outside() -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def cached():
-    """The picture of the model in the box with a linear forecast, every third step full."""
+    """The image of the bundled model at the default settings, every third step full."""
     pipe = load_pipeline("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     apply_deepcache(pipe, DeepCacheConfig(cache_interval=3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from diffusers import EulerDiscreteScheduler, FluxPipeline
 from benchmarks.tables import HERE, README
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
 from DeepCache.models import load_pipeline, random_pipeline
+from DeepCache.plan import Plan
 
 PAGE = (README.parent / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 PLAN = HERE / "plans" / "ddim-25.json"
@@ -40,8 +42,9 @@ def put_back(pipe):
     pipe.scheduler = scheduler
 
 
-def planned(pipe):
-    return apply_deepcache(pipe, DeepCacheConfig.from_file(PLAN))
+def planned(pipe, guidance=7.5):
+    plan = replace(Plan.from_file(PLAN), guidance=(guidance, guidance))
+    return apply_deepcache(pipe, DeepCacheConfig(plan=plan))
 
 
 def without_a_unet(pipe, folder):
@@ -83,6 +86,11 @@ def other_steps(pipe, folder):
     pipe("a red circle", num_inference_steps=20)
 
 
+def other_guidance(pipe, folder):
+    planned(pipe, guidance=2)
+    pipe("a red circle", num_inference_steps=50, guidance_scale=7.5)
+
+
 def compiled_already(pipe, folder):
     compiled = SimpleNamespace(unet=torch.compile(pipe.unet, backend="eager"), scheduler=pipe.scheduler)
     apply_deepcache(compiled, DeepCacheConfig(compile="default"))
@@ -106,6 +114,7 @@ WRONG = (
     other_scheduler,
     other_model,
     other_steps,
+    other_guidance,
     compiled_already,
     unknown_key,
     no_plan,

@@ -52,5 +52,5 @@ def test_the_line_that_is_told_adds_a_cubic_forecast(tmp_path):
         "FF.FF.... 110110000",
         # From four full steps on.
         "FF.FF.... 110111111",
-        "003003333 True",
+        "005005555 True",
     ], said.stderr

@@ -28,6 +28,7 @@ DOCUMENTED = (
     "DeepCache.config",
     "DeepCache.engine.cost",
     "DeepCache.generation",
+    "DeepCache.judge",
     "DeepCache.metrics",
     "DeepCache.models",
     "DeepCache.plan",
@@ -45,10 +46,14 @@ LEFT_OUT = {
     "DeepCache.engine": "the inside; what programs meet of it is listed by hand, docs/design.md tells of the rest",
 } | dict.fromkeys(
     (
+        "DeepCache.bench.ablation_group",
         "DeepCache.bench.clock",
         "DeepCache.bench.contestants",
         "DeepCache.bench.front",
+        "DeepCache.bench.guidance_scale",
         "DeepCache.bench.kinds_of_work",
+        "DeepCache.bench.older_ablation",
+        "DeepCache.bench.over_reuse",
         "DeepCache.bench.profiled_steps",
         "DeepCache.bench.profiles",
         "DeepCache.bench.provenance",
