@@ -187,7 +187,7 @@ def _settings(models: tuple[str, ...], defaults: ModelDefaults) -> dict[str, Any
             [("none (re-use)" if name == "none" else name, name) for name in FORECASTS],
             value=_DEFAULT.forecast,
             label="Forecast",
-            info="limited is good at every guidance scale; linear and quadratic at 1 to 3; response is for skipped "
+            info="limited is for high guidance scales too; linear and quadratic for low ones; response is for skipped "
             "steps, best at 5 or more with DPM++",
         )
         fields["skip_mode"] = gr.Radio(

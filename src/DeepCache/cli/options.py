@@ -143,7 +143,7 @@ Forecast = Annotated[
         "-f",
         metavar="NAME",
         help="How shallow steps continue the deep feature, and skipped ones the prediction. limited: a line of bounded "
-        "slope, good at every guidance scale; linear, quadratic: for guidance 1 to 3; response: for skipped steps, "
+        "slope, for high guidance scales too; linear, quadratic: for low ones; response: for skipped steps, "
         "best at guidance 5 or more with DPM++; none: re-use as in the paper.",
         rich_help_panel=DEEPCACHE_PANEL,
     ),
