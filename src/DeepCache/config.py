@@ -52,7 +52,7 @@ class DeepCacheConfig:
             How a shallow step continues the deep features of the full steps before it, and a skipped step the
             predictions. `"limited"`: a line through the last two whose slope is bounded by the one before it, which is
             made for high guidance scales too. `"linear"` and `"quadratic"`: a polynomial through the last two or three,
-            for low guidance scales such as 2. `"none"`: the last one is re-used as it is, which is the paper's, and what
+            for low scales such as 2. `"none"`: the last one is re-used as it is, which is the paper's, and what
             `DeepCacheSDHelper` does by default. `"response"`, for skipped steps: the last prediction, moved as
             predictions have answered to their inputs so far.
         guidance_reuse (`bool`, defaults to `False`):
