@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from DeepCache.schedule import BranchSchedule, Step, StepSchedule, UniformSchedule
+from tests.engine.backend import use_backend
 from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
 
 
@@ -140,30 +143,54 @@ EACH = (
 )
 
 
+def _by_deepcache(pipe, graphs):
+    """`compile="default"` of the config has done it."""
+
+
+KINDS = {
+    "linear": (DeepCacheConfig(2, forecast="linear"), 2),
+    "quadratic": (DeepCacheConfig(2, forecast="quadratic"), 2),
+    "limited": (DeepCacheConfig(2), 2),
+    # Every shallow step runs half of the batch.
+    "guidance reuse": (DeepCacheConfig(2, forecast="linear", guidance_reuse=True), 2),
+    "two branches": (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(0, 1))), 3),
+    "two branches and a forecast": (
+        DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(1, 0)), forecast="linear"),
+        3,
+    ),
+    # Full and shallow steps of the whole batch and of half of it.
+    "both of either kind": (DeepCacheConfig(schedule=StepSchedule(EACH)), 4),
+    # Nothing runs at a skipped step.
+    "skipped": (DeepCacheConfig(2, between="skipped", forecast="response"), 1),
+    "alternating": (DeepCacheConfig(3, between="alternating", forecast="response"), 2),
+    "adaptive": (DeepCacheConfig(3, skip_mode="adaptive", threshold=10.0, between="skipped"), 1),
+}
+SKIPPING = ("skipped", "alternating", "adaptive")
+COMPILED = {"by torch.compile": _wrap, "in place": _in_place, "by DeepCache": _by_deepcache}
+
+
+# Each kind one way, and those that skip steps every way.
 @pytest.mark.parametrize(
-    ("config", "built"),
-    [
-        (DeepCacheConfig(2, forecast="linear"), 2),
-        (DeepCacheConfig(2, forecast="quadratic"), 2),
-        # Every shallow step runs half of the batch.
-        (DeepCacheConfig(2, forecast="linear", guidance_reuse=True), 2),
-        (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(0, 1))), 3),
-        (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(1, 0)), forecast="linear"), 3),
-        # Full and shallow steps of the whole batch and of half of it.
-        (DeepCacheConfig(schedule=StepSchedule(EACH)), 4),
-    ],
-    ids=["linear", "quadratic", "guidance reuse", "two branches", "two branches and a forecast", "both of either kind"],
+    ("kind", "compiled"),
+    [(kind, "by torch.compile") for kind in KINDS]
+    + [(kind, other) for kind in SKIPPING for other in ("in place", "by DeepCache")],
 )
-def test_a_graph_for_each_kind_of_step_and_none_more_for_another_prompt(config, built, graphs):
+def test_a_graph_for_each_kind_of_step_and_none_more_for_another_prompt(kind, compiled, graphs, monkeypatch):
     """Six steps, so that every kind of step comes with a forecast from one value, two and three."""
+    config, built = KINDS[kind]
     expected = {}
     for seed in (0, 1):
         pipe = _pipeline()
-        apply_deepcache(pipe, config)
-        expected[seed] = draw(pipe, seed=seed)
+        engine = apply_deepcache(pipe, config)
+        expected[seed] = draw(pipe, seed=seed), engine.stats.pattern
+    assert ("-" in engine.stats.pattern) == (kind in SKIPPING)
+    if compiled == "by DeepCache":
+        use_backend(monkeypatch, graphs)
+        config = replace(config, compile="default")
     pipe = _pipeline()
-    apply_deepcache(pipe, config)
-    _wrap(pipe, graphs)
+    engine = apply_deepcache(pipe, config)
+    COMPILED[compiled](pipe, graphs)
     for seed in (0, 1, 0):
-        assert torch.equal(draw(pipe, seed=seed), expected[seed])
-        assert graphs.frame_count == built
+        images, pattern = expected[seed]
+        assert torch.equal(draw(pipe, seed=seed), images)
+        assert (engine.stats.pattern, graphs.frame_count) == (pattern, built)

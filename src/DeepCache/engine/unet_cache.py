@@ -95,7 +95,7 @@ class UnetCache:
         self._groups: list[Any] = []
         self._compilation = Compilation(unet, "none")
         self._compiled = False
-        self._skipped_call = SkippedCall(unet, self._answer)
+        self._skipped_call = SkippedCall(self._answer)
         self._located: tuple[Any, Moment] | None = None
         self._growth: ErrorGrowth | None = None
         self._warned_of_guidance = False
@@ -313,7 +313,9 @@ class UnetCache:
         number, stored = moment.step + over, self._slots.get(0 if over else moment.slot + 1)
         ends = moment.mixed or (moment.steps is not None and number >= moment.steps)
         if stored is not None and not ends and self._decided(number, moment.steps, stored).skipped:
-            self._skipped_call.attach()
+            called = getattr(self._pipe, self._name, None)
+            wrapped = getattr(called, "_orig_mod", None) is self.unet
+            self._skipped_call.attach(cast(nn.Module, called) if wrapped else self.unet)
         else:
             self._skipped_call.detach()
 
