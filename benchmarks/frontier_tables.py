@@ -80,8 +80,8 @@ def case(result: dict[str, Any], method: str, label: str) -> dict[str, Any] | No
 
 
 def best(result: dict[str, Any], method: str, cost: float) -> dict[str, Any] | None:
-    """The case of a method with the highest mean PSNR for no more than a cost."""
-    fitting = [each for each in of_method(result, method) if each["mac_share"] <= cost + 1e-9]
+    """The case of a method with the highest mean PSNR for no more than a cost, both rounded to a hundredth."""
+    fitting = [each for each in of_method(result, method) if round(each["mac_share"], 2) <= round(cost, 2)]
     return max(fitting, key=lambda each: each["psnr"]["mean"], default=None)
 
 
