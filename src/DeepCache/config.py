@@ -50,11 +50,11 @@ class DeepCacheConfig:
             steps from one full step to the next.
         forecast (`str`, defaults to `"limited"`):
             How a shallow step continues the deep features of the full steps before it, and a skipped step the
-            predictions. `"limited"`: a line through the last two whose slope is bounded by the one before it, which is
-            made for high guidance scales too. `"linear"` and `"quadratic"`: a polynomial through the last two or three,
-            for low scales such as 2. `"none"`: the last one is re-used as it is, which is the paper's, and what
-            `DeepCacheSDHelper` does by default. `"response"`, for skipped steps: the last prediction, moved as
-            predictions have answered to their inputs so far.
+            predictions. `"limited"`: a line through the last two whose slope is bounded by the one before it, the more
+            so the higher the guidance scale and the fewer the full steps. `"linear"` and `"quadratic"`: a polynomial
+            through the last two or three, for low scales such as 2. `"none"`: the last one is re-used as it is, which
+            is the paper's, and what `DeepCacheSDHelper` does by default. `"response"`, for skipped steps: the last
+            prediction, moved as predictions have answered to their inputs so far.
         guidance_reuse (`bool`, defaults to `False`):
             Whether a shallow step runs only the half of a guided batch that has the prompt, and rebuilds the other
             half from the forecast difference of the two. It halves the cost of shallow steps. Refused at the start of

@@ -1,4 +1,7 @@
-"""The limited forecast: a line whose slope is bounded, element by element, by twice the slope before it."""
+"""The limited forecast: a line whose slope is bounded, element by element, by twice the slope before it.
+
+The bound is that at a stiffness of 0.4 over the distance of the latest two values; it fades below and shrinks above.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 
 
 def forecast_of(places, values, order=2):
-    forecast = Forecast(order)
+    forecast = Forecast(order, stiffness=0.4 / (places[-1] - places[-2]))
     for place, value in zip(places, values, strict=True):
         forecast.add(place, value)
     return forecast
@@ -118,12 +121,13 @@ def test_what_is_kept_is_counted_with_the_bounded_slope():
 # The U-Net makes 23 noisy + timestep; the deep feature at branch 0 is 22 noisy + timestep.
 def test_a_shallow_step_gets_the_limited_deep_feature():
     pipe = Pipeline(DummyUNet(), (0, 1, 5, 6, 7, 4, 3))
-    pipe.guidance_scale = 1.0
+    # Of seven steps: a stiffness of 0.4.
+    pipe.guidance_scale = 2.8
     schedule = ExplicitSchedule((0, 1, 2, 5))
     engine = apply_deepcache(pipe, DeepCacheConfig(schedule=schedule))
     found = [pipe.call(1, step) for step in range(7)]
     # After slopes of 1 and 4 it goes on by 2 a step; from 5 at step 2 it falls to 4, and is re-used.
-    assert found == [23, 24, 28, 30, 32, 27, 27]
+    assert found == pytest.approx([23, 24, 28, 30, 32, 27, 27])
     assert engine.stats.pattern == "FFF..F."
 
 
@@ -135,7 +139,8 @@ class Prompted(DummyUNet):
 
 def test_guidance_reuse_gets_the_limited_difference():
     pipe = Pipeline(Prompted(), (0, 1, 5, 90, 90))
-    pipe.guidance_scale = 1.0
+    # Of five steps: a stiffness of 0.4.
+    pipe.guidance_scale = 2.0
     config = DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 2)), guidance_reuse=True)
     engine = apply_deepcache(pipe, config)
     # The prompt counts in the first half alone: the difference is the timestep.
@@ -146,21 +151,31 @@ def test_guidance_reuse_gets_the_limited_difference():
 
 
 @pytest.mark.parametrize(
-    ("guidance", "expected"), [(0.0, 14), (1.0, 14), (2.0, 14), (4.0, 12), (8.0, 11), (16.0, 10.5)]
+    ("stiffness", "expected"),
+    [(0.0, 18), (0.05, 18 - 4 / 64), (0.1, 18 - 4 / 8), (0.2, 14), (0.4, 10 + 4 / 8), (0.8, 10 + 4 / 64)],
 )
-def test_the_bound_is_tighter_at_a_higher_guidance_scale(guidance, expected):
-    forecast = Forecast(2, guidance)
+def test_the_bound_is_tighter_the_stiffer_the_run(stiffness, expected):
+    forecast = Forecast(2, stiffness)
     for place, value in ((0, 0.0), (2, 2.0), (4, 10.0)):
         forecast.add(place, torch.tensor(value))
-    # Slopes of 1 and 4, of which twice the first is left, or less.
-    assert forecast.at(6, "limited") == expected
-    # The other rules know no guidance.
+    # Slopes of 1 and 4. At a stiffness of 0.4 over two steps twice the first is left: more below, and less above.
+    assert forecast.at(6, "limited").item() == pytest.approx(expected, rel=1e-6)
+    # The other rules know no stiffness.
     assert forecast.at(6, "linear") == 18
 
 
-def test_a_first_slope_is_followed_less_at_a_higher_guidance_scale():
-    for guidance, expected in ((1.0, 14.0), (4.0, 12.0), (8.0, 11.0)):
-        forecast = Forecast(2, guidance)
+def test_a_first_slope_is_followed_less_the_stiffer_the_run():
+    for stiffness, expected in ((0.0, 14.0), (0.2, 14.0), (0.4, 10 + 4 / 8)):
+        forecast = Forecast(2, stiffness)
         for place, value in ((0, 6.0), (2, 10.0)):
             forecast.add(place, torch.tensor(value))
-        assert forecast.at(4, "limited") == expected
+        assert forecast.at(4, "limited").item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_bound_is_tighter_the_further_two_values_are_apart():
+    near, far = Forecast(2, 0.2), Forecast(2, 0.2)
+    for number, value in enumerate((0.0, 2.0, 10.0)):
+        near.add(2 * number, torch.tensor(value))
+        far.add(4 * number, torch.tensor(value))
+    assert near.at(6, "limited").item() == pytest.approx(14, rel=1e-6)
+    assert far.at(12, "limited").item() == pytest.approx(10 + 4 / 8, rel=1e-6)

@@ -94,12 +94,12 @@ def test_kinds_of_steps_mixed_by_a_plan():
         Step(False, forecast="limited", skipped=True),
     )
     pipe = Pipeline(DummyUNet())
-    pipe.guidance_scale = 1.0
     engine = apply_deepcache(pipe, DeepCacheConfig(schedule=StepSchedule(each)))
     found = run(pipe, noisy=lambda step: (1, 1, 2, 2, 4, 1, 1)[step])
     # Deep features are 22 noisy + timestep. The shallow step's prediction is kept: 34, of a slope of 1/2 a step and a
-    # response of 1. At the last step the slope is 49/3, and twice that before it is the most.
-    assert found == pytest.approx([33, 33, 32 + 2, 34 + 0.5, 34 + 2, 83, 83 + 1])
+    # response of 1. At the last step the slope is 49/3, and twice that before it is the most, times what three of
+    # seven steps leave of it.
+    assert found == pytest.approx([33, 33, 32 + 2, 34 + 0.5, 34 + 2, 83, 83 + (0.4 / (3 / 7)) ** 3])
     assert engine.stats.pattern == "F-.--F-"
 
 

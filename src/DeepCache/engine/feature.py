@@ -23,7 +23,7 @@ class StoredSlot:
         branches: the skip branches that shallow steps use.
         order: the highest order of the forecasts.
         guided: whether the batch is the two halves of classifier-free guidance.
-        guidance: the guidance scale.
+        stiffness: how strongly the run answers to an error of a forecast.
 
     Attributes:
         last_full: number of the last full step.
@@ -35,13 +35,13 @@ class StoredSlot:
     """
 
     def __init__(
-        self, sample: torch.Tensor, branches: Iterable[int], order: int, guided: bool, guidance: float
+        self, sample: torch.Tensor, branches: Iterable[int], order: int, guided: bool, stiffness: float
     ) -> None:
         self._made_for = (sample.shape, sample.dtype, sample.device)
         self.last_full = 0
         self.attention = AttentionCalls([])
-        self.features = {branch: Forecast(order, guidance) for branch in branches}
-        self.guidance = Forecast(order, guidance) if guided else None
+        self.features = {branch: Forecast(order, stiffness) for branch in branches}
+        self.guidance = Forecast(order, stiffness) if guided else None
         self.prediction: PredictionForecast | None = None
         self.output: Any = None
 

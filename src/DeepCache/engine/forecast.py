@@ -6,8 +6,9 @@ guidance scale, such a polynomial amplifies errors from one full step to the nex
 a higher order (Hairer and Wanner, *Solving Ordinary Differential Equations II*, section V.1). The limited forecast is
 a line whose slope is bounded element by element by the slope before it, as slope limiters bound the reconstruction of
 a flow (van Leer, *Towards the ultimate conservative difference scheme IV*, 1977): a line where the tensor goes on as
-it did, and re-use where it turns. Guidance multiplies what is wrong with the difference of its two halves by its scale,
-so the bound is tighter the higher the scale: the features themselves do not show how the run will answer to an error.
+it did, and re-use where it turns. An explicit rule is stable while the length of its steps times the stiffness of what
+it follows is small, so the bound is tighter the larger that product is: the features themselves do not show how the run
+will answer to an error.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ __all__ = ["Forecast"]
 
 # How much steeper than the slope before it a limited slope may be. 2 is the bound of van Leer's limiter.
 _STEEPER = 2.0
-# The guidance scale up to which that bound holds; above it the bound shrinks with the scale.
-_LOW_GUIDANCE = 2.0
+# The distance of two values times the stiffness at which that bound holds. Below it a part of what it cuts off is let
+# through, beyond it the bound shrinks.
+_STABLE = 0.4
 
 
 class Forecast:
@@ -32,17 +34,18 @@ class Forecast:
         d₀ = y₂,  d₁ = (y₂ - y₁) / (x₂ - x₁),  d₂ = (d₁ - (y₁ - y₀) / (x₁ - x₀)) / (x₂ - x₀)
 
     and continues with d₀ + (x - x₂) d₁ + (x - x₂) (x - x₁) d₂ (`"quadratic"`), with less of it (`"linear"`, `"none"`),
-    or with d₀ + (x - x₂) d (`"limited"`), where d is d₁ bounded by 2 c times the slope before it and 0 where their
-    signs differ, and c d₁ while there is no slope before it; c is 1 up to a guidance scale of 2 and 2 / scale above.
-    While there are fewer values than a rule takes, the order is lower. All of it works element by element: no sums, so
-    half precision is safe and no sample of a batch reaches another.
+    or with d₀ + (x - x₂) d (`"limited"`). With c = (stiffness (x₂ - x₁) / 0.4)³ and b the slope d₁ bounded by 2 /
+    max(1, c) times the slope before it, and 0 where their signs differ, d goes from d₁ at c = 0 to b at c = 1 and
+    beyond; while there is no slope before it, it is d₁ / max(1, c). While there are fewer values than a rule takes, the
+    order is lower. All of it works element by element: no sums, so half precision is safe and no sample of a batch
+    reaches another.
 
     Args:
         order: how many differences are kept: 0, 1 or 2.
-        guidance: the guidance scale of the run; 1 where nothing is guided.
+        stiffness: how strongly the run answers to an error, for each unit of distance; see `stiffness`.
 
     Example:
-        >>> forecast = Forecast(order=2)
+        >>> forecast = Forecast(order=2, stiffness=0.2)
         >>> forecast.add(0, torch.tensor([3.0, 3.0]))
         >>> forecast.at(5, "limited")
         tensor([3., 3.])
@@ -54,9 +57,9 @@ class Forecast:
         (tensor([5.5000, 1.0000]), tensor([5.5000, 2.0000]))
     """
 
-    def __init__(self, order: int, guidance: float = 1.0) -> None:
+    def __init__(self, order: int, stiffness: float = 0.0) -> None:
         self._order = order
-        self._caution = _LOW_GUIDANCE / max(guidance, _LOW_GUIDANCE)
+        self._stiffness = stiffness
         self._differences: list[torch.Tensor] = []
         self._places: list[float] = []
         self._limited: torch.Tensor | None = None
@@ -103,10 +106,12 @@ class Forecast:
         """The bounded slope, computed once for the steps up to the next value."""
         if self._limited is None:
             slope = self._differences[1]
+            caution = (self._stiffness * (self._places[0] - self._places[1]) / _STABLE) ** 3
             if len(self._differences) > 2:
                 before = slope - (self._places[0] - self._places[2]) * self._differences[2]
-                bound = _STEEPER * self._caution * before
-                self._limited = slope.clamp(min=bound.clamp_max(0), max=bound.clamp_min(0))
+                bound = _STEEPER / max(caution, 1.0) * before
+                bounded = slope.clamp(min=bound.clamp_max(0), max=bound.clamp_min(0))
+                self._limited = bounded if caution >= 1 else torch.lerp(slope, bounded, caution)
             else:
-                self._limited = self._caution * slope
+                self._limited = slope / max(caution, 1.0)
         return self._limited

@@ -24,7 +24,7 @@ class PredictionForecast:
         order: how many differences the forecasts take into account, see `Forecast`.
         response: the response of the prediction to the input, -1 to 1, while there is only one value to go by; None
             where the response is not asked for, and nothing is kept for it.
-        guidance: the guidance scale of the run, see `Forecast`.
+        stiffness: how strongly the run answers to an error, see `Forecast`.
 
     Example:
         >>> forecast = PredictionForecast(order=2, response=1.0)
@@ -36,8 +36,8 @@ class PredictionForecast:
         tensor([[-0.5000]])
     """
 
-    def __init__(self, order: int, response: float | None, guidance: float = 1.0) -> None:
-        self._predictions = Forecast(order, guidance)
+    def __init__(self, order: int, response: float | None, stiffness: float = 0.0) -> None:
+        self._predictions = Forecast(order, stiffness)
         self._response: float | torch.Tensor | None = response
         self._sample: torch.Tensor | None = None
 

@@ -41,6 +41,7 @@ from DeepCache.engine.offload import load_groups
 from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.engine.skipped_call import SkippedCall
 from DeepCache.engine.stats import TrajectoryRecord, TrajectoryStats
+from DeepCache.engine.stiffness import stiffness
 from DeepCache.engine.trajectory import Moment, Trajectory
 from DeepCache.schedule import AdaptiveSchedule, Step
 
@@ -48,8 +49,6 @@ __all__ = ["UnetCache", "branch_of", "check_settings"]
 
 _END_OF_RUN = "_reset_stateful_cache"
 _FULL = Step(True)
-# What is assumed where a pipeline keeps its guidance scale to itself, and a loop of one's own has none to ask for.
-_USUAL_GUIDANCE = 7.5
 _WHOLE, _OTHER_HALF, _HALF = None, 0, 1
 
 
@@ -252,7 +251,8 @@ class UnetCache:
         if stored.prediction is not None:
             self._keep_prediction(call, call.moment, stored, output)
         forecasts_output = stored.guidance is not None or stored.prediction is not None
-        if call.step.full or forecasts_output or len(self._cuts) > 1 or self._compiled:
+        limited = call.step.forecast == "limited"
+        if call.step.full or limited or forecasts_output or len(self._cuts) > 1 or self._compiled:
             # On other steps nothing is added to what is kept.
             buffers = [buffer for cut in self._cuts.values() for buffer in cut.buffers.values()]
             kept = sum(slot.bytes for slot in self._slots.values())
@@ -425,13 +425,13 @@ class UnetCache:
         stored, step = self._slots.get(moment.slot), call.step
         if stored is None or not stored.fits(call.sample):
             guided = self._config.any_guidance_reuse and not why_not_two_halves(self._pipe, self.unet, call.sample)
-            known = guidance_scale(self._pipe)
-            guidance = _USUAL_GUIDANCE if known is None else known
+            scheduler = getattr(self._pipe, "scheduler", None)
+            stiff = stiffness(guidance_scale(self._pipe), scheduler, moment.steps)
             order = self._config.highest_order
-            stored = StoredSlot(call.sample, self._cuts, order, guided, guidance)
+            stored = StoredSlot(call.sample, self._cuts, order, guided, stiff)
             if self._config.any_skipped:
                 response = self._first_response() if self._config.any_response else None
-                stored.prediction = PredictionForecast(order, response, guidance)
+                stored.prediction = PredictionForecast(order, response, stiff)
             self._slots[moment.slot] = stored
         for number, cut in self._cuts.items():
             tensor = cut.tap.take()

@@ -22,6 +22,7 @@ from DeepCache.engine.branches import SkipBranch
 from DeepCache.engine.guidance import latents, output_tensor
 from DeepCache.engine.narrowing import Narrowing
 from DeepCache.engine.prediction import PredictionForecast
+from DeepCache.engine.stiffness import stiffness
 from DeepCache.generation.painter import Painter
 from DeepCache.tune.recording import Recording, draw_from
 
@@ -148,8 +149,10 @@ class SegmentErrors:
 
     def _predictions(self, full: int, gap: int) -> PredictionForecast:
         """What skipped steps go on from after one or two full steps."""
-        config = getattr(self.painter.pipe.scheduler, "config", {})
-        predictions = PredictionForecast(1, float(config.get("prediction_type", "epsilon") == "epsilon"))
+        scheduler = self.painter.pipe.scheduler
+        config = getattr(scheduler, "config", {})
+        response = float(config.get("prediction_type", "epsilon") == "epsilon")
+        predictions = PredictionForecast(1, response, stiffness(self.guidance, scheduler, len(self._truth)))
         for step in (full - gap, full) if gap else (full,):
             predictions.add(step, self._input(step), self._truth[step])
         return predictions
