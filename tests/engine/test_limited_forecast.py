@@ -179,3 +179,13 @@ def test_the_bound_is_tighter_the_further_two_values_are_apart():
         far.add(4 * number, torch.tensor(value))
     assert near.at(6, "limited").item() == pytest.approx(14, rel=1e-6)
     assert far.at(12, "limited").item() == pytest.approx(10 + 4 / 8, rel=1e-6)
+
+
+def test_a_run_counts_the_bounded_slope_among_what_it_keeps():
+    pipe = Pipeline(DummyUNet())
+    engine = apply_deepcache(pipe, DeepCacheConfig(2))
+    for step in range(5):
+        pipe.call(1, step)
+    assert engine.stats.bytes_kept == 3 * 4
+    pipe.call(1, 5)
+    assert engine.stats.bytes_kept == 4 * 4
