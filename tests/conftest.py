@@ -3,10 +3,22 @@ import shutil
 import pytest
 import torch
 
+from DeepCache.engine import stats
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading `stats` counts the multiply-accumulates, which would take longer than all the rest of a small test."""
+
+    def count_costs(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(stats, "count_costs", count_costs)
 
 
 # Not for the whole session: as long as it is there, no other test of the process can run an event loop.

@@ -21,6 +21,8 @@ from tests.compatibility.conftest import Subject, Witness, expect_warnings
 from tests.compatibility.guidance import NOT_HALVED
 from tests.compatibility.pipelines import CASES
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 INTERVAL = 2
 # Kernels differ by the size of the batch.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.03}

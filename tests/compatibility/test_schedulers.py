@@ -23,7 +23,6 @@ from diffusers import (
 from diffusers.schedulers import AysSchedules, KarrasDiffusionSchedulers
 
 from DeepCache import DeepCacheSDHelper
-from DeepCache.engine import stats
 from DeepCache.engine.trajectory import Trajectory
 from tests.compatibility.conftest import Witness, expect_warnings
 from tests.compatibility.page import INSTALLED, written_for
@@ -44,6 +43,7 @@ from tests.engine.tiny_pipeline import draw, tiny_pipeline
 
 # Some schedulers are of another age than the numpy they meet.
 pytestmark = [
+    pytest.mark.usefixtures("nothing_is_counted"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
 ]
@@ -202,16 +202,6 @@ FROM_IMAGE_TO_IMAGE = [
     if case.pipeline == "StableDiffusionPipeline" and case.calls is not runge_kutta_then_multistep
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`helper.stats` counts the multiply-accumulates, which would take longer than all the rest."""
-
-    def count_costs(*_: Any) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(stats, "count_costs", count_costs)
 
 
 @every_case

@@ -10,6 +10,8 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 from DeepCache import DeepCacheSDHelper
 from tests.engine.tiny_pipeline import draw, tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 INTERVAL, BRANCH = 3, 1
 
 

@@ -14,6 +14,8 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.tiny_pipeline import draw, tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 
 def config(interval=8, threshold=0.035, forecast="none", between="skipped"):
     return DeepCacheConfig(interval, skip_mode="adaptive", threshold=threshold, forecast=forecast, between=between)

@@ -31,6 +31,7 @@ from tests.engine.overwriting_graphs import OverwritingGraphs
 from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
 
 pytestmark = [
+    pytest.mark.usefixtures("nothing_is_counted"),
     # Torch's own, when inductor is imported.
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
     # Diffusers' schedulers, with numpy 2.

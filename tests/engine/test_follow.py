@@ -8,6 +8,8 @@ import torch
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 
 def test_the_pipeline_keeps_its_class_name_while_followed():
     pipe = Pipeline(DummyUNet())

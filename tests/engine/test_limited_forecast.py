@@ -13,6 +13,8 @@ from DeepCache.engine.forecast import Forecast
 from DeepCache.schedule import ExplicitSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 
 def forecast_of(places, values, order=2):
     forecast = Forecast(order, stiffness=0.4 / (places[-1] - places[-2]))

@@ -7,6 +7,8 @@ from DeepCache.engine.branches import skip_branches
 from DeepCache.engine.narrowing import Narrowing
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 
 def answers(branch, interval=2):
     pipe = Pipeline(DummyUNet())

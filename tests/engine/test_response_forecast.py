@@ -12,6 +12,8 @@ from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.schedule import FORECASTS, Step, StepSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 
 def forecast_of(*pairs, response=1.0):
     forecast = PredictionForecast(order=2, response=response)

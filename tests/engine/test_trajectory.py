@@ -13,6 +13,8 @@ from DeepCache.engine.trajectory import Trajectory
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.tiny_pipeline import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 VALUES = [900, 700, 500, 300, 100]
 
 

@@ -16,6 +16,8 @@ from DeepCache.engine.unets import unets_of
 from tests.engine.dummy_unet import DummyUNet
 from tests.engine.tiny_pipeline import tiny_unet
 
+pytestmark = pytest.mark.usefixtures("nothing_is_counted")
+
 
 class TwoStages(DiffusionPipeline):
     """A pipeline with two U-Nets one behind the other, and parts that resemble one."""
