@@ -355,7 +355,7 @@ def draw_compared(path: Path = IMAGES / "compared.png") -> None:
     figure = Figure(figsize=(14, 9.5), layout="constrained")
     for axes, (solver, name) in zip(figure.subplots(2, 2).flat, SOLVERS.items(), strict=True):
         result = _read(solver, USUAL)
-        for method in ("re-use", "limited", "skipped, response", "adaptive, response", "tuned plan", "fewer steps"):
+        for method in IN_README:
             _line(axes, of_method(result, method), method)
         peers = of_method(result, "peer")
         axes.plot(*_points(peers), "x", color="black", markersize=5, label="other projects' rules")
