@@ -87,9 +87,9 @@ def best(result: dict[str, Any], method: str, cost: float) -> dict[str, Any] | N
     return max(fitting, key=lambda each: each["psnr"]["mean"], default=None)
 
 
-def over(result: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
-    """By how many dB one case is above another of the same images, and half of the 95 % interval of that."""
-    gain = paired(one["psnr"]["values"], other["psnr"]["values"])
+def over(one: dict[str, Any], other: dict[str, Any], measure: str = "psnr") -> tuple[float, float]:
+    """By how much one case is above another of the same images, and half of the 95 % interval of that."""
+    gain = paired(one[measure]["values"], other[measure]["values"])
     return gain["mean"], (gain["confidence"][1] - gain["confidence"][0]) / 2
 
 
@@ -154,11 +154,16 @@ def guidance_page() -> str:
         "### PSNR",
         "Mean PSNR against no caching in dB, and in brackets the 5th percentile.",
         _by_interval(found, lambda each: f"{each['psnr']['mean']:.1f} ({each['psnr']['p5']:.1f})"),
+        "### SSIM",
+        "Mean SSIM against no caching, and in brackets the 5th percentile.",
+        _by_interval(found, lambda each: f"{each['ssim']['mean']:.3f} ({each['ssim']['p5']:.3f})"),
         "### The default against re-use",
         "What the limited forecast gains over re-use, in dB with the 95 % interval of the paired difference; in "
         "brackets what the 5th percentile gains, with its interval by the bootstrap; then what the linear forecast "
         "gains. Bold: below re-use by more than the interval.",
-        _over_re_use(found),
+        _over_re_use(found, "psnr", 1),
+        "The same of SSIM.",
+        _over_re_use(found, "ssim", 4),
         "### The best setting for a cost",
         "For each scheduler, guidance scale and cost: the setting with the highest mean PSNR, and what it gains over "
         "the default at that cost and over fewer steps, in dB with the 95 % interval of the paired difference.",
@@ -231,7 +236,7 @@ def _winners(found: dict[tuple[str, float], dict[str, Any]]) -> str:
                 default = best(result, "limited", cost)
                 fewer = best(result, "fewer steps", cost)
                 gains = [
-                    "" if other is None or other is winner else "{:+.1f} ± {:.1f}".format(*over(result, winner, other))
+                    "" if other is None or other is winner else "{:+.1f} ± {:.1f}".format(*over(winner, other))
                     for other in (default, fewer)
                 ]
                 chosen = f"{METHODS[winner['method']]}, {_label(winner)}: {winner['psnr']['mean']:.1f} dB"
@@ -242,38 +247,37 @@ def _winners(found: dict[tuple[str, float], dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def _over_re_use(found: dict[tuple[str, float], dict[str, Any]]) -> str:
+def _over_re_use(found: dict[tuple[str, float], dict[str, Any]], measure: str, digits: int) -> str:
     rows = ["| guidance | scheduler | I=2 | I=3 | I=5 | I=8 |", "|---" * 6 + "|"]
-    for guidance, solver in ((guidance, solver) for guidance in GUIDANCES for solver in SOLVERS):
-        result = found.get((solver, guidance))
-        if result is None:
-            continue
+    for (solver, guidance), result in found.items():
         cells = []
         for interval in ("I=2", "I=3", "I=5", "I=8"):
             limited, base, linear = (case(result, method, interval) for method in ("limited", "re-use", "linear"))
             if limited is None or base is None or linear is None:
                 cells.append("")
                 continue
-            gains = over(result, limited, base), _gain_of_the_5th_percentile(limited, base)
-            mean, low = (
-                f"**{gain:+.1f} ± {margin:.1f}**" if gain < -margin else f"{gain:+.1f} ± {margin:.1f}"
-                for gain, margin in gains
-            )
-            cells.append(f"{mean} ({low}); {over(result, linear, base)[0]:+.1f}")
+            gains = over(limited, base, measure), _gain_of_the_5th_percentile(limited, base, measure)
+            mean, low = (_gain(gain, margin, digits) for gain, margin in gains)
+            cells.append(f"{mean} ({low}); {over(linear, base, measure)[0]:+.{digits}f}")
         rows.append(f"| {guidance:g} | {SOLVERS[solver]}-{result['steps']} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def _gain_of_the_5th_percentile(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
-    """By how many dB the 5th percentile of one case is above that of another, and half of the 95 % interval of that, by
+def _gain(gain: float, margin: float, digits: int) -> str:
+    bold = "**" if gain < -margin else ""
+    return f"{bold}{gain:+.{digits}f} ± {margin:.{digits}f}{bold}"
+
+
+def _gain_of_the_5th_percentile(one: dict[str, Any], other: dict[str, Any], measure: str) -> tuple[float, float]:
+    """By how much the 5th percentile of one case is above that of another, and half of the 95 % interval of that, by
     2,000 draws of the images with replacement."""
     import numpy as np
 
-    values = np.array([one["psnr"]["values"], other["psnr"]["values"]])
+    values = np.array([one[measure]["values"], other[measure]["values"]])
     drawn = np.random.default_rng(0).integers(values.shape[1], size=(2000, values.shape[1]))
     lows = np.percentile(values[:, drawn], 5, axis=-1)
     low, high = np.percentile(lows[0] - lows[1], [2.5, 97.5])
-    return one["psnr"]["p5"] - other["psnr"]["p5"], float(high - low) / 2
+    return one[measure]["p5"] - other[measure]["p5"], float(high - low) / 2
 
 
 def _adaptive(found: dict[tuple[str, float], dict[str, Any]]) -> str:
