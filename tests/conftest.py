@@ -1,3 +1,4 @@
+import gc
 import shutil
 
 import pytest
@@ -33,3 +34,9 @@ def browser():
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: collecting garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
