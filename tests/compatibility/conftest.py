@@ -75,3 +75,14 @@ def _warnings_of_the_case(request: pytest.FixtureRequest) -> Iterator[None]:
         if "subject" in request.fixturenames:
             expect_warnings(request.getfixturevalue("subject").case)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Forecasts and guidance reuse through every pipeline take minutes: `make test` runs them on several kinds."""
+    from tests.compatibility.test_forecast_and_guidance import OF_SEVERAL_KINDS
+
+    for item in items:
+        if item.path.name == "test_forecast_and_guidance.py" and not any(
+            kind in item.name for kind in OF_SEVERAL_KINDS
+        ):
+            item.add_marker(pytest.mark.slow)

@@ -35,7 +35,10 @@ SUBSTITUTIONS = (
 """Patterns in the blocks, and what they become."""
 
 LESS = {
-    "ablate": ("--steps", f"{STEPS}", "--forecasts", "none", "--count", "1", "--samples", "1"),
+    "ablate": (
+        *("--steps", f"{STEPS}", "--forecasts", "none", "--count", "1", "--samples", "1"),
+        *("--schedulers", "ddim", "--guidance", "7.5"),
+    ),
     "batch": ("--steps", f"{STEPS}", "--engine", "local"),
     "benchmark": (
         *("--steps", "3", "--rounds", "1", "--warm-up", "0", "--sizes", "64", "--scopes", "unet"),

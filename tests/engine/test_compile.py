@@ -173,7 +173,12 @@ COMPILED = {"by torch.compile": _wrap, "in place": _in_place, "by DeepCache": _b
 @pytest.mark.parametrize(
     ("kind", "compiled"),
     [(kind, "by torch.compile") for kind in KINDS]
-    + [(kind, other) for kind in SKIPPING for other in ("in place", "by DeepCache")],
+    + [("skipped", "in place"), ("skipped", "by DeepCache")]
+    + [
+        pytest.param(kind, other, marks=pytest.mark.slow)
+        for kind in ("alternating", "adaptive")
+        for other in ("in place", "by DeepCache")
+    ],
 )
 def test_a_graph_for_each_kind_of_step_and_none_more_for_another_prompt(kind, compiled, graphs, monkeypatch):
     """Six steps, so that every kind of step comes with a forecast from one value, two and three."""
