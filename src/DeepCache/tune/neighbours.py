@@ -100,12 +100,12 @@ def _with_branch(branch: int, step: Step) -> Step:
 
 
 def _skip(forecast: str, step: Step) -> Step:
-    """A skipped step in the place of a shallow one; one that is skipped already is kept."""
+    """A skipped step instead of a shallow one; one that is skipped already is kept."""
     return step if step.skipped else Step(False, forecast=forecast, skipped=True)
 
 
 def _shallow(branch: int, step: Step) -> Step:
-    """A shallow step in the place of a skipped one; one that is shallow already is kept."""
+    """A shallow step instead of a skipped one; one that is shallow already is kept."""
     return Step(False, branch, "limited") if step.skipped else step
 
 

@@ -122,7 +122,7 @@ def spread_to_the_goal(
 
 
 def skipped_twins(found: Sequence[ExpectedSchedule], forecasts: Sequence[str]) -> list[ExpectedSchedule]:
-    """The schedules with skipped steps in the place of shallow ones, from the cheapest, for each forecast in turn."""
+    """The schedules with skipped steps instead of shallow ones, from the cheapest, for each forecast in turn."""
     twins: dict[StepSchedule, ExpectedSchedule] = {}
     for each in found:
         for forecast in forecasts:
