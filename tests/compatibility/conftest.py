@@ -13,6 +13,17 @@ from torch import nn
 from tests.compatibility.case import PipelineCase
 from tests.compatibility.pipelines import CASES
 
+# Of several kinds of U-Nets, one of them called several times a step.
+OF_SEVERAL_KINDS = (
+    "AnimateDiffPipeline",
+    "AudioLDM2Pipeline",
+    "DDIMPipeline",
+    "StableDiffusionControlNetXSPipeline",
+    "StableDiffusionGLIGENTextImagePipeline",
+    "StableDiffusionXLPipeline",
+    "StableVideoDiffusionPipeline",
+)
+
 
 class Witness:
     """Which calls of a U-Net ran its deepest block, seen by hooks that know nothing of DeepCache."""
@@ -79,8 +90,6 @@ def _warnings_of_the_case(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Forecasts and guidance reuse through every pipeline take minutes: `make test` runs them on several kinds."""
-    from tests.compatibility.test_forecast_and_guidance import OF_SEVERAL_KINDS
-
     for item in items:
         if item.path.name == "test_forecast_and_guidance.py" and not any(
             kind in item.name for kind in OF_SEVERAL_KINDS

@@ -17,7 +17,7 @@ import torch
 
 from DeepCache import DeepCacheSDHelper
 from tests.compatibility.case import PipelineCase
-from tests.compatibility.conftest import Subject, Witness, expect_warnings
+from tests.compatibility.conftest import OF_SEVERAL_KINDS, Subject, Witness, expect_warnings
 from tests.compatibility.guidance import NOT_HALVED
 from tests.compatibility.pipelines import CASES
 
@@ -26,16 +26,6 @@ pytestmark = pytest.mark.usefixtures("nothing_is_counted")
 INTERVAL = 2
 # Kernels differ by the size of the batch.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.03}
-# Of several kinds of U-Nets, one of them called several times a step.
-OF_SEVERAL_KINDS = (
-    "AnimateDiffPipeline",
-    "AudioLDM2Pipeline",
-    "DDIMPipeline",
-    "StableDiffusionControlNetXSPipeline",
-    "StableDiffusionGLIGENTextImagePipeline",
-    "StableDiffusionXLPipeline",
-    "StableVideoDiffusionPipeline",
-)
 
 
 @dataclass(frozen=True)
