@@ -258,11 +258,7 @@ class NonUniformSchedule(Schedule):
         return (self.branch,) if self.interval > 1 else ()
 
     def step(self, number: int, steps: int | None) -> Step:
-        if steps is None:
-            raise ValueError(
-                "a non-uniform schedule depends on how many steps there are, and nothing tells: the U-Net is called "
-                "without a scheduler and with a timestep that is no element of a list"
-            )
+        steps = _known("a non-uniform schedule", steps)
         return Step(number in _non_uniform_steps(steps, self.interval, self.center, self.power), self.branch)
 
 
@@ -412,11 +408,7 @@ class AdaptiveSchedule(Schedule):
 
     def step(self, number: int, steps: int | None) -> Step:
         """The steps that are full in any case; which others are is decided during the run."""
-        if steps is None:
-            raise ValueError(
-                "an adaptive schedule depends on how many steps there are, and nothing tells: the U-Net is called "
-                "without a scheduler and with a timestep that is no element of a list"
-            )
+        steps = _known("an adaptive schedule", steps)
         start = max(2, -(-steps // 10))
         return Step(self.interval == 1 or number < start or number == steps - 1, self.branch)
 
@@ -574,6 +566,20 @@ def _check_sign(branch: object) -> None:
     check_integer("a branch", branch, minimum=0)
     if branch >= len(_BRANCH_SIGNS):  # type: ignore[operator]
         raise ValueError(f"a branch must be {len(_BRANCH_SIGNS) - 1} or less, got {branch}")
+
+
+def _known(schedule: str, steps: int | None) -> int:
+    """How many steps there are.
+
+    Raises:
+        ValueError: that is not known.
+    """
+    if steps is None:
+        raise ValueError(
+            f"{schedule} depends on how many steps there are, and nothing tells: the U-Net is called without a "
+            "scheduler and with a timestep that is no element of a list"
+        )
+    return steps
 
 
 @cache
