@@ -31,8 +31,8 @@ from benchmarks.host_work_waits import pipeline_rows, scheduler_rows, setting_ro
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
-from DeepCache.engine.branches import skip_branches
-from DeepCache.engine.narrowing import ClassMark, deep_feature_modules
+from DeepCache.engine.layouts import layout_of, skip_branches
+from DeepCache.engine.patch import ClassSwap
 from DeepCache.models import ARCHITECTURES
 
 UNETS = {
@@ -96,7 +96,7 @@ class HollowUnet(UNet2DConditionModel):
     feature, which hand on what they get, and the mid block, or what stands in for it."""
 
     def empty(self) -> None:
-        self.__dict__["deep"] = deep_feature_modules(self, skip_branches(self)[0])
+        self.__dict__["deep"] = list(layout_of(self).tapped(skip_branches(self)[0]))
         for layer in (*self.deep, self.mid_block):
             layer.forward = _handed_on
 
@@ -192,7 +192,7 @@ def compiled_work(name: str, runs: int = 30) -> list[dict[str, Any]]:
 
 def class_kept() -> Any:
     """Lets modules keep their class on every step while the block runs."""
-    return patch.object(ClassMark, "put_on", lambda mark: None)
+    return patch.object(ClassSwap, "apply", lambda swap: None)
 
 
 @torch.no_grad()

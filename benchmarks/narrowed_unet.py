@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from DeepCache.engine.branches import SkipBranch, skip_branches
 from DeepCache.engine.cost import count_costs
-from DeepCache.engine.narrowing import Narrowing, deep_feature_modules
+from DeepCache.engine.layouts import SkipBranch, layout_of, skip_branches
+from DeepCache.engine.patch import ShallowPatch
 
 __all__ = ["BRANCHES", "draw_narrowed_unet", "left_and_right", "meta_unet", "modules_that_run"]
 
@@ -68,12 +68,12 @@ def modules_that_run(unet: nn.Module, branch: SkipBranch, feature: torch.Tensor)
     """The names of the modules that a shallow step at a branch calls on a deep feature."""
     ran: set[str] = set()
     handles = [module.register_forward_hook(partial(_note, ran, name)) for name, module in unet.named_modules()]
-    narrowing = Narrowing(unet, branch)
-    narrowing.apply(feature)
+    patch = ShallowPatch(layout_of(unet), branch)
+    patch.apply(feature)
     try:
         unet(*unet_call())
     finally:
-        narrowing.undo()
+        patch.remove()
         for handle in handles:
             handle.remove()
     return ran
@@ -193,7 +193,7 @@ def _deep_features(unet: nn.Module, branches: Iterable[SkipBranch]) -> dict[int,
     handles = [
         module.register_forward_hook(partial(keep, branch.number))
         for branch in branches
-        for module in deep_feature_modules(unet, branch)
+        for module in layout_of(unet).tapped(branch)
     ]
     unet(*unet_call())
     for handle in handles:

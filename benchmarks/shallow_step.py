@@ -41,9 +41,9 @@ from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.summary import confidence, summary
-from DeepCache.engine.branches import skip_branches
 from DeepCache.engine.cost import count_costs
 from DeepCache.engine.forecast import Forecast
+from DeepCache.engine.layouts import skip_branches
 from DeepCache.generation.painter import Painter
 from DeepCache.metrics import psnr
 from DeepCache.models import ARCHITECTURES, load_pipeline, recommended_guidance, set_scheduler

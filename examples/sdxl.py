@@ -18,7 +18,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 
 
 def load() -> StableDiffusionXLPipeline:

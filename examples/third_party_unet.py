@@ -25,7 +25,7 @@ from PIL import Image
 from torch import nn
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 
 
 class Layer(nn.Conv2d):

@@ -313,9 +313,9 @@ def test_a_pipeline_without_a_unet_is_refused():
         transformer = torch.nn.Linear(1, 1)
         scheduler = None
 
-    with pytest.raises(TypeError, match="a denoising U-Net; Transformer has none in its attribute 'unet'"):
+    with pytest.raises(TypeError, match=r"long skips\); Transformer has none"):
         DeepCacheSDHelper(Transformer()).enable()
-    with pytest.raises(TypeError, match="a denoising U-Net"):
+    with pytest.raises(TypeError, match="DeepCache needs a denoiser"):
         apply_deepcache(Transformer())
     with pytest.raises(ValueError, match="no pipeline to enable"):
         DeepCacheSDHelper().enable()

@@ -9,9 +9,10 @@ from typing import Any
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import DeepCacheEngine
-from DeepCache.engine.branches import layer_lists
+from DeepCache.engine.checks import check_settings
+from DeepCache.engine.layouts import branch_of
+from DeepCache.engine.layouts.blocks import BlockBranch, layer_lists
 from DeepCache.engine.stats import TrajectoryStats
-from DeepCache.engine.unet_cache import branch_of, check_settings
 from DeepCache.engine.unets import unets_of
 from DeepCache.plan import Plan
 from DeepCache.schedule import Schedule
@@ -95,8 +96,8 @@ class DeepCacheSDHelper:
             threshold,
         )
         if self.pipe is not None:
-            for unet in unets_of(self.pipe).values():
-                check_settings(config, unet, self.pipe)
+            for name, unet in unets_of(self.pipe).items():
+                check_settings(config, unet, self.pipe, name)
         if self._engine is not None:
             self._engine.configure(config)
         self._config = config
@@ -148,7 +149,8 @@ class DeepCacheSDHelper:
             block, layer = divmod(number, 3)
         else:
             branch = branch_of(_first_unet(self.pipe), number)
-            block, layer = branch.down_block, branch.layers
+            # Only diffusers' blocks have layers that are told apart.
+            block, layer = (branch.down_block, branch.layers) if isinstance(branch, BlockBranch) else (number, 0)
         return {
             "cache_interval": self._config.cache_interval,
             "cache_layer_id": layer,
@@ -172,9 +174,10 @@ def _first_unet(pipe: Any) -> Any:
 
 def _forwards(unet: Any) -> dict[Any, Callable[..., Any]]:
     forwards: dict[Any, Callable[..., Any]] = {"unet_forward": unet.forward}
-    if unet.mid_block is not None:
+    if getattr(unet, "mid_block", None) is not None:
         forwards["mid", "mid_block", 0, 0] = unet.mid_block.forward
-    for path, blocks in (("down", list(unet.down_blocks)), ("up", list(unet.up_blocks)[::-1])):
+    down, up = (list(getattr(unet, name, ())) for name in ("down_blocks", "up_blocks"))
+    for path, blocks in (("down", down), ("up", up[::-1])):
         for index, block in enumerate(blocks):
             forwards[path, "block", index, 0] = block.forward
             for name, layers in layer_lists(block).items():

@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageStat
 from benchmarks import figures
 from benchmarks.figures import INTERVALS, cell, fewer_steps, psnr
 from benchmarks.narrowed_unet import draw_narrowed_unet, left_and_right
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 from DeepCache.models import random_pipeline
 
 GROUPS = {(group["scheduler"], group["steps"]): group for group in figures.ablation()["groups"]}

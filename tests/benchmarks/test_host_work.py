@@ -17,8 +17,8 @@ from benchmarks import host_work
 from benchmarks.host_work_waits import make_scheduler, pipeline_waits, scheduler_waits, timesteps_on_host
 from benchmarks.made_up_device import READ, TO_DEVICE
 from benchmarks.tables import BETWEEN
-from DeepCache.engine.branches import skip_branches
-from DeepCache.engine.narrowing import Narrowing
+from DeepCache.engine.layouts import layout_of
+from DeepCache.engine.patch import ShallowPatch
 
 # Some schedulers are of another age than the numpy they meet.
 pytestmark = [
@@ -140,10 +140,11 @@ def test_without_the_other_class_all_keep_their_own():
     classes = type(unet), type(unet.up_blocks[-1])
 
     def on_a_shallow_step():
-        narrowing = Narrowing(unet, skip_branches(unet)[0])
-        narrowing.apply(None)
+        layout = layout_of(unet)
+        patch = ShallowPatch(layout, layout.branches[0])
+        patch.apply(None)
         found = type(unet), type(unet.up_blocks[-1])
-        narrowing.undo()
+        patch.remove()
         return [new is old for new, old in zip(found, classes, strict=True)]
 
     with host_work.class_kept():

@@ -4,7 +4,7 @@ import re
 
 
 def test_info_lists_the_branches_of_the_shipped_model(run):
-    from DeepCache.engine.branches import skip_branches
+    from DeepCache.engine.layouts import skip_branches
     from DeepCache.models import load_pipeline
 
     result = run("info")

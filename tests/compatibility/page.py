@@ -20,7 +20,7 @@ import transformers
 from packaging.version import Version
 
 from DeepCache import DeepCacheSDHelper
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 from DeepCache.engine.unets import unets_of
 from tests.compatibility import schedulers
 from tests.compatibility.guidance import NOT_HALVED

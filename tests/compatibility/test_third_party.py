@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 from tests.compatibility.components import generator, seeded
 from tests.compatibility.conftest import Witness
 from tests.compatibility.third_party_unet import ForeignOutput, ForeignUNet

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from DeepCache import DeepCacheSDHelper
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 from DeepCache.models import random_pipeline
 from tests.engine.tiny_pipeline import draw, tiny_pipeline
 

@@ -3,6 +3,7 @@ import torch
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from tests.engine.dummy_unet import DummyUNet, Pipeline
+from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 
 
@@ -80,7 +81,7 @@ def test_an_interrupted_pipeline_leaves_nothing():
         return tensors
 
     draw(pipe, seed=1, callback_on_step_end=interrupt)
-    assert not engine._caches["unet"]._slots
+    assert not kept_slots(engine)
     assert torch.equal(draw(pipe), expected)
 
 
@@ -90,11 +91,11 @@ def test_the_end_of_a_pipeline_run_sets_the_memory_free():
 
     def look(pipe, step, timestep, tensors):
         if step < 5:
-            assert len(engine._caches["unet"]._slots) == 1
+            assert len(kept_slots(engine)) == 1
         return tensors
 
     draw(pipe, callback_on_step_end=look)
-    assert not engine._caches["unet"]._slots
+    assert not kept_slots(engine)
 
 
 @pytest.mark.parametrize(

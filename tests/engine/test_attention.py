@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.engine.cost import count_costs
+from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import tiny_unet
 
 PROMPT = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(1))
@@ -126,7 +127,7 @@ def test_what_is_kept_for_it_has_no_autograd_history(unet):
     pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
     unet(torch.zeros(1, 4, 8, 8), timesteps[0], PROMPT)
-    (stored,) = engine._caches["unet"]._slots.values()
+    (stored,) = kept_slots(engine)
     kept = [value for _, args, kwargs in stored.attention._calls for value in (*args, *kwargs.values())]
     tensors = [value for value in kept if isinstance(value, torch.Tensor)]
     assert tensors

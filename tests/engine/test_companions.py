@@ -15,7 +15,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel, UNet2DModel
 
 from DeepCache import DeepCacheSDHelper
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 from tests.parity.tiny_unets import TINY_UNETS, TOKENS, WIDTH
 
 # 12 branches: four down blocks of two layers each, with downsamplers but for the last.

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
-from DeepCache.engine.branches import skip_branches
 from DeepCache.engine.cost import capture_unet_call, count_costs, on_meta
+from DeepCache.engine.layouts import skip_branches
 from tests.engine.dummy_unet import Pipeline
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 

@@ -10,6 +10,7 @@ from DeepCache.engine.forecast import Forecast
 from DeepCache.schedule import BranchSchedule, ExplicitSchedule, Step, StepSchedule, UniformSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
+from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 
 RULES = ("none", "linear", "quadratic")
@@ -281,19 +282,18 @@ def test_a_shallow_step_takes_nothing_from_the_device(monkeypatch):
 def test_memory_is_one_tensor_for_each_order_and_is_set_free(forecast, tensors):
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast=forecast))
-    slots = engine._caches["unet"]._slots
     kept = []
     for step in range(7):
         pipe.call(1, step)
-        kept.append(sum(stored.bytes for stored in slots.values()))
+        kept.append(sum(stored.bytes for stored in kept_slots(engine)))
     full = [min(tensors, 1 + step // 2) * 4 for step in range(6)]
     assert kept == [*full, 0]
     assert engine.stats.bytes_kept == tensors * 4
-    assert not slots
+    assert not kept_slots(engine)
     pipe.call(1, 0)
-    assert slots
+    assert kept_slots(engine)
     engine.end_run()
-    assert not slots
+    assert not kept_slots(engine)
 
 
 def test_what_a_forecast_keeps_has_no_autograd_history():
@@ -303,7 +303,7 @@ def test_what_a_forecast_keeps_has_no_autograd_history():
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"))
     for timestep in pipe.scheduler.timesteps[:3]:
         pipe.unet(torch.ones(1), timestep)
-    (stored,) = engine._caches["unet"]._slots.values()
+    (stored,) = kept_slots(engine)
     assert not stored.features[0].at(3).requires_grad
 
 
@@ -415,7 +415,7 @@ class TestSeveralBranches:
             for step in range(7):
                 pipe.call(1, step)
             assert engine.stats.bytes_kept == 2 * tensors * 4
-            assert not engine._caches["unet"]._slots
+            assert not kept_slots(engine)
 
     def test_one_branch_for_all_gives_what_the_plain_setting_gives(self):
         pictures = []

@@ -15,6 +15,7 @@ from DeepCache.engine.guidance import conditional_half, join_halves, why_not_two
 from DeepCache.schedule import ExplicitSchedule, Step, StepSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
+from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
 
 REUSE = DeepCacheConfig(3, forecast="none", guidance_reuse=True)
@@ -139,7 +140,7 @@ class TestPipeline:
             draw(pipe)
             # Eight channels of 8x8 for both halves; four for the difference of the two.
             assert engine.stats.bytes_kept == tensors * (2 * 8 + 4) * 8 * 8 * 4
-            assert not engine._caches["unet"]._slots
+            assert not kept_slots(engine)
 
 
 class TestCost:
@@ -419,7 +420,7 @@ def test_the_difference_has_no_autograd_history():
     engine = apply_deepcache(pipe, REUSE)
     prompt = torch.tensor([1.0, 3.0], requires_grad=True)
     assert pipe.unet(torch.ones(2), pipe.scheduler.timesteps[0], prompt)[0].requires_grad
-    (stored,) = engine._caches["unet"]._slots.values()
+    (stored,) = kept_slots(engine)
     assert not stored.guidance.at(1).requires_grad
 
 
@@ -427,15 +428,17 @@ class TestConditionalHalf:
     def test_every_tensor_that_goes_by_the_batch_is_cut(self):
         rows = torch.arange(4)
         frames = torch.arange(8)[:, None].expand(8, 3)
+        video = torch.zeros(4, 3, 2, 1, 1)
         args = (rows, torch.tensor(7), 5, None, torch.tensor([9]))
         kwargs = {
             "text": frames,
             "residuals": (rows * 2, torch.zeros(1, 4)),
             "added": {"time_ids": rows, "images": [rows[:, None], "a name"], "scale": 0.5},
             "mask": torch.ones(3),
+            "tokens": torch.ones(16, 2),
             "return_dict": False,
         }
-        half, named = conditional_half(args, kwargs, batch=4)
+        half, named = conditional_half(args, kwargs, video)
         assert half[0].tolist() == [2, 3]
         assert half[1:4] == args[1:4]
         assert half[4] is args[4]
@@ -448,12 +451,13 @@ class TestConditionalHalf:
         assert named["added"]["images"][1] == "a name"
         assert named["added"]["scale"] == 0.5
         assert named["mask"] is kwargs["mask"]
+        assert named["tokens"] is kwargs["tokens"]
         assert named["return_dict"] is False
 
     def test_what_is_given_is_not_changed(self):
         inner = [torch.arange(4)]
         kwargs = {"inner": {"list": inner}}
-        conditional_half((), kwargs, batch=4)
+        conditional_half((), kwargs, torch.zeros(4, 3))
         assert kwargs["inner"]["list"] is inner
         assert inner[0].tolist() == [0, 1, 2, 3]
 

@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from DeepCache import DeepCacheSDHelper
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 
 BLOCKS = {
     "sample_size": 8,

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from DeepCache.engine.branches import skip_branches
 from DeepCache.engine.cost import count_costs
+from DeepCache.engine.layouts import skip_branches
 from DeepCache.models import ARCHITECTURES, MODELS, random_pipeline, recommended_guidance
 from DeepCache.models.architectures import Component
 

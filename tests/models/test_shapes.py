@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 from DeepCache.metrics import image_tensor, psnr
 from DeepCache.models import MODELS, load_pipeline
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from DeepCache import DeepCacheSDHelper
-from DeepCache.engine.branches import skip_branches
+from DeepCache.engine.layouts import skip_branches
 from tests.parity.reference import reference_helper_class
 from tests.parity.tiny_unets import TINY_UNETS
 from tests.parity.trajectory import ddim, identical, run_trajectory

@@ -5,8 +5,8 @@ import torch
 
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.engine.guidance import output_tensor
+from DeepCache.engine.layouts import branch_of
 from DeepCache.engine.prediction import PredictionForecast
-from DeepCache.engine.unet_cache import branch_of
 from DeepCache.schedule import FORECASTS, Step, StepSchedule
 from DeepCache.tune.best_schedules import predicted_error
 from DeepCache.tune.recording import draw_from, record

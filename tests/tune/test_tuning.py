@@ -433,7 +433,7 @@ def test_a_pipeline_of_several_unets_or_of_none_is_refused(tmp_path):
     several = SimpleNamespace(components={"first": small_pipeline().unet, "second": small_pipeline(1).unet})
     with pytest.raises(ValueError, match="a SimpleNamespace has several U-Nets; a plan is for one"):
         tune(several, settings_for(), tmp_path)
-    with pytest.raises(TypeError, match="needs a pipeline with a denoising U-Net"):
+    with pytest.raises(TypeError, match="DeepCache needs a denoiser"):
         tune(SimpleNamespace(unet=None, components={}), settings_for(), tmp_path)
 
 

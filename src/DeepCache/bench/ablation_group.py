@@ -24,8 +24,8 @@ from DeepCache.bench.summary import summary
 from DeepCache.bench.variants import Variant
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+from DeepCache.engine.checks import check_settings
 from DeepCache.engine.fingerprint import other_guidance, other_scheduler
-from DeepCache.engine.unet_cache import check_settings
 from DeepCache.engine.unets import unets_of
 from DeepCache.generation.painter import Painter
 from DeepCache.generation.settings import GenerationSettings, check_against_pipeline

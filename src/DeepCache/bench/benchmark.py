@@ -22,8 +22,9 @@ from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.result_file import BENCHMARK_FORMAT, resumed_result, write_result
 from DeepCache.bench.variants import PUBLISHED_VARIANTS, Variant, check_names
 from DeepCache.bench.workload import PipelineCall, UnetLoop, default_size
+from DeepCache.engine.checks import check_settings
 from DeepCache.engine.cost import Costs, count_costs
-from DeepCache.engine.unet_cache import branch_of, check_settings
+from DeepCache.engine.layouts import branch_of
 from DeepCache.engine.unets import unets_of
 from DeepCache.models.architectures import ARCHITECTURES
 from DeepCache.models.device import resolve_device, resolve_dtype

@@ -1,4 +1,4 @@
-"""Puts DeepCache on a pipeline and takes it off."""
+"""Applies DeepCache to a pipeline, or to a denoiser by itself, and removes it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.checks import check_settings
 from DeepCache.engine.compilation import is_compiled_by_others
+from DeepCache.engine.denoiser_cache import DenoiserCache, SlotKey
 from DeepCache.engine.follow import follow_unets, unfollow_unets
 from DeepCache.engine.stats import TrajectoryStats
-from DeepCache.engine.unet_cache import UnetCache, check_settings
-from DeepCache.engine.unets import unets_of
+from DeepCache.engine.unets import component_of, unets_of
 
 __all__ = ["DeepCacheEngine", "apply_deepcache", "remove_deepcache"]
 
@@ -20,23 +21,30 @@ _ENGINE = "_deepcache_engine"
 
 
 class DeepCacheEngine:
-    """DeepCache on one pipeline. Made by `apply_deepcache` and by `DeepCacheSDHelper`, which share it.
+    """DeepCache on one pipeline, or on one denoiser. Made by `apply_deepcache` and by `DeepCacheSDHelper`.
 
     Args:
-        pipe: a pipeline with one or more denoising U-Nets, see `DeepCache.engine.unets.unets_of`; or any object with a
-            `unet` and, as a rule, a `scheduler`.
+        pipe: a pipeline with one or more denoisers, see `DeepCache.engine.unets.unets_of`; any object with a `unet`
+            and, as a rule, a `scheduler`; or a denoiser by itself.
         config: the settings.
+        slot_key: see `apply_deepcache`.
 
     Raises:
-        TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut.
-        ValueError: the branch is too deep for a U-Net.
+        TypeError: there is no denoiser, or one that DeepCache cannot cut, or the settings are not a `DeepCacheConfig`.
+        ValueError: the branch is too deep for a denoiser.
     """
 
-    def __init__(self, pipe: Any, config: DeepCacheConfig) -> None:
+    def __init__(self, pipe: Any, config: DeepCacheConfig, slot_key: SlotKey | None = None) -> None:
+        _check_config(config)
         self._pipe = pipe
         self._config = config
-        self._caches: dict[str, UnetCache] = {}
+        self._slot_key = slot_key
+        self._caches: dict[str, DenoiserCache] = {}
         self._caches = {name: self._cache(unet, name) for name, unet in unets_of(pipe).items()}
+
+    def __repr__(self) -> str:
+        on = ", ".join(type(cache.denoiser).__name__ for cache in self._caches.values())
+        return f"<DeepCacheEngine {'on' if self.attached else 'detached from'} {on}: {self._config}>"
 
     @property
     def config(self) -> DeepCacheConfig:
@@ -71,8 +79,9 @@ class DeepCacheEngine:
             ValueError: a branch is too deep for a U-Net, the plan is for another, or the U-Net is compiled already; the
                 settings stay as they were.
         """
-        for cache in self._caches.values():
-            check_settings(config, cache.unet, self._pipe)
+        _check_config(config)
+        for name, cache in self._caches.items():
+            check_settings(config, cache.denoiser, self._pipe, name)
         self._refuse_to_compile_twice(config)
         self._config = config
         for cache in self._caches.values():
@@ -88,20 +97,25 @@ class DeepCacheEngine:
             ValueError: the branch is too deep for a U-Net.
         """
         unets = unets_of(self._pipe)
-        if self.attached and unets == {name: cache.unet for name, cache in self._caches.items()}:
+        if self.attached and unets == {name: cache.denoiser for name, cache in self._caches.items()}:
             return
         self._refuse_to_compile_twice(self._config)
         caches = {name: self._cache(unet, name) for name, unet in unets.items()}
         self._let_go()
         self._caches = caches
-        for cache in caches.values():
-            other = cache.unet.__dict__.get(_ENGINE)
-            if other is not None:
-                other.detach()
-            cache.attach()
-            cache.unet.__dict__[_ENGINE] = self
-        self._recompile()
-        follow_unets(self._pipe, self, tuple(caches))
+        try:
+            for cache in caches.values():
+                other = cache.denoiser.__dict__.get(_ENGINE)
+                if other is not None:
+                    other.detach()
+                cache.attach()
+                cache.denoiser.__dict__[_ENGINE] = self
+            self._recompile()
+            if "" not in caches:
+                follow_unets(self._pipe, self, tuple(caches))
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Takes the engine off and leaves the U-Nets as they were found. Twice is as good as once."""
@@ -113,17 +127,21 @@ class DeepCacheEngine:
         for cache in self._caches.values():
             cache.end_run()
 
-    def _cache(self, unet: nn.Module, name: str) -> UnetCache:
-        check_settings(self._config, unet, self._pipe)
+    def _cache(self, unet: nn.Module, name: str) -> DenoiserCache:
+        check_settings(self._config, unet, self._pipe, name)
         last = self._caches.get(name)
         # With all that has been compiled, where the U-Net is the same.
-        return last if last is not None and last.unet is unet else UnetCache(unet, self._config, self._pipe, name)
+        return (
+            last
+            if last is not None and last.denoiser is unet
+            else DenoiserCache(unet, self._config, self._pipe, name, self._slot_key)
+        )
 
     def _let_go(self) -> None:
         for cache in self._caches.values():
             cache.detach()
-            if cache.unet.__dict__.get(_ENGINE) is self:
-                del cache.unet.__dict__[_ENGINE]
+            if cache.denoiser.__dict__.get(_ENGINE) is self:
+                del cache.denoiser.__dict__[_ENGINE]
 
     def _refuse_to_compile_twice(self, config: DeepCacheConfig) -> None:
         if config.compile != "none" and self._compiled_by_others():
@@ -135,25 +153,31 @@ class DeepCacheEngine:
             torch.compiler.reset()
 
     def _compiled_by_others(self) -> bool:
-        return any(is_compiled_by_others(getattr(self._pipe, name)) for name in self._caches)
+        return any(is_compiled_by_others(component_of(self._pipe, name)) for name in self._caches)
 
 
-def apply_deepcache(pipe: Any, config: DeepCacheConfig | None = None) -> DeepCacheEngine:
-    """Puts DeepCache on a pipeline.
+def apply_deepcache(
+    pipe: Any, config: DeepCacheConfig | None = None, slot_key: SlotKey | None = None
+) -> DeepCacheEngine:
+    """Applies DeepCache to a pipeline, or to a denoiser by itself.
 
-    A U-Net has one engine: a second `apply_deepcache`, or a `DeepCacheSDHelper` enabled on the same U-Net, takes the
-    place of the first, whose `stats` stay readable.
+    A denoiser has one engine: a second `apply_deepcache`, or a `DeepCacheSDHelper` enabled on it, takes the place of
+    the first, whose `stats` stay readable.
 
     Args:
-        pipe: any pipeline with a denoising U-Net, or any object with a `unet` and a `scheduler`.
+        pipe: any pipeline with a denoiser, any object with a `unet` and a `scheduler`, or the denoiser itself
+            (`pipe.unet`), for a loop of your own.
         config: the settings; `DeepCacheConfig()` by default.
+        slot_key: for a program that makes several calls at a step, a function of a call's positional and keyword
+            arguments that names what the call is for, by any hashable value. By default calls are told apart by
+            their order within the step.
 
     Returns:
         The engine, whose `stats` tell what the last trajectory did.
 
     Raises:
-        TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut.
-        ValueError: the branch is too deep for the U-Net.
+        TypeError: there is no denoiser, or one that DeepCache cannot cut, or the settings are not a `DeepCacheConfig`.
+        ValueError: the branch is too deep for the denoiser.
 
     Example:
         >>> from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
@@ -165,13 +189,13 @@ def apply_deepcache(pipe: Any, config: DeepCacheConfig | None = None) -> DeepCac
         'F..F..'
         >>> remove_deepcache(pipe)
     """
-    engine = DeepCacheEngine(pipe, DeepCacheConfig() if config is None else config)
+    engine = DeepCacheEngine(pipe, DeepCacheConfig() if config is None else config, slot_key)
     engine.attach()
     return engine
 
 
 def remove_deepcache(pipe: Any) -> None:
-    """Takes DeepCache off a pipeline, whichever interface put it on; without effect where it is not on.
+    """Removes DeepCache from a pipeline or a denoiser, whichever interface applied it; without effect where none did.
 
     Raises:
         TypeError: the pipeline has no U-Net.
@@ -180,3 +204,9 @@ def remove_deepcache(pipe: Any) -> None:
         engine = unet.__dict__.get(_ENGINE)
         if engine is not None:
             engine.detach()
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, DeepCacheConfig):
+        fix = "DeepCacheConfig(**config)" if isinstance(config, dict) else "DeepCacheConfig(cache_interval=3)"
+        raise TypeError(f"config must be a DeepCacheConfig, got {config!r}. Use {fix}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from DeepCache.engine.skipped_call import SkippedCall
+from DeepCache.engine.call_guard import CallGuard
 
 __all__ = ["ISOLATED", "Compilation", "is_compiled", "is_compiled_by_others", "static_timestep"]
 
@@ -106,7 +106,7 @@ def is_compiled_by_others(unet: nn.Module) -> bool:
 
 def _compiled_call(module: nn.Module) -> Any:
     call = module._compiled_call_impl
-    return call.hidden if isinstance(call, SkippedCall) else call
+    return call.hidden if isinstance(call, CallGuard) else call
 
 
 def _is_wrapped(unet: nn.Module) -> bool:

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from DeepCache.engine.attention import copy_processor
-from DeepCache.engine.branches import SkipBranch, skip_branches
-from DeepCache.engine.feature import FeatureTap
-from DeepCache.engine.narrowing import Narrowing, deep_feature_modules
+from DeepCache.engine.capture import FeatureCapture
+from DeepCache.engine.layouts import SkipBranch, layout_of
+from DeepCache.engine.patch import ShallowPatch
 
 __all__ = ["Costs", "capture_unet_call", "count_costs", "on_meta"]
 
@@ -64,21 +64,22 @@ def count_costs(
     """
     clone = _on_meta_without_hooks(unet, {}, {})
     args, kwargs = on_meta(args), on_meta(kwargs)
-    chosen = tuple(skip_branches(clone) if branches is None else branches)
-    taps = {branch: FeatureTap() for branch in chosen}
-    for branch, tap in taps.items():
-        tap.open = True
-        for module in deep_feature_modules(clone, branch):
-            module.register_forward_hook(tap)
+    layout = layout_of(clone)
+    captures = {branch: FeatureCapture() for branch in (layout.branches if branches is None else branches)}
+    for branch, capture in captures.items():
+        capture.open = True
+        for module in layout.tapped(branch):
+            module.register_forward_hook(capture)
     full = _count(clone, args, kwargs)
     shallow, channels = {}, {}
-    for branch, tap in taps.items():
-        feature = tap.take()
+    for branch, capture in captures.items():
+        feature = capture.take()
         assert feature is not None
-        narrowing = Narrowing(clone, branch)
-        narrowing.apply(feature)
-        shallow[branch.number] = _count(clone, args, narrowing.narrow_kwargs(kwargs))
-        narrowing.undo()
+        patch = ShallowPatch(layout, branch)
+        patch.apply(feature)
+        narrow_args, narrow_kwargs = layout.narrow(branch, args, kwargs)
+        shallow[branch.number] = _count(clone, narrow_args, narrow_kwargs)
+        patch.remove()
         channels[branch.number] = feature.shape[1]
     return Costs(full, shallow, channels)
 

@@ -1,4 +1,4 @@
-"""What it takes to cut a U-Net at one skip branch."""
+"""What it takes to cut a denoiser at one skip branch."""
 
 from __future__ import annotations
 
@@ -7,36 +7,42 @@ from typing import Any
 import torch
 from torch import nn
 
-from DeepCache.engine.branches import SkipBranch
-from DeepCache.engine.feature import FeatureTap
-from DeepCache.engine.narrowing import Narrowing, deep_attention_layers, deep_feature_modules
+from DeepCache.engine.capture import FeatureCapture
+from DeepCache.engine.layouts import Layout, SkipBranch
+from DeepCache.engine.patch import ShallowPatch
 
 __all__ = ["Cut"]
 
 
 class Cut:
-    """A skip branch of a U-Net that is cut on shallow steps, with all that it takes.
+    """A skip branch of a denoiser that is cut on shallow steps, with all that it takes.
 
     Args:
-        unet: the U-Net.
+        layout: the layout of the denoiser.
         branch: the skip branch.
 
     Attributes:
         name: where the skip connection begins.
-        narrowing: what a shallow step lays over the U-Net.
-        tap: keeps the deep feature of a step that renews it.
+        patch: what a shallow step hides.
+        capture: keeps the deep feature of a step that renews it.
         tapped: the modules that it is to be registered on.
-        deep_attention: the attention layers that a shallow step leaves out.
+        deep_attention: the attention layers, those with a processor, that a shallow step leaves out.
         buffers: see `buffered`.
     """
 
-    def __init__(self, unet: nn.Module, branch: SkipBranch) -> None:
+    def __init__(self, layout: Layout, branch: SkipBranch) -> None:
+        self._layout, self._branch = layout, branch
         self.name = branch.name
-        self.narrowing = Narrowing(unet, branch)
-        self.tap = FeatureTap()
-        self.tapped = deep_feature_modules(unet, branch)
-        self.deep_attention = deep_attention_layers(unet, branch)
+        self.patch = ShallowPatch(layout, branch)
+        self.capture = FeatureCapture()
+        self.tapped = list(layout.tapped(branch))
+        inside = dict.fromkeys(module for entry in self.patch.hidden for module in entry.modules())
+        self.deep_attention: list[nn.Module] = [module for module in inside if hasattr(module, "processor")]
         self.buffers: dict[Any, torch.Tensor] = {}
+
+    def narrow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call without what belongs to the deep part."""
+        return self._layout.narrow(self._branch, args, kwargs)
 
     def buffered(self, feature: torch.Tensor) -> torch.Tensor:
         """The deep feature in a buffer that stays: a CUDA graph reads what a module holds where it was when the graph

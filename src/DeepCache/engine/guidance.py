@@ -57,8 +57,8 @@ def several_prompts(args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch
 
     Takes transfers from the device, where latents are the same twice in a half.
     """
-    batch = len(sample)
-    others = [tensor.chunk(batch) for tensor in _tensors([args, kwargs]) if _is_cut(tensor, batch)]
+    batch, sides = len(sample), _batch_sides(sample)
+    others = [tensor.chunk(batch) for tensor in _tensors([args, kwargs]) if tensor.ndim > 0 and len(tensor) in sides]
     return any(
         torch.equal(sample[first], sample[second])
         and not all(torch.equal(each[first], each[second]) for each in others)
@@ -73,18 +73,26 @@ def counts_parts(layers: Iterable[nn.Module]) -> bool:
 
 
 def conditional_half(
-    args: tuple[Any, ...], kwargs: dict[str, Any], batch: int
+    args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch.Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a U-Net call for the second half of its batch.
+    """The arguments of a denoiser's call for the second half of its batch.
 
-    Every tensor whose first side is the batch, or a multiple of it (video frames), is cut; all else stays.
+    Every tensor whose first side is the batch is cut, or of a video the batch times its frames; all else stays.
+
+    Args:
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        sample: the sample, of five sides where it is a video.
 
     Example:
-        >>> args, kwargs = conditional_half((torch.zeros(4, 3), torch.tensor(9)), {"text": [torch.ones(8, 2)]}, batch=4)
-        >>> args[0].shape, args[1].shape, kwargs["text"][0].shape
-        (torch.Size([2, 3]), torch.Size([]), torch.Size([4, 2]))
+        >>> args, kwargs = conditional_half(
+        ...     (torch.zeros(4, 3), torch.tensor(9)), {"text": [torch.ones(4, 2)], "rotary": torch.ones(8, 2)},
+        ...     torch.zeros(4, 3))
+        >>> args[0].shape, args[1].shape, kwargs["text"][0].shape, kwargs["rotary"].shape
+        (torch.Size([2, 3]), torch.Size([]), torch.Size([2, 2]), torch.Size([8, 2]))
     """
-    return _half(args, batch), _half(kwargs, batch)
+    sides = _batch_sides(sample)
+    return _half(args, sides), _half(kwargs, sides)
 
 
 def output_tensor(output: Any) -> torch.Tensor:
@@ -126,18 +134,20 @@ def latents(unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:
     return sample
 
 
-def _half(value: Any, batch: int) -> Any:
+def _batch_sides(sample: torch.Tensor) -> set[int]:
+    """How long the first side of a tensor is that has the batch there."""
+    frames = sample.shape[1:3] if sample.ndim == 5 else ()
+    return {len(sample), *(len(sample) * count for count in frames)}
+
+
+def _half(value: Any, sides: set[int]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value[len(value) // 2 :] if _is_cut(value, batch) else value
+        return value[len(value) // 2 :] if value.ndim > 0 and len(value) in sides else value
     if isinstance(value, dict):
-        return {name: _half(item, batch) for name, item in value.items()}
+        return {name: _half(item, sides) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_half(item, batch) for item in value)
+        return type(value)(_half(item, sides) for item in value)
     return value
-
-
-def _is_cut(tensor: torch.Tensor, batch: int) -> bool:
-    return tensor.ndim > 0 and len(tensor) > 0 and len(tensor) % batch == 0
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

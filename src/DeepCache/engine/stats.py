@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from DeepCache.engine.branches import skip_branches
 from DeepCache.engine.cost import count_costs, on_meta
+from DeepCache.engine.layouts import skip_branches
+from DeepCache.engine.planner import GRADIENT, Decision
+from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import Step, pattern_of
 
-__all__ = ["TrajectoryRecord", "TrajectoryStats"]
+__all__ = ["RunRecord", "TrajectoryStats"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class TrajectoryStats:
         uncounted: why `mac_share` could not be counted, else an empty string.
         halved_steps: number of steps that ran half of a guided batch (guidance reuse).
         skipped_steps: number of steps at which no layer of the U-Net ran.
+        reasons: for each call that was full although the schedule does not say so, its step and the reason; a call that
+            a gradient is taken through is no step, and comes with the step before it.
     """
 
     pattern: str
@@ -41,6 +45,7 @@ class TrajectoryStats:
     uncounted: str = ""
     halved_steps: int = 0
     skipped_steps: int = 0
+    reasons: tuple[tuple[int, str], ...] = ()
 
     def __str__(self) -> str:
         if not self.pattern:
@@ -54,11 +59,21 @@ class TrajectoryStats:
             f"{self.pattern}\n"
             f"{kinds}{halved}, "
             f"{self.bytes_kept / 2**20:.2f} MiB kept, "
-            f"multiply-accumulates of the U-Net: {share}"
+            f"multiply-accumulates of the U-Net: {share}{self._unscheduled()}"
+        )
+
+    def _unscheduled(self) -> str:
+        """A line for each reason, with the steps."""
+        steps: dict[str, list[int]] = {}
+        for step, reason in self.reasons:
+            steps.setdefault(reason, []).append(step)
+        return "".join(
+            f"\nfull though not scheduled, {reason}: step {', '.join(map(str, dict.fromkeys(numbers)))}"
+            for reason, numbers in steps.items()
         )
 
 
-class TrajectoryRecord:
+class RunRecord:
     """Notes of a running trajectory: a few dictionary operations a call, and no reference to any of its tensors.
 
     Args:
@@ -73,14 +88,32 @@ class TrajectoryRecord:
         self._bytes_kept = 0
         self._mac_share: tuple[int, float | None, str] | None = None
         self._uncounted = ""
+        self._reasons: list[tuple[int, str]] = []
 
     def note_call(
-        self, slot: int, step: Step, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        info: StepInfo,
+        decision: Decision,
+        sample: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
-        if slot == 0:
+        """Takes a call that is a step of the run."""
+        step = decision.step
+        if info.slot == 0:
             self._steps.append(step)
         elif step.full:
             self._steps[-1] = step
+        if decision.reason:
+            self._reasons.append((info.step, decision.reason))
+        self._count_call(step, sample, args, kwargs)
+
+    def note_gradient(self, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Takes a call that is no step of the run, since a gradient is taken through it."""
+        self._reasons.append((max(len(self._steps) - 1, 0), GRADIENT))
+        self._count_call(Step(True), sample, args, kwargs)
+
+    def _count_call(self, step: Step, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls[sample.shape, step] += 1
         if sample.shape not in self._examples:
             self._examples[sample.shape] = (on_meta(args), on_meta(kwargs))
@@ -101,7 +134,8 @@ class TrajectoryRecord:
         skipped = sum(step.skipped for step in self._steps)
         shallow = len(self._steps) - full - skipped
         halved = sum(step.guidance_reuse for step in self._steps)
-        return TrajectoryStats(self.pattern, full, shallow, self._bytes_kept, share, reason, halved, skipped)
+        reasons = tuple(self._reasons)
+        return TrajectoryStats(self.pattern, full, shallow, self._bytes_kept, share, reason, halved, skipped, reasons)
 
     def _count(self, unet: nn.Module) -> tuple[float | None, str]:
         """The share of multiply-accumulates, counted when it is asked for and not while a picture is made."""

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["Moment", "Trajectory"]
+__all__ = ["StepInfo", "Trajectory"]
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepInfo:
     """Where one U-Net call stands.
 
     Args:
@@ -87,7 +87,7 @@ class Trajectory:
         # The list that it stands in is not copied with it, and torch cannot unpickle its storage.
         return Trajectory, ()
 
-    def locate(self, timestep: Any, scheduler: Any) -> Moment:
+    def locate(self, timestep: Any, scheduler: Any) -> StepInfo:
         """Where the U-Net call with this timestep stands.
 
         Args:
@@ -110,7 +110,7 @@ class Trajectory:
             starts = False
         self._place, self._scheduler = place, scheduler
         steps = None if place.length is None else place.length - self._start
-        return Moment(place.position - self._start, self._slot, starts, steps, place.mixed)
+        return StepInfo(place.position - self._start, self._slot, starts, steps, place.mixed)
 
     def _find(self, timestep: Any, scheduler: Any) -> _Place:
         timesteps: Any = getattr(scheduler, "timesteps", None)

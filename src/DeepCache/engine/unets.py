@@ -1,4 +1,4 @@
-"""The denoising U-Nets of a pipeline, found by name or by shape."""
+"""The denoisers of a pipeline, found by name or by shape, and the schedulers that go with them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["unets_of"]
+from DeepCache.engine.layouts import is_recognised
+
+__all__ = ["component_of", "scheduler_of", "unets_of"]
 
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:
-    """The denoising U-Nets of a pipeline by the name of the component; the modules themselves where `torch.compile`
-    has wrapped them.
+    """The denoisers of a pipeline by the name of the component, without what `torch.compile` has wrapped around them.
 
-    That is `pipe.unet`. A pipeline without it is searched for components of a U-Net's shape, as those that stand one
-    behind the other in unCLIP: `decoder`, `super_res_first`, `super_res_last`.
+    That is `pipe.unet`. A pipeline without it is searched for components of a shape that DeepCache knows, as those that
+    stand one behind the other in unCLIP: `decoder`, `super_res_first`, `super_res_last`. A denoiser by itself is its
+    own, by the name `""`.
 
     Raises:
         TypeError: there is none.
@@ -29,6 +31,8 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     unet = getattr(pipe, "unet", None)
     if isinstance(unet, nn.Module):
         return {"unet": _unwrapped(unet)}
+    if isinstance(pipe, nn.Module):
+        return {"": _unwrapped(pipe)}
     kind = type(pipe).__name__
     if unet is not None:
         raise TypeError(
@@ -38,20 +42,35 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     unets = {name: _unwrapped(component) for name, component in components.items() if _has_the_shape(component)}
     if not unets:
         where = f" among its components ({', '.join(components)})" if components else " in its attribute 'unet'"
-        raise TypeError(f"DeepCache needs a pipeline with a denoising U-Net; {kind} has none{where}")
+        raise TypeError(
+            "DeepCache needs a denoiser with skip connections from its first layers to its last (a U-Net, or a "
+            f"transformer with long skips); {kind} has none{where}. For other transformers use diffusers' own caches "
+            "(enable_cache)"
+        )
     return unets
 
 
+def component_of(pipe: Any, name: str) -> Any:
+    """A denoiser as its pipeline has it: what `torch.compile` has wrapped around it, where there is something."""
+    return getattr(pipe, name) if name else pipe
+
+
+def scheduler_of(pipe: Any, name: str) -> Any:
+    """The scheduler of a denoiser, or None: of `prior_prior` the pipeline's `prior_scheduler`, else its `scheduler`."""
+    if "_" in name:
+        own = getattr(pipe, f"{name.split('_')[0]}_scheduler", None)
+        if own is not None:
+            return own
+    return getattr(pipe, "scheduler", None)
+
+
 def _has_the_shape(component: Any) -> bool:
-    """Blocks on the way down and up, called with a sample and a timestep. Autoencoders and motion adapters have such
-    blocks too, but take no second argument."""
-    if not isinstance(component, nn.Module):
-        return False
-    unet = _unwrapped(component)
-    if not all(isinstance(getattr(unet, name, None), nn.ModuleList) for name in ("down_blocks", "up_blocks")):
+    """Whether a component is called with a sample and a timestep and can be cut. Autoencoders and motion adapters have
+    blocks on the way down and up too, but take no second argument."""
+    if not isinstance(component, nn.Module) or not is_recognised(_unwrapped(component)):
         return False
     # Off the class: offloading replaces `forward` on the instance.
-    _, *parameters = inspect.signature(type(unet).forward).parameters.values()
+    _, *parameters = inspect.signature(type(_unwrapped(component)).forward).parameters.values()
     return len(parameters) >= 2 and all(parameter.default is parameter.empty for parameter in parameters[:2])
 
 

@@ -64,8 +64,8 @@ def describe_pipeline(pipe: Any, guidance: float | None = None) -> ModelDescript
         >>> description.branches[0].name
         'conv_in'
     """
-    from DeepCache.engine.branches import skip_branches
     from DeepCache.engine.cost import capture_unet_call, count_costs
+    from DeepCache.engine.layouts import skip_branches
     from DeepCache.engine.unets import unets_of
 
     unet = next(iter(unets_of(pipe).values()))

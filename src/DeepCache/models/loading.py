@@ -77,7 +77,7 @@ def load_pipeline(
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    from DeepCache.engine.branches import skip_branches
+    from DeepCache.engine.layouts import skip_branches
     from DeepCache.engine.unets import unets_of
 
     try:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from DeepCache.engine.branches import SkipBranch
 from DeepCache.engine.cost import Costs, capture_unet_call, count_costs
+from DeepCache.engine.layouts import SkipBranch
 from DeepCache.tune.settings import TuningSettings
 
 __all__ = ["check_goal"]

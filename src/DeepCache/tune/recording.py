@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from DeepCache.engine.attention import may_write
-from DeepCache.engine.branches import SkipBranch
-from DeepCache.engine.feature import FeatureTap
+from DeepCache.engine.capture import FeatureCapture
 from DeepCache.engine.guidance import latents, output_tensor, why_not_two_halves, with_tensor
-from DeepCache.engine.narrowing import deep_feature_modules
+from DeepCache.engine.layouts import SkipBranch, layout_of
 from DeepCache.generation.painter import Painter
 from DeepCache.schedule import FORECASTS
 
@@ -52,8 +51,8 @@ def record(painter: Painter, first: int, branch: SkipBranch) -> Recording:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     outputs: list[Any] = []
     features: list[torch.Tensor] = []
-    tap = FeatureTap()
-    tap.open = True
+    capture = FeatureCapture()
+    capture.open = True
 
     reads_attention = False
 
@@ -65,11 +64,11 @@ def record(painter: Painter, first: int, branch: SkipBranch) -> Recording:
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         outputs.append(output)
-        feature = tap.take()
+        feature = capture.take()
         assert feature is not None
         features.append(feature)
 
-    handles = [module.register_forward_hook(tap) for module in deep_feature_modules(unet, branch)]
+    handles = [module.register_forward_hook(capture) for module in layout_of(unet).tapped(branch)]
     handles += [unet.register_forward_pre_hook(before, with_kwargs=True), unet.register_forward_hook(after)]
     try:
         images = painter.draw_batch(first)

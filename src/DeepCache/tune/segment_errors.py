@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from DeepCache.engine.branches import SkipBranch
 from DeepCache.engine.guidance import latents, output_tensor
-from DeepCache.engine.narrowing import Narrowing
+from DeepCache.engine.layouts import SkipBranch, layout_of
+from DeepCache.engine.patch import ShallowPatch
 from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.engine.stiffness import stiffness
 from DeepCache.generation.painter import Painter
@@ -76,7 +76,8 @@ class SegmentErrors:
 
     def __post_init__(self) -> None:
         self._unet: nn.Module = self.painter.pipe.unet
-        self._narrowing = Narrowing(self._unet, self.branch)
+        self._layout = layout_of(self._unet)
+        self._patch = ShallowPatch(self._layout, self.branch)
         self._truth = [output_tensor(output) for output in self.recording.outputs]
 
     @torch.no_grad()
@@ -141,11 +142,12 @@ class SegmentErrors:
     def _shallow(self, step: int, full: int, gap: int) -> torch.Tensor:
         """What a shallow step predicts from the true features of one or two full steps before it."""
         args, kwargs = self.recording.calls[step]
-        self._narrowing.apply(_continued(self.recording.features, full, gap, step - full))
+        args, kwargs = self._layout.narrow(self.branch, args, kwargs)
+        self._patch.apply(_continued(self.recording.features, full, gap, step - full))
         try:
-            return output_tensor(self._unet(*args, **self._narrowing.narrow_kwargs(kwargs)))
+            return output_tensor(self._unet(*args, **kwargs))
         finally:
-            self._narrowing.undo()
+            self._patch.remove()
 
     def _predictions(self, full: int, gap: int) -> PredictionForecast:
         """What skipped steps go on from after one or two full steps."""

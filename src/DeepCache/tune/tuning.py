@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import remove_deepcache
-from DeepCache.engine.branches import SkipBranch
 from DeepCache.engine.cost import Costs
 from DeepCache.engine.fingerprint import fingerprint, guidance_scale, scheduler_settings
-from DeepCache.engine.unet_cache import branch_of
+from DeepCache.engine.layouts import SkipBranch, branch_of
 from DeepCache.engine.unets import unets_of
 from DeepCache.generation.painter import Painter
 from DeepCache.plan import Plan

@@ -3,9 +3,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
-from DeepCache.engine.branches import skip_branches
-from DeepCache.engine.narrowing import Narrowing
+from DeepCache.engine.layouts import layout_of, skip_branches
+from DeepCache.engine.patch import ShallowPatch
 from tests.engine.dummy_unet import DummyUNet, Pipeline
+from tests.engine.slots import kept_slots
 
 pytestmark = pytest.mark.usefixtures("nothing_is_counted")
 
@@ -74,11 +75,12 @@ def test_what_is_registered_on_the_unet_is_never_touched(branch):
     unet = DummyUNet()
     before = list(unet.named_modules())
     attributes = {module: dict(module.__dict__) for module in unet.modules()}
-    narrowing = Narrowing(unet, skip_branches(unet)[branch])
-    narrowing.apply(torch.zeros(1))
+    layout = layout_of(unet)
+    patch = ShallowPatch(layout, layout.branches[branch])
+    patch.apply(torch.zeros(1))
     assert list(unet.named_modules()) == before
-    narrowing.undo()
-    narrowing.undo()
+    patch.remove()
+    patch.remove()
     assert {module: dict(module.__dict__) for module in unet.modules()} == attributes
 
 
@@ -129,11 +131,11 @@ def test_the_deep_feature_has_no_autograd_history_and_is_gone_after_the_run():
     engine = apply_deepcache(pipe, DeepCacheConfig(4))
     noisy = torch.ones(1)
     pipe.unet(noisy, pipe.scheduler.timesteps[0])
-    (stored,) = engine._caches["unet"]._slots.values()
+    (stored,) = kept_slots(engine)
     assert not stored.features[0].at(1).requires_grad
     assert engine.stats.bytes_kept == 4
     for t in pipe.scheduler.timesteps[1:]:
         pipe.unet(noisy, t)
-    assert not engine._caches["unet"]._slots
+    assert not kept_slots(engine)
     assert engine.stats.bytes_kept == 4
     remove_deepcache(pipe)

@@ -1,0 +1,76 @@
+"""The arguments of a denoiser's call that the engine reads: the sample and the timestep."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from DeepCache.engine.compilation import static_timestep
+
+__all__ = ["CallArguments"]
+
+
+class CallArguments:
+    """Finds the sample and the timestep among the arguments of a denoiser.
+
+    The sample is the first argument. The timestep is the one called `timestep` or `timesteps`, else those whose names
+    begin with `timestep` (UniDiffuser has one for images and one for text), else the second.
+
+    Args:
+        denoiser: the denoiser, of whose class the signature is read.
+
+    Example:
+        >>> class Denoiser(nn.Module):
+        ...     def forward(self, noisy, context, timestep): ...
+        >>> CallArguments(Denoiser()).timestep((1, 2), {"timestep": 3})
+        3
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        # Off the class: offloading replaces `forward` on the instance.
+        names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+        timesteps = [name for name in names if name in ("timestep", "timesteps")]
+        timesteps = timesteps or [name for name in names if name.startswith("timestep")] or names[1:2]
+        self._sample = (0, names[0])
+        self._timesteps = [(names.index(name), name) for name in timesteps]
+
+    def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        """The sample.
+
+        Raises:
+            TypeError: the denoiser was called without it.
+        """
+        sample: torch.Tensor = _argument(args, kwargs, *self._sample)
+        return sample
+
+    def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The timestep; of several, the first that is a tensor, since a number is one that stays.
+
+        Raises:
+            TypeError: the denoiser was called without it.
+        """
+        values = [_argument(args, kwargs, *place) for place in self._timesteps]
+        return next((value for value in values if isinstance(value, torch.Tensor)), values[0])
+
+    def with_static_timestep(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: nn.Module, sample: torch.Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with the timestep as a graph takes it, see `static_timestep`."""
+        for index, name in self._timesteps:
+            steady = static_timestep(_argument(args, kwargs, index, name), denoiser, sample)
+            if index < len(args):
+                args = (*args[:index], steady, *args[index + 1 :])
+            else:
+                kwargs = kwargs | {name: steady}
+        return args, kwargs
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str) -> Any:
+    if index < len(args):
+        return args[index]
+    if name not in kwargs:
+        raise TypeError(f"the denoiser was called without its argument {name!r}")
+    return kwargs[name]

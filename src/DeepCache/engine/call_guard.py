@@ -1,0 +1,71 @@
+"""Stands around every call of a denoiser: answers a skipped step, and ends what an interrupted call has begun.
+
+No hook can keep a module from running its `forward`, and no hook sees Ctrl-C. `nn.Module.__call__` runs what
+`nn.Module.compile` has put into `_compiled_call_impl` instead of the module where there is something, so the guard is
+put there, before what somebody else has put there. Where `torch.compile` has wrapped the denoiser, it stands around the
+wrapper: with `fullgraph=True` the wrapper raises where nothing that it compiled has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["CallGuard"]
+
+_CALL = "_compiled_call_impl"
+
+
+class CallGuard:
+    """What runs the calls of one module.
+
+    Args:
+        answer: what to return for a call's arguments without running the module; None to run it.
+        interrupted: called where a call ends with an exception, whatever it is.
+
+    Attributes:
+        hidden: what `nn.Module.compile` had put there.
+        answers: whether any call may be answered.
+    """
+
+    def __init__(
+        self, answer: Callable[[tuple[Any, ...], dict[str, Any]], Any], interrupted: Callable[[], None]
+    ) -> None:
+        self._answer = answer
+        self._interrupted = interrupted
+        self._module: nn.Module | None = None
+        self.hidden: Any = None
+        self.answers = False
+
+    def attach(self, module: nn.Module) -> None:
+        """Stands around the calls of a module, and of no other; without effect where it does."""
+        if vars(module).get(_CALL) is not self:
+            self.detach()
+            self._module, self.hidden = module, vars(module).get(_CALL)
+            vars(module)[_CALL] = self
+
+    def detach(self) -> None:
+        """Leaves the module as it was found; without effect where the guard is not on one."""
+        module, hidden, self._module, self.hidden = self._module, self.hidden, None, None
+        if module is not None and vars(module).get(_CALL) is self:
+            del vars(module)[_CALL]
+            if hidden is not None:
+                vars(module)[_CALL] = hidden
+
+    # Not compiled itself, while the module that it calls may be.
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self._module
+        assert module is not None
+        if self.answers:
+            output = self._answer(args, kwargs)
+            if output is not None:
+                return output
+        try:
+            return (self.hidden or module._call_impl)(*args, **kwargs)
+        except BaseException:
+            self._interrupted()
+            raise

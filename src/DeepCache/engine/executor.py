@@ -1,0 +1,159 @@
+"""Runs one call of a denoiser as a full or as a shallow step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from DeepCache.engine.attention import AttentionCalls, Listener
+from DeepCache.engine.cut import Cut
+from DeepCache.engine.layouts import layout_of
+from DeepCache.engine.offload import load_groups
+from DeepCache.engine.patch import ClassSwap, ShallowPatch
+
+__all__ = ["Executor"]
+
+
+class Executor:
+    """The cuts of one denoiser. `full()` and `shallow()` change the denoiser for the call that follows, and the context
+    that both return changes it back.
+
+    Args:
+        denoiser: the denoiser.
+        branches: numbers of the skip branches that shallow steps use.
+
+    Raises:
+        TypeError: the denoiser cannot be cut.
+
+    Example:
+        >>> from diffusers import UNet2DModel
+        >>> unet = UNet2DModel(sample_size=8, block_out_channels=(32, 32), norm_num_groups=8,
+        ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"))
+        >>> executor = Executor(unet, [1])
+        >>> executor.attach()
+        >>> with torch.no_grad(), executor.full():
+        ...     full = unet(torch.ones(1, 3, 8, 8), 7).sample
+        >>> feature = executor.take()[1]
+        >>> with torch.no_grad(), executor.shallow(1, feature):
+        ...     torch.equal(unet(torch.ones(1, 3, 8, 8), 7).sample, full)
+        True
+        >>> executor.detach()
+    """
+
+    def __init__(self, denoiser: nn.Module, branches: Iterable[int]) -> None:
+        numbers = list(branches)
+        layout = layout_of(denoiser) if numbers else None
+        self.cuts = {} if layout is None else {number: Cut(layout, layout.branches[number]) for number in numbers}
+        # A class for full steps too: see `ClassSwap`.
+        self._swap = ClassSwap(dict.fromkeys(owner for cut in self.cuts.values() for owner in cut.patch.owners))
+        self._parts = self._current_parts()
+        self._handles: list[RemovableHandle] = []
+        self._patch: ShallowPatch | None = None
+        self._listener: Listener | None = None
+        self._groups: list[Any] = []
+
+    @property
+    def out_of_date(self) -> bool:
+        """Whether somebody has replaced a block or a layer since the cuts were made."""
+        return self._parts != self._current_parts()
+
+    @property
+    def deep_attention(self) -> list[nn.Module]:
+        """The attention layers that a shallow step at any of the branches leaves out."""
+        return list(dict.fromkeys(layer for cut in self.cuts.values() for layer in cut.deep_attention))
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Size of the buffers that compiled shallow steps read."""
+        return sum(buffer.nbytes for cut in self.cuts.values() for buffer in cut.buffers.values())
+
+    def attach(self) -> None:
+        """Registers what takes deep features."""
+        for cut in self.cuts.values():
+            self._handles += [module.register_forward_hook(cut.capture) for module in cut.tapped]
+
+    def detach(self) -> None:
+        """Undoes `attach`, and what a call has left."""
+        self.end()
+        while self._handles:
+            self._handles[-1].remove()
+            self._handles.pop()
+
+    def full(self, listening: list[nn.Module] | None = None) -> Executor:
+        """The next call runs the whole denoiser, and its deep features are taken.
+
+        Args:
+            listening: attention layers whose calls are noted, see `attention_calls`.
+        """
+        for cut in self.cuts.values():
+            cut.capture.open = True
+        self._listener = Listener(listening) if listening else None
+        self._swap.apply()
+        return self
+
+    def shallow(
+        self,
+        number: int,
+        feature: torch.Tensor,
+        buffered: bool = False,
+        attention: AttentionCalls | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> Executor:
+        """The next call runs the layers above a skip branch.
+
+        Args:
+            number: the skip branch.
+            feature: the deep feature.
+            buffered: whether it is read from a buffer that stays where it is, as a CUDA graph must.
+            attention: calls of deep attention layers that are made again.
+            attention_kwargs: the `cross_attention_kwargs` that they are made with.
+        """
+        for shallower, cut in self.cuts.items():
+            # The deep features above the branch are computed anew.
+            cut.capture.open = shallower < number
+        cut, meanwhile, called = self.cuts[number], None, []
+        if attention:
+            called = [*cut.patch.kept, *cut.patch.hidden]
+            meanwhile = partial(attention.repeat, cut.deep_attention, attention_kwargs or {})
+        self._groups = load_groups(cut.patch.kept, called)
+        self._patch = cut.patch
+        cut.patch.apply(cut.buffered(feature) if buffered else feature, meanwhile)
+        return self
+
+    def end(self) -> None:
+        """Changes the denoiser back, whatever the call has left. Safe where nothing was changed."""
+        if self._patch is not None:
+            self._patch.remove()
+            self._patch = None
+        self._swap.remove()
+        for cut in self.cuts.values():
+            cut.capture.open = False
+        while self._groups:
+            self._groups.pop().offload_()
+
+    def take(self) -> dict[int, torch.Tensor]:
+        """The deep features that the last call has renewed, by the number of their branch; each is handed over once."""
+        taken = {number: cut.capture.take() for number, cut in self.cuts.items()}
+        return {number: tensor for number, tensor in taken.items() if tensor is not None}
+
+    def attention_calls(self) -> AttentionCalls:
+        """The calls that were noted during a full step, each handed over once."""
+        listener, self._listener = self._listener, None
+        return listener.stop() if listener is not None else AttentionCalls([])
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def _current_parts(self) -> list[nn.Module]:
+        return [entry for cut in self.cuts.values() for entry in cut.patch.entries()]

@@ -1,0 +1,115 @@
+"""What the engine must know of a denoiser to cut it: four questions, answered by one class for each family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+__all__ = ["CachedFeature", "Layout", "Overlay", "SkipBranch", "cannot_cut"]
+
+
+@dataclass(frozen=True)
+class SkipBranch:
+    """One skip connection at which a denoiser can be cut.
+
+    Args:
+        number: the `cache_branch_id`, counted from the shallowest.
+        name: where in the denoiser the skip connection begins.
+    """
+
+    number: int
+    name: str
+
+
+class Overlay(NamedTuple):
+    """An attribute that a shallow step hides behind another value for the length of one call.
+
+    Args:
+        owner: the module that has the attribute.
+        name: the attribute: a child module, a `nn.ModuleList` of them, or None.
+        value: what the owner shows instead: a list of the entries that stay, the `CachedFeature`, or None.
+    """
+
+    owner: nn.Module
+    name: str
+    value: nn.Module | None
+
+
+class Layout(ABC):
+    """Where a family of denoisers can be cut, and how.
+
+    The constructor takes the denoiser. It raises a `TypeError` that names the reason where the denoiser is of the
+    family and still cannot be cut.
+
+    Attributes:
+        denoiser: the module.
+        branches: where it can be cut, from the shallowest to the deepest.
+    """
+
+    branches: tuple[SkipBranch, ...]
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, denoiser: nn.Module) -> bool:
+        """Whether a module is of the family, told by its structure alone."""
+
+    @abstractmethod
+    def overlays(self, branch: Any, cached: CachedFeature) -> Iterable[Overlay]:
+        """What a shallow step at a branch hides. `cached` takes the place of the last module that it leaves out."""
+
+    @abstractmethod
+    def tapped(self, branch: Any) -> Iterable[nn.Module]:
+        """The modules of which the last to run on a full step returns the deep feature."""
+
+    def narrow(
+        self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call without what belongs to the deep part, such as a ControlNet's residuals for it. What
+        was given is not changed."""
+        return args, kwargs
+
+
+class CachedFeature(nn.Module):
+    """Returns the stored deep feature, whatever it is called with, where the deep part would run.
+
+    Some programs call a block and others iterate over its layers; both get it. A mid block that is called with the
+    hidden states of two paths (ControlNet-XS) hands both on; those of the second come back as they are, since nothing
+    after the mid block uses them.
+    """
+
+    # Diffusers' U-Nets ask a mid block this before they call it.
+    has_cross_attention = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensor: torch.Tensor | None = None
+        # What is to be done where the deep layers would run.
+        self.meanwhile: Any = None
+
+    def hold(self, tensor: torch.Tensor | None, meanwhile: Any = None) -> None:
+        """Takes what the next call returns and does."""
+        # Past `nn.Module.__setattr__`, which takes longer than the rest of the patch.
+        self.__dict__.update(tensor=tensor, meanwhile=meanwhile)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.tensor is not None
+        if self.meanwhile is not None:
+            self.meanwhile()
+        _, *others = [value for name, value in kwargs.items() if name.startswith("hidden_states")] or [None]
+        return (self.tensor.clone(), *others) if others else self.tensor.clone()
+
+    def __iter__(self) -> Any:
+        yield self
+
+
+def cannot_cut(denoiser: nn.Module, reason: str) -> TypeError:
+    """The error of a denoiser that is of a known family and cannot be cut."""
+    return TypeError(f"DeepCache cannot cut a {type(denoiser).__name__}: {reason}")

@@ -1,0 +1,104 @@
+"""Two lists of blocks with a block between them: every entry of the first makes one skip, every entry of the second
+takes one.
+
+That is the layout of CompVis' `UNetModel` (`input_blocks`, `middle_block`, `output_blocks`), which the original
+repositories, A1111, ComfyUI and many research codes use, and of the U-ViTs (Bao et al., *All are Worth Words*, 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut
+
+__all__ = ["PairedListsLayout"]
+
+
+class _Names(NamedTuple):
+    first: str
+    middle: str
+    second: str
+
+
+_LDM = _Names("input_blocks", "middle_block", "output_blocks")
+_UVIT = _Names("in_blocks", "mid_block", "out_blocks")
+_UNIDIFFUSER = _Names("transformer_in_blocks", "transformer_mid_block", "transformer_out_blocks")
+
+
+class PairedListsLayout(Layout):
+    """U-Nets of latent diffusion's layout and transformers of the U-ViT's.
+
+    Example:
+        >>> class Block(nn.Linear):
+        ...     def forward(self, x, skip=0): return super().forward(x + skip)
+        >>> denoiser = nn.Module()
+        >>> denoiser.input_blocks = nn.ModuleList(Block(4, 4) for _ in range(3))
+        >>> denoiser.middle_block = Block(4, 4)
+        >>> denoiser.output_blocks = nn.ModuleList(Block(4, 4) for _ in range(3))
+        >>> [branch.name for branch in PairedListsLayout(denoiser).branches]
+        ['input_blocks.0', 'input_blocks.1', 'input_blocks.2']
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__(denoiser)
+        found = _find(denoiser)
+        assert found is not None
+        path, self._owner, self._names = found
+        self._first, self._second = (list(getattr(self._owner, name)) for name in self._names[::2])
+        if len(self._first) != len(self._second):
+            counts = f"{len(self._first)} {self._names.first} and {len(self._second)} {self._names.second}"
+            raise cannot_cut(denoiser, f"it has {counts}, and needs one for each")
+        # Without a middle block a cut at the deepest skip would save nothing.
+        count = len(self._first) - (getattr(self._owner, self._names.middle) is None)
+        self.branches = tuple(SkipBranch(number, f"{path}{self._names.first}.{number}") for number in range(count))
+
+    @classmethod
+    def recognises(cls, denoiser: nn.Module) -> bool:
+        return _find(denoiser) is not None
+
+    def overlays(self, branch: SkipBranch, cached: CachedFeature) -> Iterator[Overlay]:
+        kept = branch.number + 1
+        yield Overlay(self._owner, self._names.first, nn.ModuleList(self._first[:kept]))
+        yield Overlay(self._owner, self._names.middle, cached)
+        yield Overlay(self._owner, self._names.second, nn.ModuleList(self._second[-kept:]))
+
+    def tapped(self, branch: SkipBranch) -> list[nn.Module]:
+        before = len(self._second) - branch.number - 2
+        block = self._second[before] if before >= 0 else getattr(self._owner, self._names.middle)
+        # ComfyUI and UniDiffuser call the layers of a block and never the block.
+        layers = list(block.children()) if isinstance(block, (nn.Sequential, nn.ModuleDict)) else []
+        return [*layers, block]
+
+    def narrow(
+        self, branch: SkipBranch, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`control` holds ControlNet's residuals, which the U-Net takes from the end: the middle block's, then one for
+        each output block from the deepest. CompVis' ControlNet gives a list, ComfyUI a dictionary of lists."""
+        control, kept = kwargs.get("control"), branch.number + 1
+        if self._names is not _LDM or control is None or kept > len(self.branches) - 1:
+            return args, kwargs
+        if isinstance(control, dict):
+            output = control.get("output") or []
+            narrowed: Any = {**control, "middle": [], "output": list(output[:kept])}
+        else:
+            narrowed = [*control[:kept], 0]
+        return args, kwargs | {"control": narrowed}
+
+
+def _find(denoiser: nn.Module) -> tuple[str, nn.Module, _Names] | None:
+    """The path to the module that has the lists, the module, and their names."""
+    for names in (_LDM, _UVIT):
+        if _has(denoiser, names):
+            return "", denoiser, names
+    for path, child in denoiser.named_children():
+        if _has(child, _UNIDIFFUSER):
+            return f"{path}.", child, _UNIDIFFUSER
+    return None
+
+
+def _has(module: nn.Module, names: _Names) -> bool:
+    lists = (getattr(module, name, None) for name in names[::2])
+    return hasattr(module, names.middle) and all(isinstance(entries, nn.ModuleList) and entries for entries in lists)

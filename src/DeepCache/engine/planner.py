@@ -1,0 +1,127 @@
+"""Decides what a call does: what the schedule says, as far as there is something to go on from.
+
+Where nothing is known to fit, the step is full: that costs time, and the deep feature of something else would cost the
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.error_growth import ErrorGrowth, relative_error
+from DeepCache.engine.slot import Slot
+from DeepCache.engine.trajectory import StepInfo
+from DeepCache.schedule import AdaptiveSchedule, Step
+
+__all__ = ["GRADIENT", "NOT_ANSWERED", "Decision", "Planner"]
+
+FIRST = "first of the run"
+NEW_SLOT = "first call of its slot"
+OTHER_SHAPE = "other shape, dtype or device"
+LEFT_OUT = "makes up for a full step that was left out"
+SEVERAL_TIMESTEPS = "several timesteps in the batch"
+GRADIENT = "a gradient is wanted"
+NOT_ANSWERED = "called where it could not be skipped"
+
+_FULL = Step(True)
+
+
+class Decision(NamedTuple):
+    """What a call does.
+
+    Args:
+        step: what it does.
+        reason: why it is full although the schedule does not say so; else an empty string.
+    """
+
+    step: Step
+    reason: str = ""
+
+
+class Planner:
+    """The decisions of one run.
+
+    Args:
+        config: the settings.
+
+    Example:
+        >>> planner = Planner(DeepCacheConfig(cache_interval=2))
+        >>> planner.decide(StepInfo(step=1, slot=0, starts=False, steps=4), None, torch.zeros(1)).reason
+        'first call of its slot'
+    """
+
+    def __init__(self, config: DeepCacheConfig) -> None:
+        self._config = config
+        schedule = config.effective_schedule
+        self._growth = ErrorGrowth(schedule) if isinstance(schedule, AdaptiveSchedule) else None
+        self._steps: tuple[Step, ...] = ()
+
+    def scheduled(self, number: int, steps: int | None) -> Step:
+        """What the schedule says of a step.
+
+        Raises:
+            ValueError: it says nothing of a run of so many steps.
+        """
+        if steps is None:
+            return self._config.step(number, None)
+        if len(self._steps) != steps:
+            self._steps = self._config.steps(steps)
+        # Steps beyond the end are none that the schedule knows of.
+        return self._steps[number] if number < steps else _FULL
+
+    def decide(self, info: StepInfo, slot: Slot | None, sample: torch.Tensor) -> Decision:
+        """What a call does.
+
+        Args:
+            info: where it stands.
+            slot: what is kept for it.
+            sample: its input.
+        """
+        if self._growth is not None:
+            self._growth.note_input(info.step, sample)
+        if info.mixed:
+            return Decision(_FULL, SEVERAL_TIMESTEPS)
+        if slot is None or not slot.fits(sample):
+            reason = OTHER_SHAPE if slot is not None else FIRST if info.step == 0 else NEW_SLOT
+            return Decision(_FULL, "" if self.scheduled(info.step, info.steps).full else reason)
+        step = self._decided(info, slot)
+        if not step.full and self._left_out(info, slot):
+            return Decision(_FULL, LEFT_OUT)
+        if step.guidance_reuse and slot.guidance is None:
+            # Guidance was cut off in mid-run: there is no other half.
+            step = replace(step, guidance_reuse=False)
+        return Decision(step)
+
+    def note_error(
+        self, info: StepInfo, step: Step, forecast: Callable[[], torch.Tensor | None], truth: torch.Tensor
+    ) -> None:
+        """Takes what a full step found, where the schedule decides by the error that a forecast would have had.
+
+        Args:
+            info: where the call stands.
+            step: what it did.
+            forecast: gives what would have been forecast, or None where there is nothing to go on from.
+            truth: what was computed.
+        """
+        if self._growth is None or not step.full or info.slot > 0 or info.step == 0:
+            return
+        expected = forecast()
+        self._growth.note_full(info.step, None if expected is None else relative_error(expected, truth))
+
+    def _left_out(self, info: StepInfo, slot: Slot) -> bool:
+        """Whether the pipeline has left out a full step, or had no such slot at it."""
+        between = range(slot.last_full + 1, info.step)
+        return any(self.scheduled(number, info.steps).full for number in between)
+
+    def _decided(self, info: StepInfo, slot: Slot) -> Step:
+        step = self.scheduled(info.step, info.steps)
+        if self._growth is None or step.full:
+            return step
+        if self._growth.is_due(info.step):
+            return _FULL
+        return self._config.step(info.step, info.steps, info.step - slot.last_full)

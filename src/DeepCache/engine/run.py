@@ -1,0 +1,158 @@
+"""One denoising run of a denoiser: what is decided, kept and noted of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.attention import may_write
+from DeepCache.engine.executor import Executor
+from DeepCache.engine.fingerprint import guidance_scale
+from DeepCache.engine.guidance import latents, output_tensor, why_not_two_halves, with_tensor
+from DeepCache.engine.planner import Decision, Planner
+from DeepCache.engine.prediction import PredictionForecast
+from DeepCache.engine.slot import Slot
+from DeepCache.engine.stats import RunRecord
+from DeepCache.engine.stiffness import stiffness
+from DeepCache.engine.store import Store
+from DeepCache.engine.trajectory import StepInfo
+
+__all__ = ["Call", "Run"]
+
+
+class Call(NamedTuple):
+    """A call of the denoiser that has begun, and is a step of the run.
+
+    Args:
+        sample: its sample.
+        info: where it stands.
+        key: the key of its slot.
+        slot: what is kept for it; None where nothing is.
+        decision: what it does.
+    """
+
+    sample: torch.Tensor
+    info: StepInfo
+    key: Hashable
+    slot: Slot | None
+    decision: Decision
+
+
+class Run:
+    """One denoising run.
+
+    Args:
+        config: the settings.
+        executor: the cuts of the denoiser.
+        pipe: its pipeline.
+        scheduler: the pipeline's scheduler for it.
+        compiled: whether `torch.compile` is on the denoiser.
+
+    Attributes:
+        planner: decides what each call does.
+        store: what is kept.
+        record: what is noted.
+        listening: deep attention layers whose calls may be made again on shallow steps.
+    """
+
+    def __init__(
+        self,
+        config: DeepCacheConfig,
+        executor: Executor,
+        pipe: Any = None,
+        scheduler: Any = None,
+        compiled: bool = False,
+    ) -> None:
+        self._config, self._executor, self._pipe, self._scheduler = config, executor, pipe, scheduler
+        self.compiled = compiled
+        self.planner = Planner(config)
+        self.store = Store()
+        self.record = RunRecord(tuple(executor.cuts))
+        self.listening = [layer for layer in executor.deep_attention if may_write(layer)]
+        self._keeps = bool(executor.cuts) or config.any_guidance_reuse or config.any_skipped
+
+    def keep(self, denoiser: nn.Module, call: Call, output: Any) -> Any:
+        """Keeps what a call has computed, and returns its output for the whole batch."""
+        info, step = call.info, call.decision.step
+        if self.compiled:
+            # A CUDA graph writes over its output at the next step, and a second slot or a scheduler may still want it.
+            output = with_tensor(output, output_tensor(output).clone())
+        if not self._keeps:
+            return output
+        slot = call.slot
+        if slot is None or not slot.fits(call.sample):
+            slot = self._new_slot(denoiser, call.sample, info)
+            self.store.keep(call.key, slot)
+        renewed = self._keep_features(call, slot)
+        output = slot.guided(info.step, step, output)
+        if slot.prediction is not None:
+            self._keep_prediction(denoiser, call, slot, output)
+        changed = slot.guidance is not None or slot.prediction is not None or step.forecast == "limited"
+        if renewed or changed or self.compiled:
+            self.record.note_bytes(self.store.bytes + self._executor.buffer_bytes)
+        if info.ends or info.mixed:
+            self.store.drop(call.key)
+        return output
+
+    def answer(self, denoiser: nn.Module, call: Call) -> Any:
+        """The output of a skipped step."""
+        assert call.slot is not None
+        output = call.slot.skipped(call.info.step, call.decision.step, latents(denoiser, call.sample))
+        if call.info.ends:
+            self.store.drop(call.key)
+        return output
+
+    def _keep_features(self, call: Call, slot: Slot) -> bool:
+        """Keeps the deep features that a call has renewed, and says whether there are any."""
+        number, step = call.info.step, call.decision.step
+        taken = self._executor.take()
+        if step.full and len(taken) < len(self._executor.cuts):
+            missing = next(cut.name for branch, cut in self._executor.cuts.items() if branch not in taken)
+            raise RuntimeError(
+                f"no module of {missing} ran on a full step, so there is no deep feature to keep; "
+                "this U-Net does not call its layers as modules"
+            )
+        for branch, computed in taken.items():
+            forecast = slot.features[branch]
+            # Of a CUDA graph the deep feature outlives the step too.
+            tensor = slot.whole_feature(number, step, branch, computed.clone() if self.compiled else computed)
+            if self._config.between != "skipped":
+                rule = self._config.feature_forecast
+                expected = lambda: forecast.at(number, rule) if forecast.bytes else None  # noqa: B023, E731
+                self.planner.note_error(call.info, step, expected, tensor)
+            forecast.add(number, tensor)
+        if step.full:
+            slot.last_full, slot.attention = number, self._executor.attention_calls()
+        return bool(taken)
+
+    def _keep_prediction(self, denoiser: nn.Module, call: Call, slot: Slot, output: Any) -> None:
+        """Keeps the prediction of a call, and its input, for skipped steps."""
+        assert slot.prediction is not None
+        forecast, number = slot.prediction, call.info.step
+        sample = latents(denoiser, call.sample).detach().clone()
+        prediction = output_tensor(output).detach().clone()
+        if self._config.between == "skipped":
+            # There is none to go on from where the batch has changed.
+            expected = lambda: forecast.at(number, sample, self._config.forecast) if forecast.bytes else None  # noqa: E731
+            self.planner.note_error(call.info, call.decision.step, expected, prediction)
+        forecast.add(number, sample, prediction)
+        slot.output = with_tensor(output, prediction)
+
+    def _new_slot(self, denoiser: nn.Module, sample: torch.Tensor, info: StepInfo) -> Slot:
+        config = self._config
+        guided = config.any_guidance_reuse and not why_not_two_halves(self._pipe, denoiser, sample)
+        stiff = stiffness(guidance_scale(self._pipe), self._scheduler, info.steps)
+        slot = Slot(sample, self._executor.cuts, config.highest_order, guided, stiff)
+        if config.any_skipped:
+            response = self._first_response() if config.any_response else None
+            slot.prediction = PredictionForecast(config.highest_order, response, stiff)
+        return slot
+
+    def _first_response(self) -> float:
+        """How a prediction answers to its input until that is measured: predicted noise changes as the input does."""
+        settings = getattr(self._scheduler, "config", {})
+        return 1.0 if settings.get("prediction_type", "epsilon") == "epsilon" else 0.0

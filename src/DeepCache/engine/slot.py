@@ -1,0 +1,91 @@
+"""What one slot keeps: all that passes from a full step to the steps after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from DeepCache.engine.attention import AttentionCalls
+from DeepCache.engine.forecast import Forecast
+from DeepCache.engine.guidance import join_halves, output_tensor, with_tensor
+from DeepCache.engine.prediction import PredictionForecast
+from DeepCache.schedule import Step
+
+__all__ = ["Slot"]
+
+_WHOLE, _OTHER_HALF, _HALF = None, 0, 1
+
+
+class Slot:
+    """What one slot keeps from step to step: the deep feature at each branch that is used, and what else is forecast.
+
+    Args:
+        sample: the sample of the call, of which shape, dtype and device matter: for others nothing here is good.
+        branches: the skip branches that shallow steps use.
+        order: the highest order of the forecasts.
+        guided: whether the batch is the two halves of classifier-free guidance, one of which some steps leave out.
+        stiffness: how strongly the run answers to an error of a forecast.
+
+    Attributes:
+        last_full: number of the last full step.
+        attention: calls of deep attention layers at that step that the pipeline listens to.
+        features: the deep feature by the number of its branch, each a copy of its own without autograd history.
+        guidance: the prediction without the prompt minus that with it; None where that is of no use.
+        prediction: the prediction; None where no step is skipped.
+        output: what the denoiser returned last, with that prediction in it.
+    """
+
+    def __init__(
+        self, sample: torch.Tensor, branches: Iterable[int], order: int, guided: bool, stiffness: float
+    ) -> None:
+        self._made_for = (sample.shape, sample.dtype, sample.device)
+        self.last_full = 0
+        self.attention = AttentionCalls([])
+        self.features = {branch: Forecast(order, stiffness) for branch in branches}
+        self.guidance = Forecast(order, stiffness) if guided else None
+        self.prediction: PredictionForecast | None = None
+        self.output: Any = None
+
+    @property
+    def bytes(self) -> int:
+        forecasts = (*self.features.values(), self.guidance, self.prediction)
+        return sum(forecast.bytes for forecast in forecasts if forecast is not None) + self.attention.bytes
+
+    def fits(self, sample: torch.Tensor) -> bool:
+        """Whether a step on this sample may use what is kept."""
+        return self._made_for == (sample.shape, sample.dtype, sample.device)
+
+    def feature(self, number: int, step: Step) -> torch.Tensor:
+        """The deep feature of a shallow step, for as much of the batch as it runs."""
+        return self.features[step.branch].at(number, step.forecast, _HALF if step.guidance_reuse else _WHOLE)
+
+    def whole_feature(self, number: int, step: Step, branch: int, computed: torch.Tensor) -> torch.Tensor:
+        """A deep feature that a step has computed, with the forecast of the half of the batch that did not run."""
+        if not step.guidance_reuse:
+            return computed
+        return torch.cat([self.features[branch].at(number, step.forecast, _OTHER_HALF), computed])
+
+    def guided(self, number: int, step: Step, output: Any) -> Any:
+        """An output for both halves of the batch where only one ran; else itself, and its guidance is kept."""
+        if self.guidance is None:
+            return output
+        if step.guidance_reuse:
+            difference = self.guidance.at(number, step.forecast)
+            return with_tensor(output, join_halves(output_tensor(output), difference))
+        unconditional, conditional = output_tensor(output).detach().chunk(2)
+        self.guidance.add(number, unconditional - conditional)
+        return output
+
+    def skipped(self, number: int, step: Step, sample: torch.Tensor) -> Any:
+        """The output of a step at which no layer runs.
+
+        Args:
+            number: the step.
+            step: what it does.
+            sample: its latents.
+        """
+        assert self.prediction is not None
+        # A copy, since a scheduler may change what it gets, and while one value is kept every forecast is that value.
+        return with_tensor(self.output, self.prediction.at(number, sample, step.forecast).clone())

@@ -1,0 +1,13 @@
+"""What an engine keeps between calls."""
+
+from __future__ import annotations
+
+from DeepCache.engine.attach import DeepCacheEngine
+from DeepCache.engine.slot import Slot
+
+__all__ = ["kept_slots"]
+
+
+def kept_slots(engine: DeepCacheEngine, name: str = "unet") -> list[Slot]:
+    """The slots that are kept for a denoiser."""
+    return list(engine._caches[name]._run.store._slots.values())
