@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from DeepCache.plan import PLAN_FORMATS, Plan
 from DeepCache.schedule import (
@@ -13,8 +13,11 @@ from DeepCache.schedule import (
     FORECASTS,
     SKIP_MODES,
     AdaptiveSchedule,
+    Between,
+    ForecastRule,
     NonUniformSchedule,
     Schedule,
+    SkipMode,
     Step,
     StepSchedule,
     UniformSchedule,
@@ -23,9 +26,10 @@ from DeepCache.schedule import (
     schedule_from_dict,
 )
 
-__all__ = ["COMPILE_MODES", "DeepCacheConfig"]
+__all__ = ["COMPILE_MODES", "CompileMode", "DeepCacheConfig"]
 
-COMPILE_MODES = ("none", "regional", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+CompileMode = Literal["none", "regional", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 """What `DeepCacheConfig.compile` takes."""
 
 
@@ -92,14 +96,14 @@ class DeepCacheConfig:
 
     cache_interval: int = 3
     cache_branch_id: int = 0
-    skip_mode: str = "uniform"
-    forecast: str = "limited"
+    skip_mode: SkipMode = "uniform"
+    forecast: ForecastRule = "limited"
     guidance_reuse: bool = False
     schedule: Schedule | None = None
     plan: Plan | None = None
     force_plan: bool = False
-    compile: str = "none"
-    between: str = "shallow"
+    compile: CompileMode = "none"
+    between: Between = "shallow"
     threshold: float = 0.1
 
     def __post_init__(self) -> None:

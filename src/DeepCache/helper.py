@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from DeepCache.config import DeepCacheConfig
+from DeepCache.config import CompileMode, DeepCacheConfig
 from DeepCache.engine.attach import DeepCacheEngine
 from DeepCache.engine.checks import check_settings
 from DeepCache.engine.layouts import branch_of
@@ -15,7 +15,7 @@ from DeepCache.engine.layouts.blocks import BlockBranch, layer_lists
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import unets_of
 from DeepCache.plan import Plan
-from DeepCache.schedule import Schedule
+from DeepCache.schedule import Between, ForecastRule, Schedule, SkipMode
 
 __all__ = ["DeepCacheSDHelper"]
 
@@ -59,14 +59,14 @@ class DeepCacheSDHelper:
         self,
         cache_interval: int = 1,
         cache_branch_id: int = 0,
-        skip_mode: str = "uniform",
-        forecast: str = "none",
+        skip_mode: SkipMode = "uniform",
+        forecast: ForecastRule = "none",
         guidance_reuse: bool = False,
         schedule: Schedule | None = None,
         plan: Plan | str | Path | None = None,
         force_plan: bool = False,
-        compile: str = "none",  # noqa: A002
-        between: str = "shallow",
+        compile: CompileMode = "none",  # noqa: A002
+        between: Between = "shallow",
         threshold: float = 0.1,
     ) -> None:
         """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.

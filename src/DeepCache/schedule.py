@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     from DeepCache.engine.cost import Costs
@@ -27,10 +27,13 @@ __all__ = [
     "FORECAST_ORDERS",
     "SKIP_MODES",
     "AdaptiveSchedule",
+    "Between",
     "BranchSchedule",
     "ExplicitSchedule",
+    "ForecastRule",
     "NonUniformSchedule",
     "Schedule",
+    "SkipMode",
     "Step",
     "StepSchedule",
     "UniformSchedule",
@@ -40,16 +43,20 @@ __all__ = [
     "schedule_from_dict",
 ]
 
-SKIP_MODES = ("uniform", "non-uniform", "adaptive")
+SkipMode = Literal["uniform", "non-uniform", "adaptive"]
+SKIP_MODES: tuple[SkipMode, ...] = get_args(SkipMode)
 """The values that `skip_mode` takes."""
 
-FORECAST_ORDERS = {"none": 0, "linear": 1, "quadratic": 2, "limited": 2, "response": 2}
-"""For each forecast, how many values before the latest one it takes into account; a plan knows them by their place."""
+ForecastRule = Literal["none", "linear", "quadratic", "limited", "response"]
+FORECASTS: tuple[ForecastRule, ...] = get_args(ForecastRule)
+"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`. A plan knows them
+by their place."""
 
-FORECASTS = tuple(FORECAST_ORDERS)
-"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`."""
+FORECAST_ORDERS: dict[ForecastRule, int] = dict(zip(FORECASTS, (0, 1, 2, 2, 2), strict=True))
+"""For each forecast, how many values before the latest one it takes into account."""
 
-BETWEEN = ("shallow", "skipped", "alternating")
+Between = Literal["shallow", "skipped", "alternating"]
+BETWEEN: tuple[Between, ...] = get_args(Between)
 """The values that `between` takes: what the steps between full ones are."""
 
 
@@ -75,7 +82,7 @@ class Step:
 
     full: bool
     branch: int = 0
-    forecast: str = "none"
+    forecast: ForecastRule = "none"
     guidance_reuse: bool = False
     skipped: bool = False
 

@@ -55,6 +55,10 @@ class CallGuard:
             if hidden is not None:
                 vars(module)[_CALL] = hidden
 
+    def __bool__(self) -> bool:
+        # peft asks whether a module is compiled by what stands here.
+        return self.hidden is not None
+
     # Not compiled itself, while the module that it calls may be.
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -133,6 +133,11 @@ class Run:
         """Keeps the prediction of a call, and its input, for skipped steps."""
         assert slot.prediction is not None
         forecast, number = slot.prediction, call.info.step
+        if isinstance(output, tuple) and sum(isinstance(each, torch.Tensor) for each in output) > 1:
+            raise ValueError(
+                f"a skipped step forecasts one prediction, and this {type(denoiser).__name__} returns {len(output)}; "
+                "take between='shallow'"
+            )
         sample = latents(denoiser, call.sample).detach().clone()
         prediction = output_tensor(output).detach().clone()
         if self._config.between == "skipped":
