@@ -156,7 +156,7 @@ class DeepCacheConfig:
         return Step(False, forecast=self.forecast, skipped=True).order
 
     @property
-    def feature_forecast(self) -> str:
+    def feature_forecast(self) -> ForecastRule:
         """How shallow steps continue deep features; `"response"` has a meaning for predictions only."""
         return "limited" if self.forecast == "response" else self.forecast
 

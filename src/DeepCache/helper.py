@@ -55,6 +55,10 @@ class DeepCacheSDHelper:
         self._config = DeepCacheConfig(forecast="none")
         self._engine: DeepCacheEngine | None = None
 
+    def __repr__(self) -> str:
+        on = "on" if self._engine is not None and self._engine.attached else "off"
+        return f"<DeepCacheSDHelper {on} for {type(self.pipe).__name__}: {self._config}>"
+
     def set_params(
         self,
         cache_interval: int = 1,

@@ -49,8 +49,8 @@ SKIP_MODES: tuple[SkipMode, ...] = get_args(SkipMode)
 
 ForecastRule = Literal["none", "linear", "quadratic", "limited", "response"]
 FORECASTS: tuple[ForecastRule, ...] = get_args(ForecastRule)
-"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`. A plan knows them
-by their place."""
+"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`. A plan knows
+them by their place."""
 
 FORECAST_ORDERS: dict[ForecastRule, int] = dict(zip(FORECASTS, (0, 1, 2, 2, 2), strict=True))
 """For each forecast, how many values before the latest one it takes into account."""

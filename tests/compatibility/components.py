@@ -30,6 +30,8 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    T5Config,
+    T5EncoderModel,
 )
 
 from DeepCache.models import MODELS
@@ -59,6 +61,7 @@ __all__ = [
     "stable_diffusion_xl",
     "stable_diffusion_xl_components",
     "stable_diffusion_xl_unet",
+    "t5_encoder",
     "unclip_scheduler",
     "unconditional_unet",
     "vae",
@@ -255,6 +258,16 @@ def clip_image_encoder() -> CLIPVisionModelWithProjection:
                 image_size=32,
                 patch_size=2,
             )
+        )
+    )
+
+
+@cache
+def t5_encoder() -> T5EncoderModel:
+    """Encodes the tokens of `clip_tokenizer`."""
+    return seeded(
+        lambda: T5EncoderModel(
+            T5Config(vocab_size=len(clip_tokenizer()), d_model=TEXT_WIDTH, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
         )
     )
 

@@ -26,16 +26,13 @@ OF_SEVERAL_KINDS = (
 
 
 class Witness:
-    """Which calls of a U-Net ran its deepest block, seen by hooks that know nothing of DeepCache."""
+    """Which calls of a denoiser ran its deepest layer, seen by hooks that know nothing of DeepCache."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module) -> None:
         self._calls: list[str] = []
-        deepest: Any = unet.mid_block
-        if deepest is None:
-            deepest = unet.up_blocks[0]
         self._handles = [
-            unet.register_forward_pre_hook(lambda *_: self._calls.append("."), prepend=True),
-            deepest.register_forward_hook(self._deepest_ran),
+            denoiser.register_forward_pre_hook(lambda *_: self._calls.append("."), prepend=True),
+            _deepest(denoiser).register_forward_hook(self._deepest_ran),
         ]
 
     def take(self) -> str:
@@ -50,6 +47,22 @@ class Witness:
 
     def _deepest_ran(self, *_: object) -> None:
         self._calls[-1] = "F"
+
+
+def _deepest(denoiser: Any) -> nn.Module:
+    """A layer of a denoiser below all its skip connections, by the names that diffusers gives it."""
+    parts = dict(denoiser.named_children())
+    if "transformer" in parts:
+        # UniDiffuser.
+        return denoiser.transformer.transformer_mid_block
+    if "blocks" in parts:
+        # HunyuanDiT.
+        return denoiser.blocks[len(denoiser.blocks) // 2]
+    if "mid_block" in parts:
+        return denoiser.mid_block
+    first = denoiser.up_blocks[0]
+    # Stable Cascade and Würstchen call the layers of a block and never the block.
+    return first[0] if isinstance(first, nn.ModuleList) else first
 
 
 class Subject:

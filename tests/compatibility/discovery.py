@@ -1,4 +1,5 @@
-"""Finds the pipelines of the installed diffusers that have a denoising U-Net, or a component named like one."""
+"""Finds the pipelines of the installed diffusers that have a denoiser with skip connections, or a component named like
+one."""
 
 from __future__ import annotations
 
@@ -18,6 +19,10 @@ __all__ = ["FoundPipeline", "find_pipelines"]
 
 # Components that hold a denoising network in one pipeline or another, besides those that are called a U-Net.
 _NAMES_OF_DENOISERS = ("decoder", "prior")
+# Transformers with skip connections from their first layers to their last; UniDiffuser's is called a U-Net.
+_WITH_LONG_SKIPS = ("HunyuanDiT2DModel",)
+# Of the many pipelines with other transformers these are tried.
+_WITHOUT_LONG_SKIPS = ("AmusedPipeline", "FluxPipeline", "PixArtAlphaPipeline", "StableDiffusion3Pipeline")
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class FoundPipeline:
 
     Args:
         name: its name in diffusers.
-        denoisers: names of the components that are, or are called like, a denoising U-Net.
+        denoisers: names of the components that are, or are called like, a denoiser with skip connections.
         needs: the packages without which diffusers gives a placeholder in its place; empty where they are installed.
     """
 
@@ -51,7 +56,8 @@ def find_pipelines() -> dict[str, FoundPipeline]:
                 found[name] = FoundPipeline(name, (), tuple(member._backends))
             continue
         if issubclass(member, DiffusionPipeline):
-            denoisers = _denoisers(member._get_signature_types())
+            types = member._get_signature_types()
+            denoisers = ("transformer",) if name in _WITHOUT_LONG_SKIPS else _denoisers(types)
         elif issubclass(member, ModularPipeline) and member is not ModularPipeline:
             denoisers = _denoisers(_modular_types(member))
         else:
@@ -98,7 +104,9 @@ def _is_denoiser(name: str, component: Any) -> bool:
         return True
     if not (inspect.isclass(component) and issubclass(component, nn.Module)):
         return False
-    return "unet" in component.__name__.lower() or (name in _NAMES_OF_DENOISERS and _takes_a_timestep(component))
+    if "unet" in component.__name__.lower() or component.__name__ in _WITH_LONG_SKIPS:
+        return True
+    return name in _NAMES_OF_DENOISERS and _takes_a_timestep(component)
 
 
 def _takes_a_timestep(component: type[nn.Module]) -> bool:

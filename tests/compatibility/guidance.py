@@ -27,6 +27,7 @@ _OTHER_LATENTS = "the two halves of the U-Net's batch are not the same latents"
 _SEVERAL_PROMPTS = "has the same latents with several prompts in one half"
 
 _UNGUIDED = Reason(_ONE, "it is not guided")
+_UNGUIDED_BY_DEFAULT = Reason(_NO_GUIDANCE, "it is not guided by default")
 _ENSEMBLE = Reason(_OTHER_LATENTS, "it is not guided")
 _BUILT_IN = Reason(_NO_GUIDANCE, "its guidance is built into the U-Net")
 _SAYS_NO = Reason(
@@ -46,7 +47,9 @@ NOT_HALVED: dict[str, Reason] = {
     "ConsistencyModelPipeline": _UNGUIDED,
     "DDIMPipeline": _UNGUIDED,
     "DDPMPipeline": _UNGUIDED,
+    "DanceDiffusionPipeline": _UNGUIDED,
     "DreamLiteMobilePipeline": _UNGUIDED,
+    "HunyuanDiTPAGPipeline": _PERTURBED,
     "KarrasVePipeline with churn": _UNGUIDED,
     "KarrasVePipeline without churn": _UNGUIDED,
     "KolorsPAGPipeline": _PERTURBED,
@@ -66,6 +69,7 @@ NOT_HALVED: dict[str, Reason] = {
     "RePaintPipeline": _UNGUIDED,
     "ScoreSdeVePipeline": _UNGUIDED,
     "SemanticStableDiffusionPipeline": _MORE_PARTS,
+    "StableCascadeDecoderPipeline": _UNGUIDED_BY_DEFAULT,
     "StableDiffusionAttendAndExcitePipeline": _MAPS,
     "StableDiffusionAttendAndExcitePipeline with refinement": _MAPS,
     "StableDiffusionControlNetPAGInpaintPipeline": _PERTURBED,
@@ -97,4 +101,8 @@ NOT_HALVED: dict[str, Reason] = {
     "TextToVideoZeroSDXLPipeline": _FRAMES,
     "UnCLIPImageVariationPipeline": _SUPER_RESOLUTION,
     "UnCLIPPipeline": _SUPER_RESOLUTION,
+    "UniDiffuserPipeline img2text": _ONE_BY_ONE,
+    "UniDiffuserPipeline joint": _ONE_BY_ONE,
+    "UniDiffuserPipeline text2img": _ONE_BY_ONE,
+    "WuerstchenDecoderPipeline": _UNGUIDED_BY_DEFAULT,
 }

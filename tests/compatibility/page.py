@@ -41,17 +41,28 @@ page is not in step with them, and when diffusers has a pipeline or a scheduler 
 
 {counts}
 
-Each pipeline ran through its own `__call__` on small random components; the U-Nets have the blocks and layers of the \
-published ones as far as these are known, so that the branches are those that a user sees. Tested of each: with \
-`cache_interval=1` no bit differs from the pipeline without DeepCache; at intervals 2 and 3 exactly the U-Net calls \
-that the schedule says run the whole U-Net; a second call with other settings starts full and gives what it gives \
-alone; after `disable()` no bit differs; with `forecast="linear"` the same calls run the whole U-Net; with \
+Each pipeline ran through its own `__call__` on small random components. The U-Nets have the blocks and layers of the \
+published ones as far as these are known, so their branches are those that a user sees; the transformers have fewer \
+layers and therefore fewer branches. Tested of each: with \
+`cache_interval=1` no bit differs from the pipeline without DeepCache; at intervals 2 and 3 exactly the denoiser calls \
+that the schedule says run the whole denoiser; a second call with other settings starts full and gives what it gives \
+alone; after `disable()` no bit differs; with `forecast="linear"` the same calls run the whole denoiser; with \
 `guidance_reuse=True` the half of a batch that a shallow step runs comes out as it does where the whole batch runs, or \
 the run is refused with a `ValueError` that says why.
 
-DeepCache looks at the shape of a U-Net and never at its class. A U-Net that is not listed works if it has that \
-shape: `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists, and a skip connection from \
-every layer and downsampler. If it has another shape, `enable()` raises a `TypeError` that says why.
+DeepCache recognizes a denoiser by its structure and never by its class. It needs skip connections from the first \
+layers to the last, as U-Nets and transformers with long skips have them. A denoiser that is not listed works if it \
+has one of these structures:
+
+- `down_blocks`, `mid_block` and `up_blocks`, blocks that keep their layers in lists, and a skip connection from every \
+layer and downsampler: diffusers' U-Nets
+- `down_blocks` and `up_blocks` with one skip connection per block: Kandinsky 3, the latent upscaler, Dance Diffusion
+- `down_blocks` and `up_blocks` as lists of layers with one skip connection per level: Stable Cascade, Würstchen
+- two lists of blocks around a middle block, paired by skip connections: the U-Net of CompVis' `ldm`, U-ViT, UniDiffuser
+- one list of `blocks`, the later of which take skip connections from the earlier ones: HunyuanDiT
+
+For any other structure, `enable()` raises a `TypeError` that says why. The caches of diffusers (`enable_cache`) are \
+made for transformers without long skips.
 """
 
 
@@ -68,7 +79,7 @@ def page() -> str:
     companion_notes = companions()
     taken, not_taken = _schedulers_that_work(), _schedulers_that_are_not_taken()
     counts = _table(
-        ("", "found", "works", "refused, or not for a U-Net", "broken in diffusers"),
+        ("", "found", "works", "refused, or not applicable", "broken in diffusers"),
         [
             ("pipelines", len(works) + len(refused) + len(BROKEN), len(works), len(refused), len(BROKEN)),
             ("schedulers", len(taken) + len(not_taken), len(taken), len(not_taken), 0),
@@ -78,7 +89,7 @@ def page() -> str:
     sections = [
         _HEAD.format(diffusers=diffusers.__version__, counts=counts.strip()),
         "## Pipelines that work\n",
-        _table(("pipeline", "U-Net", "`cache_branch_id`", "`guidance_reuse`", "note"), works),
+        _table(("pipeline", "denoiser", "`cache_branch_id`", "`guidance_reuse`", "note"), works),
         "## Pipelines that are refused\n\n`enable()` raises a `TypeError` that begins with this reason.\n",
         _table(("pipeline", "reason", "note"), refused),
     ]
@@ -91,7 +102,7 @@ def page() -> str:
         "## Schedulers\n\nThe pattern of full and shallow steps is exact with each, at intervals 2 and 3, in a run "
         "of one step, and with timesteps or sigmas of the caller's where the scheduler takes them.\n",
         _table(("scheduler", "also tried with", "note"), taken),
-        "No pipeline with a U-Net takes these:\n",
+        "No pipeline above takes these:\n",
         _table(("scheduler", "why"), not_taken),
         "## Companions\n\nWhat people use beside DeepCache, alone and in pairs. Each has tests that fail if it were "
         "ignored.\n",
@@ -142,7 +153,7 @@ def _pipelines_that_are_refused() -> list[tuple[Any, ...]]:
     rows, working = [], {case.pipeline for case in CASES}
     for case in REFUSED:
         if case.pipeline in working:
-            # Refused with one kind of U-Net only, which its note says where it works.
+            # Refused with one kind of denoiser only, which its note says where it works.
             continue
         with _quiet(), pytest.raises(TypeError) as refusal:
             DeepCacheSDHelper(case.build()).enable()
@@ -159,23 +170,14 @@ def _schedulers_that_work() -> list[tuple[Any, ...]]:
             variants[case.scheduler].append(f"`{settings}`")
         if case.note and case.note not in notes[case.scheduler]:
             notes[case.scheduler].append(case.note)
-    own = {name: pipelines for name, pipelines in schedulers.OWN_PIPELINES.items() if _works(pipelines)}
-    for name, pipelines in own.items():
+    for name, pipelines in schedulers.OWN_PIPELINES.items():
         notes[name].append("with the pipeline it belongs to, " + ", ".join(pipelines))
-    names = {case.scheduler for case in schedulers.CASES} | set(own)
+    names = {case.scheduler for case in schedulers.CASES} | set(schedulers.OWN_PIPELINES)
     return [(name, "<br>".join(variants[name]), "; ".join(notes[name])) for name in sorted(names)]
 
 
 def _schedulers_that_are_not_taken() -> list[tuple[str, str]]:
-    reasons = {entry.scheduler: entry.reason for entry in schedulers.NOT_TAKEN}
-    for name, pipelines in schedulers.OWN_PIPELINES.items():
-        if not _works(pipelines):
-            reasons[name] = "belongs to " + " and ".join(pipelines) + ", which are refused"
-    return sorted(reasons.items())
-
-
-def _works(pipelines: Iterable[str]) -> bool:
-    return any(case.pipeline in pipelines for case in CASES)
+    return sorted((entry.scheduler, entry.reason) for entry in schedulers.NOT_TAKEN)
 
 
 def _companion_marks() -> Iterator[pytest.Mark]:

@@ -1,6 +1,6 @@
 """What the compatibility tests know of every scheduler class of diffusers.
 
-`CASES` has a row for each variant of a scheduler that pipelines with a U-Net take, `OWN_PIPELINES` names those that
+`CASES` has a row for each variant of a scheduler that the pipelines of the tests take, `OWN_PIPELINES` names those that
 only one kind of pipeline knows how to use, `NOT_TAKEN` those that none takes.
 """
 
@@ -77,7 +77,7 @@ def runge_kutta_then_multistep(steps: int) -> int:
 
 @dataclass(frozen=True)
 class SchedulerCase:
-    """A variant of a scheduler that pipelines with a U-Net take.
+    """A variant of a scheduler that the pipelines of the tests take.
 
     Args:
         scheduler: the class name in diffusers.
@@ -113,7 +113,7 @@ def _variants(scheduler: str, *options: Mapping[str, Any], **shared: Any) -> lis
 
 @dataclass(frozen=True)
 class UntakenScheduler:
-    """A scheduler that no pipeline with a U-Net takes.
+    """A scheduler that no pipeline of the tests takes, other than those that are refused.
 
     Args:
         scheduler: the class name in diffusers.
@@ -356,7 +356,11 @@ CASES: tuple[SchedulerCase, ...] = (
 )
 
 OWN_PIPELINES: dict[str, tuple[str, ...]] = {
-    "DDPMWuerstchenScheduler": ("StableCascadeDecoderPipeline", "WuerstchenDecoderPipeline"),
+    "DDPMWuerstchenScheduler": (
+        "StableCascadeDecoderPipeline",
+        "StableCascadePriorPipeline",
+        "WuerstchenDecoderPipeline",
+    ),
     "KarrasVeScheduler": ("KarrasVePipeline",),
     "RePaintScheduler": ("RePaintPipeline",),
     "ScoreSdeVeScheduler": ("ScoreSdeVePipeline",),

@@ -117,9 +117,8 @@ def test_guidance_reuse_is_refused_or_makes_the_same_of_the_half_that_it_runs(ru
             if step == "F":
                 assert torch.equal(prediction, whole)
             else:
-                torch.testing.assert_close(
-                    prediction.chunk(2)[1], whole.chunk(2)[1], rtol=0, atol=TOLERANCES[whole.dtype]
-                )
+                tolerance = TOLERANCES[whole.dtype] * max(1, whole.abs().max().item())
+                torch.testing.assert_close(prediction.chunk(2)[1], whole.chunk(2)[1], rtol=0, atol=tolerance)
         _check_what_is_rebuilt(pattern, made)
         assert bool(runs.halved.halved_steps) == ("." in pattern)
 

@@ -363,8 +363,7 @@ def test_a_scheduler_for_a_pipeline_of_its_own_is_tried_with_it(name):
     for pipeline in OWN_PIPELINES[name]:
         types = getattr(diffusers, pipeline)._get_signature_types()
         assert name in {member.__name__ for member in types["scheduler"]}
-    tried = {case.pipeline for case in (*PIPELINES, *REFUSED)}
-    assert tried.intersection(OWN_PIPELINES[name])
+    assert {case.pipeline for case in PIPELINES}.issuperset(OWN_PIPELINES[name])
 
 
 def test_the_timesteps_of_stable_cascade_are_found_though_one_more_is_listed_than_used():
@@ -384,9 +383,9 @@ def test_no_scheduler_of_diffusers_is_missing():
     assert sorted(listed) == sorted(find_schedulers())
 
 
-def test_every_scheduler_that_a_pipeline_with_a_unet_names_is_taken():
+def test_every_scheduler_that_a_pipeline_that_works_names_is_taken():
     named = {member.name for member in KarrasDiffusionSchedulers}
-    for name in {case.pipeline for case in (*PIPELINES, *REFUSED)}:
+    for name in {case.pipeline for case in PIPELINES}:
         with warnings.catch_warnings():
             # Of the packages that some pipelines load.
             warnings.simplefilter("ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.generation import GenerationSettings
@@ -107,15 +108,15 @@ def read_request(
     for name, each in (("prompt", text), ("negative prompt", negative_text)):
         if len(each) > LONGEST_PROMPT:
             raise ValueError(f"the {name} has {len(each)} characters; at most {LONGEST_PROMPT} are taken")
+    # What the page sends: DeepCacheConfig checks it.
+    names: dict[str, Any] = {"skip_mode": skip_mode, "forecast": forecast, "between": between}
     cache = (
         DeepCacheConfig(
             cache_interval=_whole("interval", interval, 1, 1000),
             cache_branch_id=_whole("branch", branch, 0, 1000),
-            skip_mode=skip_mode,
-            forecast=forecast,
             guidance_reuse=guidance_reuse,
-            between=between,
             threshold=_threshold(threshold) if skip_mode == "adaptive" else DeepCacheConfig.threshold,
+            **names,
         )
         if not plan
         else DeepCacheConfig(plan=_read_plan(plan))

@@ -54,15 +54,20 @@ def grid(
         ['I=3 B=0 response skipped']
     """
     branches = tuple(branches)
+    named: dict[str, Iterable[Any]] = {
+        "cache_interval": intervals,
+        "cache_branch_id": branches,
+        "skip_mode": skip_modes,
+        "forecast": forecasts,
+        "guidance_reuse": guidance_reuse,
+        "between": between,
+    }
+    combinations = (dict(zip(named, values, strict=True)) for values in product(*named.values()))
     configs = [
-        DeepCacheConfig(
-            interval, branch, skip_mode=skip_mode, forecast=forecast, guidance_reuse=reuse, between=steps_between
-        )
-        for interval, branch, skip_mode, forecast, reuse, steps_between in product(
-            intervals, branches, skip_modes, forecasts, guidance_reuse, between
-        )
-        if not (steps_between == "shallow" and forecast == "response")
-        and not (steps_between == "skipped" and (reuse or branch != branches[0]))
+        DeepCacheConfig(**each)
+        for each in combinations
+        if not (each["between"] == "shallow" and each["forecast"] == "response")
+        and not (each["between"] == "skipped" and (each["guidance_reuse"] or each["cache_branch_id"] != branches[0]))
     ]
     return tuple(Variant(variant_name(config), config) for config in configs)
 

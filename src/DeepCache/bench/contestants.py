@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.variants import Variant
 from DeepCache.bench.workload import PipelineCall, UnetLoop
+from DeepCache.config import CompileMode
 from DeepCache.engine.attach import apply_deepcache
 from DeepCache.engine.compilation import Compilation
 from DeepCache.engine.stats import TrajectoryStats
@@ -28,7 +29,7 @@ __all__ = ["BASELINE", "CAPTURED", "DEEPCACHE", "FEWER_STEPS", "MODES", "REFEREN
 
 BASELINE, DEEPCACHE, REFERENCE, FEWER_STEPS = "no caching", "DeepCache", "reference package", "fewer steps"
 
-MODES = {
+MODES: dict[str, CompileMode] = {
     "eager": "none",
     "regional": "regional",
     "compiled": "default",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -212,17 +212,21 @@ def deepcache_config(
             f"--threshold is for adaptive schedules, got {threshold:g} with --skip-mode {skip_mode}; add --skip-mode "
             "adaptive, or leave --threshold out"
         )
+    # The names come from the command line: DeepCacheConfig checks them.
+    names: dict[str, Any] = {
+        "skip_mode": skip_mode,
+        "forecast": forecast,
+        "compile": compile_mode,
+        "between": between,
+    }
     return DeepCacheConfig(
         cache_interval=interval,
         cache_branch_id=branch,
-        skip_mode=skip_mode,
-        forecast=forecast,
         guidance_reuse=guidance_reuse,
         plan=Plan.from_file(plan) if plan is not None else None,
         force_plan=force_plan,
-        compile=compile_mode,
-        between=between,
         threshold=_DEFAULT_THRESHOLD if threshold is None else threshold,
+        **names,
     )
 
 

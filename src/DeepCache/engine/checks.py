@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import may_write
 from DeepCache.engine.compilation import Compilation
-from DeepCache.engine.fingerprint import other_model, other_scheduler, refuse
+from DeepCache.engine.fingerprint import guidance_scale, other_guidance, other_model, other_scheduler, refuse
 from DeepCache.engine.guidance import counts_parts, several_prompts, why_not_two_halves
 from DeepCache.engine.layouts import branch_of
 from DeepCache.engine.unets import scheduler_of
 
-__all__ = ["check_guidance_reuse", "check_settings", "check_skipped_steps"]
+__all__ = ["check_run", "check_settings"]
 
 
 def check_settings(config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, name: str = "unet") -> None:
@@ -40,50 +40,40 @@ def check_settings(config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, name
         branch_of(denoiser, number)
 
 
-def check_skipped_steps(denoiser: nn.Module) -> None:
-    """Refuses skipped steps where the pipeline reads what layers write.
+def check_run(
+    config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, scheduler: Any, call: Sequence[Any], listening: bool
+) -> None:
+    """Refuses a run that the settings are not for, before anything has run. Of the scheduler and the guidance scale
+    nothing is known before a run.
+
+    Args:
+        config: the settings.
+        denoiser: the denoiser.
+        pipe: its pipeline.
+        scheduler: the scheduler of the run.
+        call: the sample of the first call, its positional and its keyword arguments; empty where the samples of the
+            batch stand at several timesteps, so that every step is full.
+        listening: whether the pipeline reads what deep attention layers write.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does not suit the plan, skipped steps or guidance reuse.
     """
-    if any(may_write(layer) for layer in _attention(denoiser)):
+    if config.plan is not None and not config.force_plan:
+        refuse(other_scheduler(config.plan, scheduler) or other_guidance(config.plan, guidance_scale(pipe)))
+    attention = [module for module in denoiser.modules() if hasattr(module, "processor")]
+    if config.any_skipped and any(may_write(layer) for layer in attention):
         raise ValueError(
             "a skipped step runs no layer, and the pipeline reads the attention maps of the U-Net; "
             "take between='shallow'"
         )
-
-
-def check_guidance_reuse(
-    pipe: Any,
-    denoiser: nn.Module,
-    sample: torch.Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    listening: bool,
-) -> None:
-    """Refuses guidance reuse where a batch is not two halves of which one can run alone.
-
-    Args:
-        pipe: the pipeline.
-        denoiser: the denoiser.
-        sample: the sample of a call.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        listening: whether the pipeline reads what deep attention layers write.
-
-    Raises:
-        ValueError: it is not.
-    """
-    reason = why_not_two_halves(pipe, denoiser, sample)
-    if not reason and listening:
-        reason = "the pipeline reads the attention maps of whole batches"
-    if not reason and counts_parts(_attention(denoiser)):
-        reason = "an attention processor of the U-Net counts on the whole batch"
-    if not reason and several_prompts(args, kwargs, sample):
-        reason = "the batch of the U-Net has the same latents with several prompts in one half"
-    if reason:
-        raise ValueError(f"guidance_reuse runs half of a guided batch, and {reason}; turn it off")
-
-
-def _attention(denoiser: nn.Module) -> list[nn.Module]:
-    return [module for module in denoiser.modules() if hasattr(module, "processor")]
+    if config.any_guidance_reuse and call:
+        sample, args, kwargs = call
+        reason = why_not_two_halves(pipe, denoiser, sample)
+        if not reason and listening:
+            reason = "the pipeline reads the attention maps of whole batches"
+        if not reason and counts_parts(attention):
+            reason = "an attention processor of the U-Net counts on the whole batch"
+        if not reason and several_prompts(args, kwargs, sample):
+            reason = "the batch of the U-Net has the same latents with several prompts in one half"
+        if reason:
+            raise ValueError(f"guidance_reuse runs half of a guided batch, and {reason}; turn it off")

@@ -12,16 +12,10 @@ from torch.utils.hooks import RemovableHandle
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.arguments import CallArguments
 from DeepCache.engine.call_guard import CallGuard
-from DeepCache.engine.checks import check_guidance_reuse, check_skipped_steps
+from DeepCache.engine.checks import check_run
 from DeepCache.engine.compilation import ISOLATED, Compilation, is_compiled
 from DeepCache.engine.executor import Executor
-from DeepCache.engine.fingerprint import (
-    guidance_scale,
-    other_guidance,
-    other_scheduler,
-    refuse,
-    warn_of_unknown_guidance,
-)
+from DeepCache.engine.fingerprint import guidance_scale, warn_of_unknown_guidance
 from DeepCache.engine.guidance import conditional_half
 from DeepCache.engine.planner import NOT_ANSWERED, Decision
 from DeepCache.engine.run import Call, Run
@@ -247,23 +241,16 @@ class DenoiserCache:
         # Somebody may have replaced a block or a layer since the last run.
         if self._executor.out_of_date:
             self._prepare_again()
-        if config.plan is not None and not config.force_plan:
-            # The scheduler may be another since DeepCache was put on; that of the denoiser would have been noticed. Of
-            # the guidance scale nothing is known before a run.
-            scale = guidance_scale(self._pipe)
-            refuse(other_scheduler(config.plan, scheduler) or other_guidance(config.plan, scale))
-            self._warned_of_guidance = self._warned_of_guidance or warn_of_unknown_guidance(config.plan, scale)
         self._attach_calls()
         compiled = is_compiled(component_of(self._pipe, self._name))
         self._run = Run(config, self._executor, self._pipe, scheduler, compiled)
-        if config.any_skipped:
-            check_skipped_steps(self.denoiser)
+        if config.plan is not None and not config.force_plan and not self._warned_of_guidance:
+            self._warned_of_guidance = warn_of_unknown_guidance(config.plan, guidance_scale(self._pipe))
+        call = () if info.mixed else (sample, args, kwargs)
+        check_run(config, self.denoiser, self._pipe, scheduler, call, bool(self._run.listening))
         if not info.mixed:
-            # What the schedule refuses is told before anything has run. A step of samples at several timesteps is full,
-            # whatever it says.
+            # What the schedule refuses is told before anything has run.
             self._run.planner.scheduled(0, info.steps)
-            if config.any_guidance_reuse:
-                check_guidance_reuse(self._pipe, self.denoiser, sample, args, kwargs, bool(self._run.listening))
 
 
 def _wants_gradient(sample: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from DeepCache.schedule import FORECAST_ORDERS
+from DeepCache.schedule import FORECAST_ORDERS, ForecastRule
 
 __all__ = ["Forecast"]
 
@@ -81,7 +81,7 @@ class Forecast:
         self._differences = differences
         self._limited = None
 
-    def at(self, place: float, rule: str = "none", half: int | None = None) -> torch.Tensor:
+    def at(self, place: float, rule: ForecastRule = "none", half: int | None = None) -> torch.Tensor:
         """The value at a place; by the rule `"none"` it is the latest tensor itself, which must not be changed.
 
         Args:

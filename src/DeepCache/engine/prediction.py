@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 
 from DeepCache.engine.forecast import Forecast
+from DeepCache.schedule import ForecastRule
 
 __all__ = ["PredictionForecast"]
 
@@ -70,7 +71,7 @@ class PredictionForecast:
             self._sample = sample
         self._predictions.add(place, prediction)
 
-    def at(self, place: float, sample: torch.Tensor, rule: str) -> torch.Tensor:
+    def at(self, place: float, sample: torch.Tensor, rule: ForecastRule) -> torch.Tensor:
         """The prediction at a step.
 
         Args:

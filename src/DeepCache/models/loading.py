@@ -6,7 +6,7 @@ import json
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from DeepCache.models.architectures import ARCHITECTURES, architecture_names, random_pipeline
 from DeepCache.models.device import resolve_device, resolve_dtype
@@ -15,6 +15,12 @@ from DeepCache.models.registry import MODELS, named_model
 if TYPE_CHECKING:
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    class LoadedPipeline(DiffusionPipeline):
+        """Every pipeline can be called, which diffusers' base class does not say."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
 
 __all__ = ["load_pipeline", "recommended_guidance"]
 
@@ -28,7 +34,7 @@ def load_pipeline(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     **options: Any,
-) -> DiffusionPipeline:
+) -> LoadedPipeline:
     """Loads a pipeline that DeepCache can accelerate.
 
     No network is touched for a name or for a folder.
@@ -71,7 +77,7 @@ def load_pipeline(
     if shown in ARCHITECTURES and not Path(shown).is_dir():
         if options:
             raise ValueError(f"{shown!r} is built with random weights and takes no options, got {', '.join(options)}")
-        return random_pipeline(shown, dtype=found_dtype, device=found_device)
+        return cast("LoadedPipeline", random_pipeline(shown, dtype=found_dtype, device=found_device))
     source, found_options = _locate(shown)
     _check_index(model, source, found_options)
 
@@ -86,7 +92,7 @@ def load_pipeline(
         raise OSError(f"cannot load the model {shown!r}: {error}") from error
     for unet in unets_of(pipe).values():
         skip_branches(unet)
-    return pipe.to(found_device)
+    return cast("LoadedPipeline", pipe.to(found_device))
 
 
 def recommended_guidance(model: str | os.PathLike[str], pipe: Any) -> float | None:

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import torch
 
-from DeepCache.schedule import Step, StepSchedule
+from DeepCache.schedule import ForecastRule, Step, StepSchedule
 
 __all__ = ["ExpectedSchedule", "best_schedules", "predicted_error"]
 
@@ -32,7 +32,7 @@ class ExpectedSchedule:
 
 
 def best_schedules(
-    errors: torch.Tensor, branch: int, share: float, prices: Sequence[float], skipped: str = "response"
+    errors: torch.Tensor, branch: int, share: float, prices: Sequence[float], skipped: ForecastRule = "response"
 ) -> list[ExpectedSchedule]:
     """The schedules that no other beats both in cost and in error, as far as the given prices find them.
 
@@ -71,7 +71,7 @@ def best_schedules(
             if option == 2 + _SKIPPED:
                 each += [Step(False, forecast=skipped, skipped=True)] * length
             else:
-                forecast = "linear" if option // 2 and gap else "none"
+                forecast: ForecastRule = "linear" if option // 2 and gap else "none"
                 each += [Step(False, branch, forecast, option % 2 == _REUSE)] * length
         schedule = StepSchedule(tuple(each))
         found[schedule] = ExpectedSchedule(schedule, cost, error)

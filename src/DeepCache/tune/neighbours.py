@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from DeepCache.schedule import FORECASTS, Step, StepSchedule
+from DeepCache.schedule import FORECASTS, ForecastRule, Step, StepSchedule
 
 __all__ = ["neighbours"]
 
 # Those that are tried where a step becomes a skipped one; others are reached by a change of the forecast.
-_FORECASTS_OF_SKIPPED = ("limited", "response")
+_FORECASTS_OF_SKIPPED: tuple[ForecastRule, ...] = ("limited", "response")
 
 
 def neighbours(
-    schedule: StepSchedule, branches: Sequence[int], guided: bool, skipped: Sequence[str] = ()
+    schedule: StepSchedule, branches: Sequence[int], guided: bool, skipped: Sequence[ForecastRule] = ()
 ) -> Iterator[StepSchedule]:
     """All schedules that are one decision away: a full step elsewhere, one more or one fewer; one step shallow or
     skipped; another kind, forecast, branch or guidance reuse for the steps after a full step, or for all; guidance
@@ -44,7 +44,7 @@ def neighbours(
 
 
 def _all(
-    each: tuple[Step, ...], branches: Sequence[int], guided: bool, skipped: Sequence[str]
+    each: tuple[Step, ...], branches: Sequence[int], guided: bool, skipped: Sequence[ForecastRule]
 ) -> Iterator[tuple[Step, ...]]:
     full_steps = [number for number, step in enumerate(each) if step.full]
     for full in full_steps[1:]:
@@ -75,7 +75,9 @@ def _all(
                 yield _with(each, {number: _skip(forecast, each[number])})
 
 
-def _changes(branches: Sequence[int], guided: bool, skipped: Sequence[str]) -> Iterator[Callable[[Step], Step]]:
+def _changes(
+    branches: Sequence[int], guided: bool, skipped: Sequence[ForecastRule]
+) -> Iterator[Callable[[Step], Step]]:
     for forecast in FORECASTS:
         yield partial(_with_forecast, forecast, skipped)
     for forecast in skipped:
@@ -89,7 +91,7 @@ def _changes(branches: Sequence[int], guided: bool, skipped: Sequence[str]) -> I
         yield lambda step: replace(step, guidance_reuse=False)
 
 
-def _with_forecast(forecast: str, skipped: Sequence[str], step: Step) -> Step:
+def _with_forecast(forecast: ForecastRule, skipped: Sequence[ForecastRule], step: Step) -> Step:
     """The step with another forecast, where it suits its kind."""
     suits = forecast in skipped if step.skipped else forecast != "response"
     return replace(step, forecast=forecast) if suits else step
@@ -99,7 +101,7 @@ def _with_branch(branch: int, step: Step) -> Step:
     return replace(step, branch=branch) if step.shallow else step
 
 
-def _skip(forecast: str, step: Step) -> Step:
+def _skip(forecast: ForecastRule, step: Step) -> Step:
     """A skipped step instead of a shallow one; one that is skipped already is kept."""
     return step if step.skipped else Step(False, forecast=forecast, skipped=True)
 

@@ -13,7 +13,7 @@ from DeepCache.engine.capture import FeatureCapture
 from DeepCache.engine.guidance import latents, output_tensor, why_not_two_halves, with_tensor
 from DeepCache.engine.layouts import SkipBranch, layout_of
 from DeepCache.generation.painter import Painter
-from DeepCache.schedule import FORECASTS
+from DeepCache.schedule import FORECASTS, ForecastRule
 
 __all__ = ["Recording", "draw_from", "record"]
 
@@ -35,7 +35,7 @@ class Recording:
     outputs: list[Any]
     features: list[torch.Tensor]
     guided: bool
-    skipped: tuple[str, ...]
+    skipped: tuple[ForecastRule, ...]
     images: torch.Tensor
 
 

@@ -24,6 +24,7 @@ from DeepCache.engine.patch import ShallowPatch
 from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.engine.stiffness import stiffness
 from DeepCache.generation.painter import Painter
+from DeepCache.schedule import ForecastRule
 from DeepCache.tune.recording import Recording, draw_from
 
 __all__ = ["SegmentErrors", "gaps_measured", "longest_segment", "skipped_forecast", "steps_of_sensitivity"]
@@ -40,7 +41,7 @@ def gaps_measured(steps: int) -> list[int]:
     return sorted({gap for gap in (1, 2, 4, 8) if gap < longest} | {longest})
 
 
-def skipped_forecast(allowed: Sequence[str]) -> str:
+def skipped_forecast(allowed: Sequence[ForecastRule]) -> ForecastRule:
     """The forecast of the skipped steps that are measured: the one that carries the least error on."""
     return "response" if "response" in allowed else "limited"
 

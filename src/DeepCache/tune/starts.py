@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from DeepCache.engine.cost import Costs
-from DeepCache.schedule import FORECASTS, Step, StepSchedule, mean_cost
+from DeepCache.schedule import FORECASTS, ForecastRule, Step, StepSchedule, mean_cost
 from DeepCache.tune.best_schedules import ExpectedSchedule
 from DeepCache.tune.evaluation import Measured
 from DeepCache.tune.search import Goal
@@ -17,10 +17,10 @@ INTERVALS = (2, 3, 4, 5, 6, 8, 10)
 # Of so many kinds of steps the best number of full ones is looked for.
 _KINDS_TO_SPREAD = 3
 
-_FORECASTS_OF_SKIPPED = ("limited", "response")
+_FORECASTS_OF_SKIPPED: tuple[ForecastRule, ...] = ("limited", "response")
 
 
-def kinds_of_steps(branch: int, guided: bool, skipped: Sequence[str]) -> dict[str, Step]:
+def kinds_of_steps(branch: int, guided: bool, skipped: Sequence[ForecastRule]) -> dict[str, Step]:
     """What all steps between full ones may be, by name.
 
     Args:
@@ -121,7 +121,7 @@ def spread_to_the_goal(
     return found or [evenly_spread(calls, 1, min(kinds.values(), key=lambda step: step.cost(costs)))]
 
 
-def skipped_twins(found: Sequence[ExpectedSchedule], forecasts: Sequence[str]) -> list[ExpectedSchedule]:
+def skipped_twins(found: Sequence[ExpectedSchedule], forecasts: Sequence[ForecastRule]) -> list[ExpectedSchedule]:
     """The schedules with skipped steps instead of shallow ones, from the cheapest, for each forecast in turn."""
     twins: dict[StepSchedule, ExpectedSchedule] = {}
     for each in found:

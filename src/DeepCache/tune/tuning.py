@@ -25,7 +25,7 @@ from DeepCache.engine.unets import unets_of
 from DeepCache.generation.painter import Painter
 from DeepCache.plan import Plan
 from DeepCache.progress import Work, WorkProgress
-from DeepCache.schedule import StepSchedule, mean_cost
+from DeepCache.schedule import ForecastRule, StepSchedule, mean_cost
 from DeepCache.tune.best_schedules import best_schedules, predicted_error
 from DeepCache.tune.evaluation import Evaluations, MeanEvaluations, Measured
 from DeepCache.tune.least_cost import check_goal
@@ -283,7 +283,7 @@ class _Scale:
     errors: torch.Tensor
     guidance: float | None
     guided: bool
-    skipped: tuple[str, ...]
+    skipped: tuple[ForecastRule, ...]
     calls: int
 
 

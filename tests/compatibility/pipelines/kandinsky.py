@@ -25,6 +25,7 @@ from tests.compatibility.components import (
     quiet,
     refused,
     seeded,
+    t5_encoder,
     unclip_scheduler,
 )
 
@@ -109,6 +110,26 @@ def _second_decoder(**config: Any) -> dict[str, Any]:
     return {
         "unet": _second_unet(**config),
         "scheduler": DDPMScheduler(beta_start=0.00085, beta_end=0.012, variance_type="learned_range"),
+        "movq": _movq(),
+    }
+
+
+def _third_pipeline() -> dict[str, Any]:
+    unet = seeded(
+        lambda: Kandinsky3UNet(
+            time_embedding_dim=8,
+            groups=2,
+            attention_head_dim=4,
+            block_out_channels=(8, 8, 8, 8),
+            cross_attention_dim=TEXT_WIDTH,
+            encoder_hid_dim=TEXT_WIDTH,
+        )
+    )
+    return {
+        "tokenizer": clip_tokenizer(),
+        "text_encoder": t5_encoder(),
+        "unet": unet,
+        "scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         "movq": _movq(),
     }
 
@@ -248,21 +269,9 @@ CASES = [
         {"num_inference_steps": 4},
         **_COMBINED_V22,
     ),
+    _case("Kandinsky3Pipeline", _third_pipeline, _TEXT | _LATENT, _WIDER),
+    _case("Kandinsky3Img2ImgPipeline", _third_pipeline, _TEXT | _LATENT | _FROM_IMAGE, _LESS_STRENGTH, steps=4),
 ]
-
-
-@cache
-def _third_unet() -> Kandinsky3UNet:
-    return seeded(
-        lambda: Kandinsky3UNet(
-            time_embedding_dim=8,
-            groups=2,
-            attention_head_dim=4,
-            block_out_channels=(8, 8, 8, 8),
-            cross_attention_dim=TEXT_WIDTH,
-            encoder_hid_dim=TEXT_WIDTH,
-        )
-    )
 
 
 REFUSED = [
@@ -274,15 +283,5 @@ REFUSED = [
             prior=prior_transformer,
         )
         for name in ("KandinskyPriorPipeline", "KandinskyV22PriorPipeline", "KandinskyV22PriorEmb2EmbPipeline")
-    ),
-    *(
-        refused(
-            name,
-            "cannot cut a Kandinsky3UNet: it has no 'mid_block'",
-            "its U-Net has no mid block and keeps one skip connection a block; Kandinsky 2.2 is cached",
-            unet=_third_unet,
-            movq=_movq,
-        )
-        for name in ("Kandinsky3Pipeline", "Kandinsky3Img2ImgPipeline")
     ),
 ]

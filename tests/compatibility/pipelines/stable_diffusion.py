@@ -109,6 +109,10 @@ def _build_latent_upscale() -> Any:
     )
 
 
+def _small_latents(batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 4, 8, 8, generator=generator(1))
+
+
 def _build_image_variation() -> Any:
     return quiet(
         diffusers.StableDiffusionImageVariationPipeline(
@@ -237,6 +241,13 @@ CASES = [
         patterns=uniform(5),
     ),
     PipelineCase(
+        "StableDiffusionLatentUpscalePipeline",
+        build=_build_latent_upscale,
+        run=lambda pipe: denoise(pipe, image=_small_latents()),
+        run_other=lambda pipe: denoise(pipe, steps=4, image=_small_latents(batch=2), prompt=["a red circle"] * 2),
+        patterns=uniform(5),
+    ),
+    PipelineCase(
         "StableDiffusionImageVariationPipeline",
         build=_build_image_variation,
         run=_vary,
@@ -315,11 +326,4 @@ CASES = [
     ),
 ]
 
-REFUSED = [
-    RefusedCase(
-        "StableDiffusionLatentUpscalePipeline",
-        build=_build_latent_upscale,
-        reason="its down path makes 20 skip connections, one a layer, and its up path takes 16",
-        note="its up blocks take one skip connection each and not one a layer; put DeepCache on the pipeline before it",
-    ),
-]
+REFUSED: list[RefusedCase] = []

@@ -14,8 +14,10 @@ from diffusers import (
     UniDiffuserTextDecoder,
 )
 from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
+from diffusers.utils import pt_to_pil
+from transformers import CLIPImageProcessor
 
-from tests.compatibility.case import PipelineCase, RefusedCase, uniform
+from tests.compatibility.case import PipelineCase, uniform
 from tests.compatibility.components import (
     TEXT_WIDTH,
     clip_image_encoder,
@@ -108,6 +110,63 @@ def _run_text(pipe: Any, **call: Any) -> torch.Tensor:
     return _run(pipe, prompt="a red circle", prior_num_inference_steps=2, **call)
 
 
+def _unidiffuser(mode: str) -> Any:
+    """UniDiffuser in one of its modes."""
+    tokens = clip_tokenizer().model_max_length
+    pipe = quiet(
+        diffusers.UniDiffuserPipeline(
+            vae=vae(),
+            text_encoder=clip_text_encoder(),
+            image_encoder=clip_image_encoder(),
+            clip_image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+            clip_tokenizer=clip_tokenizer(),
+            text_decoder=seeded(
+                lambda: UniDiffuserTextDecoder(
+                    prefix_length=tokens,
+                    prefix_inner_dim=TEXT_WIDTH,
+                    vocab_size=8,
+                    n_positions=256,
+                    n_embd=TEXT_WIDTH,
+                    n_layer=1,
+                    n_head=2,
+                )
+            ),
+            text_tokenizer=clip_tokenizer(),
+            unet=seeded(
+                lambda: UniDiffuserModel(
+                    text_dim=TEXT_WIDTH,
+                    clip_img_dim=TEXT_WIDTH,
+                    num_text_tokens=tokens,
+                    num_attention_heads=2,
+                    attention_head_dim=4,
+                    in_channels=4,
+                    out_channels=4,
+                    num_layers=7,
+                    norm_num_groups=2,
+                    sample_size=8,
+                    patch_size=2,
+                )
+            ),
+            scheduler=DPMSolverMultistepScheduler(),
+        )
+    )
+    getattr(pipe, f"set_{mode}_mode")()
+    return pipe
+
+
+def _run_unidiffuser(pipe: Any, **call: Any) -> torch.Tensor:
+    """What is denoised: latents of the image, of the text, or of both."""
+    denoised: list[torch.Tensor] = []
+    pipe(
+        **{"num_inference_steps": 5, "generator": generator(), "output_type": "latent"} | call,
+        callback=lambda step, timestep, latents: denoised.append(latents),
+    )
+    return denoised[-1]
+
+
+_UNIDIFFUSER = "every call of a step keeps a deep feature of its own"
+
+
 # One of the two U-Nets for super-resolution makes every step but the last, the other one the last.
 _PATTERNS = {"decoder": uniform(5), "super_res_first": uniform(4), "super_res_last": uniform(1)}
 _NOTE = "the decoder and the super-resolution are cached; `super_res_last` makes one step only, which is full"
@@ -135,46 +194,34 @@ CASES = [
         patterns=_PATTERNS,
         note=_NOTE,
     ),
+    PipelineCase(
+        "UniDiffuserPipeline",
+        build=lambda: _unidiffuser("text_to_image"),
+        run=lambda pipe: _run_unidiffuser(pipe, prompt="a red circle"),
+        run_other=lambda pipe: _run_unidiffuser(pipe, prompt="a red circle", num_images_per_prompt=2),
+        patterns=uniform(5, slots=2),
+        note=_UNIDIFFUSER,
+        id="text2img",
+    ),
+    PipelineCase(
+        "UniDiffuserPipeline",
+        build=lambda: _unidiffuser("image_to_text"),
+        run=lambda pipe: _run_unidiffuser(pipe, image=pt_to_pil(2 * image() - 1)[0]),
+        run_other=lambda pipe: _run_unidiffuser(pipe, image=pt_to_pil(2 * image() - 1)[0], guidance_scale=1.0),
+        patterns=uniform(5, slots=2),
+        note=_UNIDIFFUSER,
+        id="img2text",
+    ),
+    PipelineCase(
+        "UniDiffuserPipeline",
+        build=lambda: _unidiffuser("joint"),
+        run=_run_unidiffuser,
+        run_other=lambda pipe: _run_unidiffuser(pipe, num_inference_steps=3, guidance_scale=1.0),
+        patterns=uniform(5, slots=3),
+        note=_UNIDIFFUSER,
+        id="joint",
+    ),
 ]
-
-
-def _unidiffuser() -> Any:
-    tokens = clip_tokenizer().model_max_length
-    return diffusers.UniDiffuserPipeline(
-        vae=vae(),
-        text_encoder=clip_text_encoder(),
-        image_encoder=clip_image_encoder(),
-        clip_image_processor=None,
-        clip_tokenizer=clip_tokenizer(),
-        text_decoder=seeded(
-            lambda: UniDiffuserTextDecoder(
-                prefix_length=tokens,
-                prefix_inner_dim=TEXT_WIDTH,
-                vocab_size=8,
-                n_positions=64,
-                n_embd=TEXT_WIDTH,
-                n_layer=1,
-                n_head=2,
-            )
-        ),
-        text_tokenizer=None,
-        unet=seeded(
-            lambda: UniDiffuserModel(
-                text_dim=TEXT_WIDTH,
-                clip_img_dim=TEXT_WIDTH,
-                num_text_tokens=tokens,
-                num_attention_heads=2,
-                attention_head_dim=4,
-                in_channels=4,
-                out_channels=4,
-                num_layers=3,
-                norm_num_groups=2,
-                sample_size=8,
-                patch_size=2,
-            )
-        ),
-        scheduler=DPMSolverMultistepScheduler(),
-    )
 
 
 REFUSED = [
@@ -183,11 +230,5 @@ REFUSED = [
             name, "has none among its components (prior, ", "it denoises with a transformer", prior=prior_transformer
         )
         for name in ("ShapEPipeline", "ShapEImg2ImgPipeline")
-    ),
-    RefusedCase(
-        "UniDiffuserPipeline",
-        build=_unidiffuser,
-        reason="cannot cut a UniDiffuserModel: it has no nn.ModuleList 'down_blocks'",
-        note="what it calls a U-Net is a transformer of one resolution",
     ),
 ]
