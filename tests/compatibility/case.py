@@ -16,7 +16,7 @@ INTERVALS = (2, 3)
 
 
 def uniform(steps: int, slots: int = 1) -> dict[int, str]:
-    """The U-Net calls of a run by interval, one character each: every step makes `slots` calls of one kind."""
+    """The denoiser calls of a run by interval, one character each: every step makes `slots` calls of one kind."""
     return {
         interval: "".join(step * slots for step in UniformSchedule(interval).pattern(steps)) for interval in INTERVALS
     }
@@ -31,8 +31,8 @@ class PipelineCase:
         build: makes the pipeline, with the same weights each time.
         run: one call of the pipeline; takes the pipeline and returns one tensor, the same each time.
         run_other: a call with other settings (another size, batch, strength, number of steps, …).
-        patterns: the calls of the U-Net in `run` by interval, `F` for one that runs the whole U-Net and `.` for a
-            shallow one. A mapping from the name of the component where a pipeline has several U-Nets.
+        patterns: the calls of the denoiser in `run` by interval, `F` for one that runs all of it and `.` for a
+            shallow one. A mapping from the name of the component where it is not `unet` or there are several.
         note: what a user should know about this pipeline with DeepCache, for the page.
         warns: beginnings of the warnings that diffusers or transformers gives for this pipeline, without DeepCache too.
         id: tells several cases of one pipeline apart.

@@ -33,7 +33,7 @@ _BUILT_IN = Reason(_NO_GUIDANCE, "its guidance is built into the U-Net")
 _SAYS_NO = Reason(
     _NO_GUIDANCE, "it says of itself that it is not guided, and the halves of several views are interleaved"
 )
-_ONE_BY_ONE = Reason(_ONE, "it calls the U-Net for each prompt by itself")
+_ONE_BY_ONE = Reason(_ONE, "it calls the denoiser for each prompt by itself")
 _SUPER_RESOLUTION = Reason(_ONE, "its super-resolution is not guided")
 _MORE_PARTS = Reason(_THREE, "its batch has three parts")
 _FOUR_PARTS = Reason(_SEVERAL_PROMPTS, "the batch of `generate_mask` has four parts")

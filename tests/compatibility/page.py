@@ -132,7 +132,7 @@ def _pipelines_that_work() -> list[tuple[Any, ...]]:
                 unets = unets_of(case.build())
             built[case.pipeline] = (
                 ", ".join(_named(name, type(unet).__name__, unets) for name, unet in unets.items()),
-                ", ".join(_named(name, f"0–{len(skip_branches(unet)) - 1}", unets) for name, unet in unets.items()),
+                ", ".join(_named(name, _branches(unet), unets) for name, unet in unets.items()),
             )
     return [(name, *built[name], _guidance_reuse(name), "; ".join(notes[name])) for name in sorted(built)]
 
@@ -143,6 +143,11 @@ def _guidance_reuse(pipeline: str) -> str:
     if None in reasons:
         return "yes"
     return "no: " + "; ".join(dict.fromkeys(reason.note for reason in reasons if reason is not None))
+
+
+def _branches(denoiser: Any) -> str:
+    last = len(skip_branches(denoiser)) - 1
+    return f"0–{last}" if last else "0"
 
 
 def _named(name: str, text: str, unets: dict[str, Any]) -> str:

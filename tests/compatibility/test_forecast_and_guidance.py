@@ -1,7 +1,7 @@
-"""Forecasts and guidance reuse through the real `__call__` of every diffusers pipeline with a denoising U-Net.
+"""Forecasts and guidance reuse through the real `__call__` of every diffusers pipeline that works.
 
 A pipeline runs twice. The first run has guidance reuse. In the second one every step runs the whole batch, and what the
-U-Net predicts is noted and then replaced by what the first run returned, so that both see the same inputs to the end
+denoiser predicts is noted and then replaced by what the first run returned, so that both see the same inputs to the end
 and every call can be compared. Where guidance reuse is refused, the second run goes its own way.
 """
 
@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         result: what it returned.
-        patterns: the calls of each U-Net, `F` for one that ran all of it.
+        patterns: the calls of each denoiser, `F` for one that ran all of it.
         predictions: what each of them predicted.
         halved_steps: how many steps of the last trajectory ran half of the batch.
     """
@@ -46,7 +46,7 @@ class Run:
 
 
 def _run(case: PipelineCase, pipe: Any, replayed: Run | None = None, **settings: Any) -> Run:
-    """A run with these settings, in which the U-Nets return what they did in another one."""
+    """A run with these settings, in which the denoisers return what they did in another one."""
     predictions: dict[str, list[torch.Tensor]] = {name: [] for name in case.calls}
 
     def note(name: str, module: Any, args: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""DeepCache through the real `__call__` of every diffusers pipeline with a denoising U-Net."""
+"""DeepCache through the real `__call__` of every diffusers pipeline whose denoiser has skip connections."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_disable_restores(subject):
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_a_unet_of_another_shape_is_refused_with_the_reason(case: RefusedCase):
+def test_a_denoiser_of_another_structure_is_refused_with_the_reason(case: RefusedCase):
     with warnings.catch_warnings():
         expect_warnings(case)
         pipe = case.build()

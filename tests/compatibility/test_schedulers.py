@@ -27,7 +27,6 @@ from DeepCache.engine.trajectory import Trajectory
 from tests.compatibility.conftest import Witness, expect_warnings
 from tests.compatibility.page import INSTALLED, written_for
 from tests.compatibility.pipelines import CASES as PIPELINES
-from tests.compatibility.pipelines import REFUSED
 from tests.compatibility.schedulers import (
     CASES,
     NOT_TAKEN,

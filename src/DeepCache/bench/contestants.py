@@ -101,7 +101,7 @@ class Contestant:
                 self._broken = error
         if method != DEEPCACHE and unets_like is None:
             for unet in unets_of(self.pipe).values():
-                Compilation(unet, MODES[mode]).put_on()
+                Compilation(unet, MODES[mode]).attach()
 
     def run(self) -> None:
         """Runs once."""

@@ -55,6 +55,10 @@ class CallArguments:
         values = [_argument(args, kwargs, *place) for place in self._timesteps]
         return next((value for value in values if isinstance(value, torch.Tensor)), values[0])
 
+    def wants_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a gradient is to be taken through the call."""
+        return torch.is_grad_enabled() and self.sample(args, kwargs).requires_grad
+
     def with_static_timestep(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: nn.Module, sample: torch.Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

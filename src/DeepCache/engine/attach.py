@@ -10,8 +10,9 @@ from torch import nn
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.checks import check_settings
 from DeepCache.engine.compilation import is_compiled_by_others
-from DeepCache.engine.denoiser_cache import DenoiserCache, SlotKey
+from DeepCache.engine.denoiser_cache import DenoiserCache
 from DeepCache.engine.follow import follow_unets, unfollow_unets
+from DeepCache.engine.run import SlotKey
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import component_of, unets_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import nn
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import may_write
 from DeepCache.engine.compilation import Compilation
+from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale, other_guidance, other_model, other_scheduler, refuse
 from DeepCache.engine.guidance import counts_parts, several_prompts, why_not_two_halves
 from DeepCache.engine.layouts import branch_of
 from DeepCache.engine.unets import scheduler_of
 
-__all__ = ["check_run", "check_settings"]
+__all__ = ["check_run", "check_settings", "refuse_another_thread"]
 
 
 def check_settings(config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, name: str = "unet") -> None:
@@ -41,27 +43,26 @@ def check_settings(config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, name
 
 
 def check_run(
-    config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, scheduler: Any, call: Sequence[Any], listening: bool
+    config: DeepCacheConfig, executor: Executor, denoiser: nn.Module, pipe: Any, scheduler: Any, call: Sequence[Any]
 ) -> None:
     """Refuses a run that the settings are not for, before anything has run. Of the scheduler and the guidance scale
     nothing is known before a run.
 
     Args:
         config: the settings.
+        executor: the cuts of the denoiser.
         denoiser: the denoiser.
         pipe: its pipeline.
         scheduler: the scheduler of the run.
         call: the sample of the first call, its positional and its keyword arguments; empty where the samples of the
             batch stand at several timesteps, so that every step is full.
-        listening: whether the pipeline reads what deep attention layers write.
 
     Raises:
         ValueError: it does not suit the plan, skipped steps or guidance reuse.
     """
     if config.plan is not None and not config.force_plan:
         refuse(other_scheduler(config.plan, scheduler) or other_guidance(config.plan, guidance_scale(pipe)))
-    attention = [module for module in denoiser.modules() if hasattr(module, "processor")]
-    if config.any_skipped and any(may_write(layer) for layer in attention):
+    if config.any_skipped and any(map(may_write, executor.attention)):
         raise ValueError(
             "a skipped step runs no layer, and the pipeline reads the attention maps of the U-Net; "
             "take between='shallow'"
@@ -69,11 +70,29 @@ def check_run(
     if config.any_guidance_reuse and call:
         sample, args, kwargs = call
         reason = why_not_two_halves(pipe, denoiser, sample)
-        if not reason and listening:
+        if not reason and any(map(may_write, executor.deep_attention)):
             reason = "the pipeline reads the attention maps of whole batches"
-        if not reason and counts_parts(attention):
+        if not reason and counts_parts(executor.attention):
             reason = "an attention processor of the U-Net counts on the whole batch"
         if not reason and several_prompts(args, kwargs, sample):
             reason = "the batch of the U-Net has the same latents with several prompts in one half"
         if reason:
             raise ValueError(f"guidance_reuse runs half of a guided batch, and {reason}; turn it off")
+
+
+def refuse_another_thread(calling: int, denoiser: nn.Module) -> None:
+    """Refuses a call while a call of another thread is in flight.
+
+    Args:
+        calling: the thread whose call has begun and not ended; it may have ended with the thread.
+        denoiser: the denoiser.
+
+    Raises:
+        RuntimeError: that thread is alive and another one.
+    """
+    others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+    if calling in others:
+        raise RuntimeError(
+            f"two threads call this {type(denoiser).__name__} at once, and DeepCache changes it for the length of a "
+            "call: have them take turns, or give each a copy of its own"
+        )

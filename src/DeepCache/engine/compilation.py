@@ -51,13 +51,13 @@ class Compilation:
         elif mode != "none":
             self._calls = [_CompiledCall(unet, mode, ISOLATED)]
 
-    def put_on(self) -> None:
+    def attach(self) -> None:
         """Without effect where it is on, and on what somebody else has compiled."""
         for call in self._calls:
             # Where `nn.Module.compile` puts what it makes.
             vars(call.module).setdefault(_COMPILED, call)
 
-    def take_off(self) -> None:
+    def detach(self) -> None:
         """Leaves the U-Net as it was found; without effect where it is off."""
         for call in self._calls:
             if vars(call.module).get(_COMPILED) is call:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import threading
 from typing import Any
 
 import torch
@@ -12,22 +12,19 @@ from torch.utils.hooks import RemovableHandle
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.arguments import CallArguments
 from DeepCache.engine.call_guard import CallGuard
-from DeepCache.engine.checks import check_run
-from DeepCache.engine.compilation import ISOLATED, Compilation, is_compiled
+from DeepCache.engine.checks import check_run, refuse_another_thread
+from DeepCache.engine.compilation import is_compiled
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale, warn_of_unknown_guidance
 from DeepCache.engine.guidance import conditional_half
 from DeepCache.engine.planner import NOT_ANSWERED, Decision
-from DeepCache.engine.run import Call, Run
+from DeepCache.engine.run import Call, Run, SlotKey
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.trajectory import StepInfo, Trajectory
 from DeepCache.engine.unets import component_of, scheduler_of
 from DeepCache.schedule import Step
 
-__all__ = ["DenoiserCache", "SlotKey"]
-
-SlotKey = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
-"""Names the slot of a call by its arguments."""
+__all__ = ["DenoiserCache"]
 
 _END_OF_RUN = "_reset_stateful_cache"
 
@@ -54,14 +51,15 @@ class DenoiserCache:
         self.slot_key = slot_key
         self._config, self._pipe, self._name = config, pipe, name
         self._arguments = CallArguments(denoiser)
-        self._guard = CallGuard(self._answer, self.end_run)
+        self._guard = CallGuard(self._answer, self._interrupted)
         self._handles: list[RemovableHandle] = []
         self._trajectory = Trajectory()
         self._warned_of_guidance = False
-        # The call in flight; one that the guard has begun and the hook has not seen yet; whether any is in flight.
+        # The call in flight, where it is a step; one that the guard has begun and the hook has not seen yet; the thread
+        # of the call in flight.
         self._call: Call | None = None
         self._begun: Call | None = None
-        self._calling = False
+        self._calling: int | None = None
         self._run: Run
         self._prepare()
 
@@ -85,7 +83,6 @@ class DenoiserCache:
         self.end_run()
         if (config.branches, config.compile) != (before.branches, before.compile):
             self._prepare_again()
-        self._guard.answers = config.any_skipped
 
     def attach(self) -> None:
         """Registers the hooks; without effect where they are. Where that fails, nothing is left of it."""
@@ -98,8 +95,7 @@ class DenoiserCache:
                 self.denoiser.register_forward_pre_hook(self._before_call, with_kwargs=True),
                 self.denoiser.register_forward_hook(self._after_call, always_call=True),
             ]
-            self._executor.attach()
-            self._attach_calls()
+            self._attach_to_calls()
             # Diffusers calls this on every component of a pipeline at the end of a run.
             self.denoiser.__dict__[_END_OF_RUN] = self._reset
         except BaseException:
@@ -111,8 +107,7 @@ class DenoiserCache:
         self.end_run()
         for handle in self._handles:
             handle.remove()
-        self._executor.detach()
-        self._detach_calls()
+        self._detach_from_calls()
         self.denoiser.__dict__.pop(_END_OF_RUN, None)
         self._handles = []
 
@@ -121,7 +116,7 @@ class DenoiserCache:
         self._executor.end()
         self._executor.take()
         self._executor.attention_calls()
-        self._call, self._begun, self._calling = None, None, False
+        self._call = self._begun = self._calling = None
         record, self._run = self._run.record, Run(self._config, self._executor)
         self._run.record = record
         self._trajectory.reset()
@@ -134,47 +129,40 @@ class DenoiserCache:
             own(self.denoiser, *args, **kwargs)
 
     def _prepare(self) -> None:
-        """Makes the cuts of the configured branches and their compilation; nothing on the denoiser changes yet."""
-        if self._config.compile != "none" and not ISOLATED:
-            # Graphs that nothing matches any more would count towards the limit.
-            torch.compiler.reset()
-        self._compilation = Compilation(self.denoiser, self._config.compile)
-        self._executor = Executor(self.denoiser, self._config.branches)
-        self._guard.answers = self._config.any_skipped
+        """Makes the cuts of the configured branches; nothing on the denoiser changes yet."""
+        self._executor = Executor(self.denoiser, self._config.branches, self._config.compile)
         self._run = Run(self._config, self._executor)
 
     def _prepare_again(self) -> None:
-        self._executor.detach()
-        self._detach_calls()
+        self._detach_from_calls()
         self._prepare()
         if self.attached:
-            self._executor.attach()
-            self._attach_calls()
+            self._attach_to_calls()
 
-    def _attach_calls(self) -> None:
+    def _attach_to_calls(self) -> None:
         """Has calls of the denoiser compiled and guarded, in this order. A copied or unpickled one has lost both."""
         called = component_of(self._pipe, self._name)
-        module = called if getattr(called, "_orig_mod", None) is self.denoiser else self.denoiser
         self._guard.detach()
-        self._compilation.put_on()
-        self._guard.attach(module)
+        self._executor.attach()
+        self._guard.attach(called if getattr(called, "_orig_mod", None) is self.denoiser else self.denoiser)
 
-    def _detach_calls(self) -> None:
+    def _detach_from_calls(self) -> None:
         self._guard.detach()
-        self._compilation.take_off()
+        self._executor.detach()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_call(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._calling:
+        if self._calling is not None:
+            refuse_another_thread(self._calling, self.denoiser)
             # The call before this one never came back: nothing it left is to be trusted.
             self.end_run()
         call, self._begun = self._begun or self._begin(args, kwargs), None
         if call is not None and call.decision.step.skipped:
             # No guard stands around this call: `torch.compile` is around the denoiser, where nothing tells of it.
             call = call._replace(decision=Decision(Step(True), NOT_ANSWERED))
-        self._call, self._calling = call, True
+        self._call, self._calling = call, threading.get_ident()
         if call is None:
             return None
         run, step = self._run, call.decision.step
@@ -195,19 +183,23 @@ class DenoiserCache:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_call(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        self._executor.end()
-        call, calling = self._call, self._calling
-        self._call, self._calling = None, False
-        if output is None or not calling:
+        if output is None:
             # The denoiser raised.
-            self.end_run()
+            self._interrupted()
             return None
+        self._executor.end()
+        call, self._call, self._calling = self._call, None, None
         return None if call is None else self._run.keep(denoiser, call, output)
+
+    def _interrupted(self) -> None:
+        """Ends the run, unless the call that broke off is another thread's than the one in flight."""
+        if self._calling in (None, threading.get_ident()):
+            self.end_run()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of a skipped step, without the denoiser; None where the call is another kind of step."""
-        if self._calling or _wants_gradient(self._arguments.sample(args, kwargs)):
+        if self._calling is not None or self._arguments.wants_gradient(args, kwargs):
             return None
         call = self._begin(args, kwargs)
         if call is None or not call.decision.step.skipped:
@@ -219,8 +211,8 @@ class DenoiserCache:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Where a call stands and what it does; None where it is no step of the run."""
         sample = self._arguments.sample(args, kwargs)
-        if _wants_gradient(sample):
-            # A gradient that is wanted comes from the whole denoiser.
+        if self._arguments.wants_gradient(args, kwargs):
+            # It comes from the whole denoiser.
             self._run.record.note_gradient(sample, args, kwargs)
             return None
         scheduler = scheduler_of(self._pipe, self._name)
@@ -241,17 +233,15 @@ class DenoiserCache:
         # Somebody may have replaced a block or a layer since the last run.
         if self._executor.out_of_date:
             self._prepare_again()
-        self._attach_calls()
+        self._attach_to_calls()
         compiled = is_compiled(component_of(self._pipe, self._name))
         self._run = Run(config, self._executor, self._pipe, scheduler, compiled)
+        # The first step is never skipped.
+        self._guard.answers = config.any_skipped
         if config.plan is not None and not config.force_plan and not self._warned_of_guidance:
             self._warned_of_guidance = warn_of_unknown_guidance(config.plan, guidance_scale(self._pipe))
         call = () if info.mixed else (sample, args, kwargs)
-        check_run(config, self.denoiser, self._pipe, scheduler, call, bool(self._run.listening))
+        check_run(config, self._executor, self.denoiser, self._pipe, scheduler, call)
         if not info.mixed:
             # What the schedule refuses is told before anything has run.
             self._run.planner.scheduled(0, info.steps)
-
-
-def _wants_gradient(sample: torch.Tensor) -> bool:
-    return sample.requires_grad and torch.is_grad_enabled()

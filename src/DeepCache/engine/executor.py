@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from DeepCache.config import CompileMode
 from DeepCache.engine.attention import AttentionCalls, Listener
+from DeepCache.engine.compilation import ISOLATED, Compilation
 from DeepCache.engine.cut import Cut
 from DeepCache.engine.layouts import layout_of
 from DeepCache.engine.offload import load_groups
@@ -27,9 +29,16 @@ class Executor:
     Args:
         denoiser: the denoiser.
         branches: numbers of the skip branches that shallow steps use.
+        compile_mode: one of `COMPILE_MODES`.
+
+    Attributes:
+        cuts: what it takes to cut at each branch, by its number.
+        attention: the attention layers, those with a processor.
+        deep_attention: those that a shallow step at any of the branches leaves out.
 
     Raises:
         TypeError: the denoiser cannot be cut.
+        ValueError: it cannot be compiled as asked for.
 
     Example:
         >>> from diffusers import UNet2DModel
@@ -46,13 +55,19 @@ class Executor:
         >>> executor.detach()
     """
 
-    def __init__(self, denoiser: nn.Module, branches: Iterable[int]) -> None:
+    def __init__(self, denoiser: nn.Module, branches: Iterable[int], compile_mode: CompileMode = "none") -> None:
+        if compile_mode != "none" and not ISOLATED:
+            # Graphs that nothing matches any more would count towards the limit.
+            torch.compiler.reset()
+        self._compilation = Compilation(denoiser, compile_mode)
         numbers = list(branches)
         layout = layout_of(denoiser) if numbers else None
         self.cuts = {} if layout is None else {number: Cut(layout, layout.branches[number]) for number in numbers}
         # A class for full steps too: see `ClassSwap`.
         self._swap = ClassSwap(dict.fromkeys(owner for cut in self.cuts.values() for owner in cut.patch.owners))
         self._parts = self._current_parts()
+        self.attention = [module for module in denoiser.modules() if hasattr(module, "processor")]
+        self.deep_attention = list(dict.fromkeys(layer for cut in self.cuts.values() for layer in cut.deep_attention))
         self._handles: list[RemovableHandle] = []
         self._patch: ShallowPatch | None = None
         self._listener: Listener | None = None
@@ -64,19 +79,16 @@ class Executor:
         return self._parts != self._current_parts()
 
     @property
-    def deep_attention(self) -> list[nn.Module]:
-        """The attention layers that a shallow step at any of the branches leaves out."""
-        return list(dict.fromkeys(layer for cut in self.cuts.values() for layer in cut.deep_attention))
-
-    @property
     def buffer_bytes(self) -> int:
         """Size of the buffers that compiled shallow steps read."""
         return sum(buffer.nbytes for cut in self.cuts.values() for buffer in cut.buffers.values())
 
     def attach(self) -> None:
-        """Registers what takes deep features."""
-        for cut in self.cuts.values():
-            self._handles += [module.register_forward_hook(cut.capture) for module in cut.tapped]
+        """Registers what takes deep features and has the denoiser compiled; without effect where that is done."""
+        if not self._handles:
+            for cut in self.cuts.values():
+                self._handles += [module.register_forward_hook(cut.capture) for module in cut.tapped]
+        self._compilation.attach()
 
     def detach(self) -> None:
         """Undoes `attach`, and what a call has left."""
@@ -84,6 +96,7 @@ class Executor:
         while self._handles:
             self._handles[-1].remove()
             self._handles.pop()
+        self._compilation.detach()
 
     def full(self, listening: list[nn.Module] | None = None) -> Executor:
         """The next call runs the whole denoiser, and its deep features are taken.
@@ -139,8 +152,12 @@ class Executor:
 
     def take(self) -> dict[int, torch.Tensor]:
         """The deep features that the last call has renewed, by the number of their branch; each is handed over once."""
-        taken = {number: cut.capture.take() for number, cut in self.cuts.items()}
-        return {number: tensor for number, tensor in taken.items() if tensor is not None}
+        taken = {}
+        for number, cut in self.cuts.items():
+            tensor = cut.capture.take()
+            if tensor is not None:
+                taken[number] = tensor
+        return taken
 
     def attention_calls(self) -> AttentionCalls:
         """The calls that were noted during a full step, each handed over once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,11 @@ from DeepCache.engine.stiffness import stiffness
 from DeepCache.engine.store import Store
 from DeepCache.engine.trajectory import StepInfo
 
-__all__ = ["Call", "Run"]
+__all__ = ["Call", "Run", "SlotKey"]
+
+
+SlotKey = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
+"""Names the slot of a call by its positional and keyword arguments."""
 
 
 class Call(NamedTuple):

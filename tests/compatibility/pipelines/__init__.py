@@ -1,4 +1,4 @@
-"""Every diffusers pipeline with a denoising U-Net, one module a family."""
+"""Every diffusers pipeline whose denoiser has skip connections, one module a family."""
 
 from __future__ import annotations
 

@@ -89,6 +89,7 @@ def _run_controlled(pipe: Any, **call: Any) -> torch.Tensor:
 
 
 _PATTERNS = {"transformer": uniform(5)}
+_PUBLISHED = "the published transformers have 40 layers and the branches 0–18"
 
 CASES = [
     PipelineCase(
@@ -97,6 +98,7 @@ CASES = [
         run=_run,
         run_other=lambda pipe: _run(pipe, width=128, num_images_per_prompt=2, guidance_scale=1.0),
         patterns=_PATTERNS,
+        note=_PUBLISHED,
     ),
     PipelineCase(
         "HunyuanDiTControlNetPipeline",
@@ -104,6 +106,7 @@ CASES = [
         run=_run_controlled,
         run_other=lambda pipe: _run_controlled(pipe, steps=3, controlnet_conditioning_scale=0.5),
         patterns=_PATTERNS,
+        note=_PUBLISHED,
     ),
     PipelineCase(
         "HunyuanDiTPAGPipeline",
@@ -111,6 +114,7 @@ CASES = [
         run=_run,
         run_other=lambda pipe: _run(pipe, width=128, pag_scale=0.0),
         patterns=_PATTERNS,
+        note=_PUBLISHED,
     ),
 ]
 

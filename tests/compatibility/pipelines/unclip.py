@@ -164,7 +164,7 @@ def _run_unidiffuser(pipe: Any, **call: Any) -> torch.Tensor:
     return denoised[-1]
 
 
-_UNIDIFFUSER = "every call of a step keeps a deep feature of its own"
+_UNIDIFFUSER = "every call of a step keeps a deep feature of its own; the published model has the branches 0–14"
 
 
 # One of the two U-Nets for super-resolution makes every step but the last, the other one the last.
