@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batch_table import batch_costs, batch_tried
+from benchmarks.families_table import families_page
 from benchmarks.frontier_tables import compared_page, draw_compared, draw_frontier, guidance_page, in_readme
 from benchmarks.host_work_table import host_work
 from benchmarks.shallow_step_table import shallow_step
@@ -27,6 +28,7 @@ BATCH = HERE.parent / "docs" / "batch.md"
 MEASURING = HERE.parent / "docs" / "benchmarks.md"
 GUIDANCE = HERE.parent / "docs" / "guidance.md"
 COMPARED = HERE.parent / "docs" / "compared.md"
+LAYOUTS = HERE.parent / "docs" / "layouts.md"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
 
 
@@ -49,6 +51,7 @@ def pages() -> dict[Path, str]:
     made = {
         GUIDANCE: guidance_page(),
         COMPARED: compared_page(),
+        LAYOUTS: families_page(_read("families")),
         SCHEDULES: fidelity,
         BETWEEN: between,
         MEASURING: keys,

@@ -120,7 +120,7 @@ WRONG = (
     no_plan,
 )
 # These come of the reference package, of the tables in docs/compatibility.md, and of the option of a command.
-ELSEWHERE = ("cannot import name", "DeepCacheSDHelper.set_params() got", "cannot cut a Kandinsky3UNet", "got 40")
+ELSEWHERE = ("cannot import name", "DeepCacheSDHelper.set_params() got", "cannot cut a UNet2DModel", "got 40")
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)

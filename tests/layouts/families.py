@@ -34,6 +34,7 @@ class Family:
         branches: how many there are, counted by hand.
         timestep: makes of an element of a list of timesteps what the denoiser takes.
         timestep_name: what it is called, where it is not the second argument.
+        prompt_first: whether pipelines put the half with the prompt first.
         control: as `conditions`, with a ControlNet's residuals; None where the family has no ControlNet.
     """
 
@@ -44,6 +45,7 @@ class Family:
     branches: int
     timestep: Callable[[torch.Tensor], torch.Tensor] = lambda t: t
     timestep_name: str = ""
+    prompt_first: bool = False
     control: Callable[[], dict[str, Any]] | None = None
 
     def __call__(self, denoiser: nn.Module, step: int, t: torch.Tensor, **conditions: Any) -> torch.Tensor:
@@ -309,6 +311,7 @@ FAMILIES = (
         lambda: {"clip_text_pooled": random(2, 1, 8, seed=84)},
         branches=1,
         timestep=lambda t: t.expand(2),
+        prompt_first=True,
     ),
     Family(
         "Stable Cascade's decoder",
@@ -317,6 +320,7 @@ FAMILIES = (
         lambda: {"clip_text_pooled": random(2, 1, 8, seed=84), "effnet": random(2, 4, 4, 4, seed=85)},
         branches=3,
         timestep=lambda t: t.expand(2),
+        prompt_first=True,
     ),
     Family(
         "Würstchen",
@@ -325,6 +329,7 @@ FAMILIES = (
         lambda: {"effnet": random(2, 4, 4, 4, seed=85), "clip": _text()},
         branches=2,
         timestep=lambda t: t.expand(2),
+        prompt_first=True,
     ),
     Family(
         "HunyuanDiT",

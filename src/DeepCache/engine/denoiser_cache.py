@@ -170,7 +170,7 @@ class DenoiserCache:
         if run.compiled:
             args, kwargs = self._arguments.with_static_timestep(args, kwargs, denoiser, call.sample)
         if step.guidance_reuse:
-            args, kwargs = conditional_half(args, kwargs, call.sample)
+            args, kwargs = conditional_half(args, kwargs, call.sample, self._executor.layout.prompt_half)
         if step.full or call.slot is None:
             self._executor.full(run.listening)
             return args, kwargs

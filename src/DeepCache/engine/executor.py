@@ -32,6 +32,7 @@ class Executor:
         compile_mode: one of `COMPILE_MODES`.
 
     Attributes:
+        layout: the layout of the denoiser.
         cuts: what it takes to cut at each branch, by its number.
         attention: the attention layers, those with a processor.
         deep_attention: those that a shallow step at any of the branches leaves out.
@@ -60,9 +61,8 @@ class Executor:
             # Graphs that nothing matches any more would count towards the limit.
             torch.compiler.reset()
         self._compilation = Compilation(denoiser, compile_mode)
-        numbers = list(branches)
-        layout = layout_of(denoiser) if numbers else None
-        self.cuts = {} if layout is None else {number: Cut(layout, layout.branches[number]) for number in numbers}
+        self.layout = layout_of(denoiser)
+        self.cuts = {number: Cut(self.layout, self.layout.branches[number]) for number in branches}
         # A class for full steps too: see `ClassSwap`.
         self._swap = ClassSwap(dict.fromkeys(owner for cut in self.cuts.values() for owner in cut.patch.owners))
         self._parts = self._current_parts()

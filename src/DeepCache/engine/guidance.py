@@ -73,9 +73,9 @@ def counts_parts(layers: Iterable[nn.Module]) -> bool:
 
 
 def conditional_half(
-    args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch.Tensor
+    args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch.Tensor, half: int = 1
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a denoiser's call for the second half of its batch.
+    """The arguments of a denoiser's call for the half of its batch that has the prompt.
 
     Every tensor whose first side is the batch is cut, or of a video the batch times its frames; all else stays.
 
@@ -83,6 +83,7 @@ def conditional_half(
         args: the positional arguments.
         kwargs: the keyword arguments.
         sample: the sample, of five sides where it is a video.
+        half: which half that is, 0 or 1.
 
     Example:
         >>> args, kwargs = conditional_half(
@@ -92,7 +93,7 @@ def conditional_half(
         (torch.Size([2, 3]), torch.Size([]), torch.Size([2, 2]), torch.Size([8, 2]))
     """
     sides = _batch_sides(sample)
-    return _half(args, sides), _half(kwargs, sides)
+    return _half(args, sides, half), _half(kwargs, sides, half)
 
 
 def output_tensor(output: Any) -> torch.Tensor:
@@ -101,14 +102,16 @@ def output_tensor(output: Any) -> torch.Tensor:
     return tensor
 
 
-def join_halves(conditional: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+def join_halves(conditional: torch.Tensor, difference: torch.Tensor, half: int = 1) -> torch.Tensor:
     """The prediction for the whole batch.
 
     Args:
         conditional: the prediction for the half with the prompt.
         difference: the prediction without the prompt minus that with it.
+        half: which half of the batch has the prompt, 0 or 1.
     """
-    return torch.cat([conditional + difference, conditional])
+    unconditional = conditional + difference
+    return torch.cat([unconditional, conditional] if half else [conditional, unconditional])
 
 
 def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
@@ -140,13 +143,13 @@ def _batch_sides(sample: torch.Tensor) -> set[int]:
     return {len(sample), *(len(sample) * count for count in frames)}
 
 
-def _half(value: Any, sides: set[int]) -> Any:
+def _half(value: Any, sides: set[int], half: int) -> Any:
     if isinstance(value, torch.Tensor):
-        return value[len(value) // 2 :] if value.ndim > 0 and len(value) in sides else value
+        return value.chunk(2)[half] if value.ndim > 0 and len(value) in sides else value
     if isinstance(value, dict):
-        return {name: _half(item, sides) for name, item in value.items()}
+        return {name: _half(item, sides, half) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_half(item, sides) for item in value)
+        return type(value)(_half(item, sides, half) for item in value)
     return value
 
 

@@ -155,7 +155,8 @@ class Run:
         config = self._config
         guided = config.any_guidance_reuse and not why_not_two_halves(self._pipe, denoiser, sample)
         stiff = stiffness(guidance_scale(self._pipe), self._scheduler, info.steps)
-        slot = Slot(sample, self._executor.cuts, config.highest_order, guided, stiff)
+        half = self._executor.layout.prompt_half
+        slot = Slot(sample, self._executor.cuts, config.highest_order, guided, stiff, half)
         if config.any_skipped:
             response = self._first_response() if config.any_response else None
             slot.prediction = PredictionForecast(config.highest_order, response, stiff)

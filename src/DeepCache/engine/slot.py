@@ -15,8 +15,6 @@ from DeepCache.schedule import Step
 
 __all__ = ["Slot"]
 
-_WHOLE, _OTHER_HALF, _HALF = None, 0, 1
-
 
 class Slot:
     """What one slot keeps from step to step: the deep feature at each branch that is used, and what else is forecast.
@@ -27,6 +25,7 @@ class Slot:
         order: the highest order of the forecasts.
         guided: whether the batch is the two halves of classifier-free guidance, one of which some steps leave out.
         stiffness: how strongly the run answers to an error of a forecast.
+        prompt_half: which of the two halves has the prompt.
 
     Attributes:
         last_full: number of the last full step.
@@ -38,9 +37,16 @@ class Slot:
     """
 
     def __init__(
-        self, sample: torch.Tensor, branches: Iterable[int], order: int, guided: bool, stiffness: float
+        self,
+        sample: torch.Tensor,
+        branches: Iterable[int],
+        order: int,
+        guided: bool,
+        stiffness: float,
+        prompt_half: int = 1,
     ) -> None:
         self._made_for = (sample.shape, sample.dtype, sample.device)
+        self._prompt_half = prompt_half
         self.last_full = 0
         self.attention = AttentionCalls([])
         self.features = {branch: Forecast(order, stiffness) for branch in branches}
@@ -59,13 +65,15 @@ class Slot:
 
     def feature(self, number: int, step: Step) -> torch.Tensor:
         """The deep feature of a shallow step, for as much of the batch as it runs."""
-        return self.features[step.branch].at(number, step.forecast, _HALF if step.guidance_reuse else _WHOLE)
+        half = self._prompt_half if step.guidance_reuse else None
+        return self.features[step.branch].at(number, step.forecast, half)
 
     def whole_feature(self, number: int, step: Step, branch: int, computed: torch.Tensor) -> torch.Tensor:
         """A deep feature that a step has computed, with the forecast of the half of the batch that did not run."""
         if not step.guidance_reuse:
             return computed
-        return torch.cat([self.features[branch].at(number, step.forecast, _OTHER_HALF), computed])
+        other = self.features[branch].at(number, step.forecast, 1 - self._prompt_half)
+        return torch.cat([other, computed] if self._prompt_half else [computed, other])
 
     def guided(self, number: int, step: Step, output: Any) -> Any:
         """An output for both halves of the batch where only one ran; else itself, and its guidance is kept."""
@@ -73,9 +81,9 @@ class Slot:
             return output
         if step.guidance_reuse:
             difference = self.guidance.at(number, step.forecast)
-            return with_tensor(output, join_halves(output_tensor(output), difference))
-        unconditional, conditional = output_tensor(output).detach().chunk(2)
-        self.guidance.add(number, unconditional - conditional)
+            return with_tensor(output, join_halves(output_tensor(output), difference, self._prompt_half))
+        halves = output_tensor(output).detach().chunk(2)
+        self.guidance.add(number, halves[1 - self._prompt_half] - halves[self._prompt_half])
         return output
 
     def skipped(self, number: int, step: Step, sample: torch.Tensor) -> Any:

@@ -26,6 +26,8 @@ __all__ = ["load_pipeline", "recommended_guidance"]
 
 _INDEX = "model_index.json"
 _HUB_SECONDS = 10.0
+# Denoisers with skip connections that no pipeline calls its U-Net.
+_DENOISERS = ("HunyuanDiT2DModel", "StableCascadeUNet", "WuerstchenDiffNeXt")
 
 
 def load_pipeline(
@@ -204,7 +206,8 @@ def _check_index(model: str | os.PathLike[str], source: str, options: dict[str, 
         raise ValueError(f"the {_INDEX} of {shown!r} names no pipeline class")
     _check_class(shown, components["_class_name"])
     unet = components.get("unet")
-    if not isinstance(unet, list) or unet[0] is None:
+    classes = [component[-1] for component in components.values() if isinstance(component, list)]
+    if (not isinstance(unet, list) or unet[0] is None) and not any(name in _DENOISERS for name in classes):
         instead = ", which has a transformer instead" if "transformer" in components else ""
         raise TypeError(
             f"DeepCache needs a pipeline with a U-Net, and {shown!r} is a {components['_class_name']}{instead}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -52,6 +52,8 @@ class Layout(ABC):
     """
 
     branches: tuple[SkipBranch, ...]
+    prompt_half: ClassVar[int] = 1
+    """Which half of a guided batch has the prompt, as the pipelines of the family arrange it: 0 or 1."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser

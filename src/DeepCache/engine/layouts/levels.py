@@ -21,6 +21,8 @@ __all__ = ["LevelsLayout"]
 class LevelsLayout(Layout):
     """U-Nets that keep the layers of a resolution in a list, and what leads to the next in lists beside it."""
 
+    prompt_half = 0
+
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser)
         lists = {name: child for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)}

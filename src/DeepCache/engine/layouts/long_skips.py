@@ -35,7 +35,7 @@ class LongSkipsLayout(Layout):
 
     @classmethod
     def recognises(cls, denoiser: nn.Module) -> bool:
-        blocks = getattr(denoiser, "blocks", None)
+        blocks = denoiser._modules.get("blocks")
         return isinstance(blocks, nn.ModuleList) and any(map(_takes_a_skip, blocks))
 
     def overlays(self, branch: SkipBranch, cached: CachedFeature) -> Iterator[Overlay]:
