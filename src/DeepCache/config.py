@@ -26,7 +26,7 @@ from DeepCache.schedule import (
     schedule_from_dict,
 )
 
-__all__ = ["COMPILE_MODES", "CompileMode", "DeepCacheConfig"]
+__all__ = ["COMPILE_MODES", "DeepCacheConfig"]
 
 CompileMode = Literal["none", "regional", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
@@ -144,16 +144,23 @@ class DeepCacheConfig:
     @property
     def branches(self) -> tuple[int, ...]:
         """Every skip branch that a shallow step may use, from the shallowest; none where no step is shallow."""
+        return self.effective_schedule.branches if any(step.shallow for step in self.kinds) else ()
+
+    @property
+    def kinds(self) -> frozenset[Step]:
+        """Every kind of step that a run may have, whatever its branch."""
         schedule = self.effective_schedule
-        return () if self._each_step_skipped(schedule) else schedule.branches
+        if isinstance(schedule, StepSchedule):
+            return frozenset(schedule.each)
+        shallow = Step(False, forecast=self.feature_forecast, guidance_reuse=self.guidance_reuse)
+        skipped = Step(False, forecast=self.forecast, skipped=True)
+        between = {"shallow": (shallow,), "skipped": (skipped,), "alternating": (shallow, skipped)}
+        return frozenset((Step(True), *(between[self.between] if schedule.branches else ())))
 
     @property
     def highest_order(self) -> int:
         """The highest order of a forecast that any step asks for."""
-        schedule = self.effective_schedule
-        if isinstance(schedule, StepSchedule):
-            return max(step.order for step in schedule.each)
-        return Step(False, forecast=self.forecast, skipped=True).order
+        return max(step.order for step in self.kinds)
 
     @property
     def feature_forecast(self) -> ForecastRule:
@@ -163,29 +170,17 @@ class DeepCacheConfig:
     @property
     def any_skipped(self) -> bool:
         """Whether any step may run no layer at all."""
-        schedule = self.effective_schedule
-        if isinstance(schedule, StepSchedule):
-            return any(step.skipped for step in schedule.each)
-        return self.between != "shallow" and bool(schedule.branches)
+        return any(step.skipped for step in self.kinds)
 
     @property
     def any_response(self) -> bool:
         """Whether any skipped step asks for the response of predictions to their inputs."""
-        schedule = self.effective_schedule
-        if isinstance(schedule, StepSchedule):
-            return any(step.forecast == "response" for step in schedule.each)
-        return self.forecast == "response" and self.any_skipped
-
-    def _each_step_skipped(self, schedule: Schedule) -> bool:
-        return self.between == "skipped" and not isinstance(schedule, StepSchedule)
+        return any(step.forecast == "response" for step in self.kinds)
 
     @property
     def any_guidance_reuse(self) -> bool:
         """Whether any step runs half of a guided batch."""
-        schedule = self.effective_schedule
-        if isinstance(schedule, StepSchedule):
-            return any(step.guidance_reuse for step in schedule.each)
-        return self.guidance_reuse and bool(schedule.branches)
+        return any(step.guidance_reuse for step in self.kinds)
 
     def step(self, number: int, steps: int | None, since: int | None = None) -> Step:
         """What a step of a trajectory does; see `Schedule.step`.

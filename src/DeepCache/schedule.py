@@ -27,13 +27,10 @@ __all__ = [
     "FORECAST_ORDERS",
     "SKIP_MODES",
     "AdaptiveSchedule",
-    "Between",
     "BranchSchedule",
     "ExplicitSchedule",
-    "ForecastRule",
     "NonUniformSchedule",
     "Schedule",
-    "SkipMode",
     "Step",
     "StepSchedule",
     "UniformSchedule",
@@ -48,12 +45,11 @@ SKIP_MODES: tuple[SkipMode, ...] = get_args(SkipMode)
 """The values that `skip_mode` takes."""
 
 ForecastRule = Literal["none", "linear", "quadratic", "limited", "response"]
-FORECASTS: tuple[ForecastRule, ...] = get_args(ForecastRule)
-"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`. A plan knows
-them by their place."""
+FORECAST_ORDERS: dict[ForecastRule, int] = {"none": 0, "linear": 1, "quadratic": 2, "limited": 2, "response": 2}
+"""For each forecast, how many values before the latest one it takes into account; a plan knows them by their place."""
 
-FORECAST_ORDERS: dict[ForecastRule, int] = dict(zip(FORECASTS, (0, 1, 2, 2, 2), strict=True))
-"""For each forecast, how many values before the latest one it takes into account."""
+FORECASTS = tuple(FORECAST_ORDERS)
+"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`."""
 
 Between = Literal["shallow", "skipped", "alternating"]
 BETWEEN: tuple[Between, ...] = get_args(Between)

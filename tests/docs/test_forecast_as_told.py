@@ -1,4 +1,4 @@
-"""The line that docs/extending.md says it takes to add a cubic forecast is all it takes."""
+"""The lines that docs/extending.md says it takes to add a cubic forecast are all it takes."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ print(plan.to_dict()["forecast"], schedule_from_dict(plan.to_dict()) == plan)
 """
 
 
-def test_the_line_that_is_told_adds_a_cubic_forecast(tmp_path):
+def test_the_lines_that_are_told_add_a_cubic_forecast(tmp_path):
     shutil.copytree(ROOT / "src" / "DeepCache", tmp_path / "DeepCache", ignore=shutil.ignore_patterns("shapes", "app"))
     (change,) = re.findall(
         r"^```text\n--- a/src/(\S+)\n\+\+\+ b/src/\1\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S
     )
     file, hunks = tmp_path / change[0], re.findall(r"^@@\n-(.*\n)\+(.*\n)", change[1], re.M)
-    ((before, after),) = hunks
-    text = file.read_text(encoding="utf-8")
-    assert text.count(before) == 1
-    file.write_text(text.replace(before, after), encoding="utf-8")
+    assert len(hunks) == 2
+    for before, after in hunks:
+        text = file.read_text(encoding="utf-8")
+        assert text.count(before) == 1
+        file.write_text(text.replace(before, after), encoding="utf-8")
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     said = subprocess.run(

@@ -177,6 +177,8 @@ def test_every_public_name_is_in_the_reference(site):
         for module in DOCUMENTED
         for name in importlib.import_module(module).__all__
         if f"{module}.{name}" not in entries
+        # What `DeepCache` gives is described where it is defined.
+        and f"{getattr(getattr(importlib.import_module(module), name), '__module__', '')}.{name}" not in entries
     }
     assert not missing
 

@@ -53,7 +53,7 @@ class Layout(ABC):
 
     branches: tuple[SkipBranch, ...]
     prompt_half: ClassVar[int] = 1
-    """Which half of a guided batch has the prompt, as the pipelines of the family arrange it: 0 or 1."""
+    """The half of a guided batch that has the prompt, 0 or 1, as the pipelines of the family arrange it."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
