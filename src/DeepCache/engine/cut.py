@@ -28,6 +28,7 @@ class Cut:
         tapped: the modules that it is to be registered on.
         deep_attention: the attention layers, those with a processor, that a shallow step leaves out.
         buffers: see `buffered`.
+        grouped: whether any block is offloaded in a group, found out at the start of a run.
     """
 
     def __init__(self, layout: Layout, branch: SkipBranch) -> None:
@@ -39,6 +40,7 @@ class Cut:
         inside = dict.fromkeys(module for entry in self.patch.hidden for module in entry.modules())
         self.deep_attention: list[nn.Module] = [module for module in inside if hasattr(module, "processor")]
         self.buffers: dict[Any, torch.Tensor] = {}
+        self.grouped = False
 
     def narrow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call without what belongs to the deep part."""

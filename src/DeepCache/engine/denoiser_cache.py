@@ -234,6 +234,7 @@ class DenoiserCache:
         if self._executor.out_of_date:
             self._prepare_again()
         self._attach_to_calls()
+        self._executor.begin_run()
         compiled = is_compiled(component_of(self._pipe, self._name))
         self._run = Run(config, self._executor, self._pipe, scheduler, compiled)
         # The first step is never skipped.

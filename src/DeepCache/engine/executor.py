@@ -16,7 +16,7 @@ from DeepCache.engine.attention import AttentionCalls, Listener
 from DeepCache.engine.compilation import ISOLATED, Compilation
 from DeepCache.engine.cut import Cut
 from DeepCache.engine.layouts import layout_of
-from DeepCache.engine.offload import load_groups
+from DeepCache.engine.offload import are_grouped, load_groups
 from DeepCache.engine.patch import ClassSwap, ShallowPatch
 
 __all__ = ["Executor"]
@@ -98,6 +98,11 @@ class Executor:
             self._handles.pop()
         self._compilation.detach()
 
+    def begin_run(self) -> None:
+        """Finds out what stays as it is during a run."""
+        for cut in self.cuts.values():
+            cut.grouped = are_grouped([*cut.patch.kept, *cut.patch.hidden])
+
     def full(self, listening: list[nn.Module] | None = None) -> Executor:
         """The next call runs the whole denoiser, and its deep features are taken.
 
@@ -130,11 +135,12 @@ class Executor:
         for shallower, cut in self.cuts.items():
             # The deep features above the branch are computed anew.
             cut.capture.open = shallower < number
-        cut, meanwhile, called = self.cuts[number], None, []
+        cut, meanwhile = self.cuts[number], None
         if attention:
-            called = [*cut.patch.kept, *cut.patch.hidden]
             meanwhile = partial(attention.repeat, cut.deep_attention, attention_kwargs or {})
-        self._groups = load_groups(cut.patch.kept, called)
+        if cut.grouped:
+            called = [*cut.patch.kept, *cut.patch.hidden] if attention else []
+            self._groups = load_groups(cut.patch.kept, called)
         self._patch = cut.patch
         cut.patch.apply(cut.buffered(feature) if buffered else feature, meanwhile)
         return self

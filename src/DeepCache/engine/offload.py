@@ -11,7 +11,12 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["load_groups", "offloaded_to_disk"]
+__all__ = ["are_grouped", "load_groups", "offloaded_to_disk"]
+
+
+def are_grouped(blocks: Sequence[nn.Module]) -> bool:
+    """Whether any of these blocks is offloaded in a group."""
+    return any(_group_of(block) is not None for block in blocks)
 
 
 def load_groups(blocks: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> list[Any]:
