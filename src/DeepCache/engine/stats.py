@@ -33,8 +33,8 @@ class TrajectoryStats:
         uncounted: why `mac_share` could not be counted, else an empty string.
         halved_steps: number of steps that ran half of a guided batch (guidance reuse).
         skipped_steps: number of steps at which no layer of the U-Net ran.
-        reasons: for each call that was full although the schedule does not say so, its step and the reason; a call that
-            a gradient is taken through is no step, and comes with the step before it.
+        reasons: the steps that were full although the schedule does not say so, each with its reason; a call that a
+            gradient is taken through is no step, and comes with the step before it.
     """
 
     pattern: str
@@ -68,7 +68,7 @@ class TrajectoryStats:
         for step, reason in self.reasons:
             steps.setdefault(reason, []).append(step)
         return "".join(
-            f"\nfull though not scheduled, {reason}: step {', '.join(map(str, dict.fromkeys(numbers)))}"
+            f"\nfull though not scheduled, {reason}: step {', '.join(map(str, numbers))}"
             for reason, numbers in steps.items()
         )
 
@@ -88,7 +88,8 @@ class RunRecord:
         self._bytes_kept = 0
         self._mac_share: tuple[int, float | None, str] | None = None
         self._uncounted = ""
-        self._reasons: list[tuple[int, str]] = []
+        # Each once, in order: a loop that trains makes any number of calls at a step.
+        self._reasons: dict[tuple[int, str], None] = {}
 
     def note_call(
         self,
@@ -105,12 +106,12 @@ class RunRecord:
         elif step.full:
             self._steps[-1] = step
         if decision.reason:
-            self._reasons.append((info.step, decision.reason))
+            self._reasons[info.step, decision.reason] = None
         self._count_call(step, sample, args, kwargs)
 
     def note_gradient(self, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes a call that is no step of the run, since a gradient is taken through it."""
-        self._reasons.append((max(len(self._steps) - 1, 0), GRADIENT))
+        self._reasons[max(len(self._steps) - 1, 0), GRADIENT] = None
         self._count_call(Step(True), sample, args, kwargs)
 
     def _count_call(self, step: Step, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
