@@ -117,3 +117,22 @@ def test_a_method_of_the_unets_own_that_ends_a_run_is_called_too():
     assert "_reset_stateful_cache" not in vars(pipe.unet)
     pipe.unet._reset_stateful_cache()
     assert pipe.unet.calls == (False, True)
+
+
+def test_a_guard_that_is_interrupted_while_it_goes_still_works(monkeypatch):
+    pipe = Pipeline(DummyUNet())
+    engine = apply_deepcache(pipe, DeepCacheConfig(3))
+    guard = pipe.unet._compiled_call_impl
+
+    class Interrupted(dict):
+        def __delitem__(self, key):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("DeepCache.engine.call_guard.vars", lambda module: Interrupted(module.__dict__), raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        engine.detach()
+    monkeypatch.undo()
+    assert pipe.unet._compiled_call_impl is guard
+    assert pipe.call(1, 0) == Pipeline(DummyUNet()).call(1, 0)
+    engine.detach()
+    assert "_compiled_call_impl" not in vars(pipe.unet)

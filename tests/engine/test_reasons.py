@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from DeepCache import DeepCacheConfig, apply_deepcache
@@ -106,3 +107,22 @@ def test_slots_may_be_named_by_what_a_call_is_for():
     assert found[1] == [feature[1] + 101, feature[0] + 2]
     assert found[2] == [feature[1] + 102]
     assert engine.stats.pattern == "F.."
+
+
+def test_calls_of_one_name_are_told_apart_by_their_order():
+    pipe = Pipeline(DummyUNet())
+    engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"), slot_key=lambda args, kwargs: "all")
+    unnamed = Pipeline(DummyUNet())
+    apply_deepcache(unnamed, DeepCacheConfig(2, forecast="linear"))
+    for step in range(7):
+        assert [pipe.call(1 + call, step) for call in range(2)] == [unnamed.call(1 + call, step) for call in range(2)]
+    assert engine.stats.pattern == "F.F.F.F"
+
+
+def test_a_name_must_be_hashable_and_what_names_a_function():
+    pipe = Pipeline(DummyUNet())
+    apply_deepcache(pipe, DeepCacheConfig(2), slot_key=lambda args, kwargs: [1])
+    with pytest.raises(TypeError, match=r"slot_key must return a hashable value, got \[1\]"):
+        pipe.call(1, 0)
+    with pytest.raises(TypeError, match="slot_key must be a function of a call's arguments, got 3"):
+        apply_deepcache(pipe, DeepCacheConfig(2), slot_key=3)

@@ -135,7 +135,8 @@ class LayerByLayerUNet(LdmUNet):
 
 
 def _layers(block: Any, h: torch.Tensor, emb: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    for layer in block:
+    # Some models have no middle block.
+    for layer in block or ():
         h = call_layer(layer, h, emb, context)
     return h
 

@@ -22,6 +22,9 @@ class CallArguments:
     Args:
         denoiser: the denoiser, of whose class the signature is read.
 
+    Raises:
+        TypeError: it takes no sample and timestep.
+
     Example:
         >>> class Denoiser(nn.Module):
         ...     def forward(self, noisy, context, timestep): ...
@@ -31,11 +34,15 @@ class CallArguments:
 
     def __init__(self, denoiser: nn.Module) -> None:
         # Off the class: offloading replaces `forward` on the instance.
-        names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+        parameters = list(inspect.signature(type(denoiser).forward).parameters.values())[1:]
+        names = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         timesteps = [name for name in names if name in ("timestep", "timesteps")]
         timesteps = timesteps or [name for name in names if name.startswith("timestep")] or names[1:2]
+        if not names or (not timesteps and len(parameters) == len(names)):
+            kind = type(denoiser).__name__
+            raise TypeError(f"DeepCache needs a denoiser that is called with a sample and a timestep; {kind} is not")
         self._sample = (0, names[0])
-        self._timesteps = [(names.index(name), name) for name in timesteps]
+        self._timesteps = [(names.index(name), name) for name in timesteps] or [(1, "timestep")]
 
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """The sample.

@@ -37,6 +37,8 @@ class DeepCacheEngine:
 
     def __init__(self, pipe: Any, config: DeepCacheConfig, slot_key: SlotKey | None = None) -> None:
         _check_config(config)
+        if slot_key is not None and not callable(slot_key):
+            raise TypeError(f"slot_key must be a function of a call's arguments, got {slot_key!r}")
         self._pipe = pipe
         self._config = config
         self._slot_key = slot_key
@@ -170,8 +172,8 @@ def apply_deepcache(
             (`pipe.unet`), for a loop of your own.
         config: the settings; `DeepCacheConfig()` by default.
         slot_key: for a program that makes several calls at a step, a function of a call's positional and keyword
-            arguments that names what the call is for, by any hashable value. By default calls are told apart by
-            their order within the step.
+            arguments that names what the call is for, by any hashable value. Calls of one name are told apart by
+            their order within the step, and by default all are of one name.
 
     Returns:
         The engine, whose `stats` tell what the last trajectory did.

@@ -49,11 +49,14 @@ class CallGuard:
 
     def detach(self) -> None:
         """Leaves the module as it was found; without effect where the guard is not on one."""
-        module, hidden, self._module, self.hidden = self._module, self.hidden, None, None
+        module = self._module
+        # First taken away and then forgotten: Ctrl-C may come in between.
         if module is not None and vars(module).get(_CALL) is self:
-            del vars(module)[_CALL]
-            if hidden is not None:
-                vars(module)[_CALL] = hidden
+            if self.hidden is None:
+                del vars(module)[_CALL]
+            else:
+                vars(module)[_CALL] = self.hidden
+        self._module = self.hidden = None
 
     def __bool__(self) -> bool:
         # peft asks whether a module is compiled by what stands here.

@@ -42,9 +42,13 @@ class Cut:
         self.buffers: dict[Any, torch.Tensor] = {}
         self.grouped = False
 
+    def parts(self) -> list[nn.Module]:
+        """The modules that the cut was made of, as they are now."""
+        return [*self.patch.entries(), *self._layout.tapped(self._branch)]
+
     def narrow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call without what belongs to the deep part."""
-        return self._layout.narrow(self._branch, args, kwargs)
+        return self._layout.narrowed(self._branch, args, kwargs)
 
     def buffered(self, feature: torch.Tensor) -> torch.Tensor:
         """The deep feature in a buffer that stays: a CUDA graph reads what a module holds where it was when the graph

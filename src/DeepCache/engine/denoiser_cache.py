@@ -91,10 +91,8 @@ class DenoiserCache:
         if self._executor.out_of_date:
             self._prepare()
         try:
-            self._handles = [
-                self.denoiser.register_forward_pre_hook(self._before_call, with_kwargs=True),
-                self.denoiser.register_forward_hook(self._after_call, always_call=True),
-            ]
+            self._handles.append(self.denoiser.register_forward_pre_hook(self._before_call, with_kwargs=True))
+            self._handles.append(self.denoiser.register_forward_hook(self._after_call, always_call=True))
             self._attach_to_calls()
             # Diffusers calls this on every component of a pipeline at the end of a run.
             self.denoiser.__dict__[_END_OF_RUN] = self._reset
@@ -222,7 +220,7 @@ class DenoiserCache:
         run = self._run
         if info.slot == 0:
             run.store.begin_step()
-        key = info.slot if self.slot_key is None else self.slot_key(args, kwargs)
+        key = run.store.key(None if self.slot_key is None else self.slot_key(args, kwargs))
         slot = run.store.find(key)
         return Call(sample, info, key, slot, run.planner.decide(info, slot, sample))
 

@@ -87,7 +87,8 @@ class Executor:
         """Registers what takes deep features and has the denoiser compiled; without effect where that is done."""
         if not self._handles:
             for cut in self.cuts.values():
-                self._handles += [module.register_forward_hook(cut.capture) for module in cut.tapped]
+                for module in cut.tapped:
+                    self._handles.append(module.register_forward_hook(cut.capture))
         self._compilation.attach()
 
     def detach(self) -> None:
@@ -179,4 +180,4 @@ class Executor:
         self.end()
 
     def _current_parts(self) -> list[nn.Module]:
-        return [entry for cut in self.cuts.values() for entry in cut.patch.entries()]
+        return [part for cut in self.cuts.values() for part in cut.parts()]

@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
     sample: torch.Tensor
     info: StepInfo
-    key: Hashable
+    key: tuple[Hashable, int]
     slot: Slot | None
     decision: Decision
 

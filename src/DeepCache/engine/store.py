@@ -15,13 +15,13 @@ class Store:
     Example:
         >>> store = Store()
         >>> store.begin_step()
-        >>> store.find("cond") is None
-        True
+        >>> store.key("cond"), store.key("uncond"), store.key("cond")
+        (('cond', 0), ('uncond', 0), ('cond', 1))
     """
 
     def __init__(self) -> None:
-        self._slots: dict[Hashable, Slot] = {}
-        self._used: set[Hashable] = set()
+        self._slots: dict[tuple[Hashable, int], Slot] = {}
+        self._calls: dict[Hashable, int] = {}
 
     @property
     def bytes(self) -> int:
@@ -30,22 +30,33 @@ class Store:
 
     def begin_step(self) -> None:
         """Drops what the step before did not use."""
-        if len(self._slots) > len(self._used):
-            self._slots = {key: slot for key, slot in self._slots.items() if key in self._used}
-        self._used.clear()
+        calls = self._calls
+        unused = [key for key in self._slots if calls.get(key[0], 0) <= key[1]]
+        for key in unused:
+            del self._slots[key]
+        calls.clear()
 
-    def find(self, key: Hashable) -> Slot | None:
+    def key(self, name: Hashable) -> tuple[Hashable, int]:
+        """The key of the next call of a step: what the call is for, and how many of that name came before.
+
+        Raises:
+            TypeError: the name is not hashable.
+        """
+        try:
+            count = self._calls.get(name, 0)
+        except TypeError as error:
+            raise TypeError(f"slot_key must return a hashable value, got {name!r}") from error
+        self._calls[name] = count + 1
+        return name, count
+
+    def find(self, key: tuple[Hashable, int]) -> Slot | None:
         """The slot of a call, or None where nothing is kept for it."""
-        self._used.add(key)
         return self._slots.get(key)
 
-    def keep(self, key: Hashable, slot: Slot) -> None:
+    def keep(self, key: tuple[Hashable, int], slot: Slot) -> None:
         """Keeps a slot from now on."""
         self._slots[key] = slot
 
-    def drop(self, key: Hashable) -> None:
+    def drop(self, key: tuple[Hashable, int]) -> None:
         """Forgets a slot."""
         self._slots.pop(key, None)
-
-    def __len__(self) -> int:
-        return len(self._slots)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -57,6 +58,9 @@ class Layout(ABC):
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
+        # Off the class: offloading replaces `forward` on the instance.
+        parameters = list(signature(type(denoiser).forward).parameters.values())[1:]
+        self._named = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
 
     @classmethod
     @abstractmethod
@@ -74,9 +78,18 @@ class Layout(ABC):
     def narrow(
         self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call without what belongs to the deep part, such as a ControlNet's residuals for it. What
-        was given is not changed."""
+        """The arguments of a call without what belongs to the deep part, such as a ControlNet's residuals for it. They
+        come by name, but for the first two. What was given is not changed."""
         return args, kwargs
+
+    def narrowed(
+        self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`narrow`, with the arguments after the sample and the timestep by name where the denoiser has names for
+        them."""
+        if len(args) > 2 and len(args) <= len(self._named):
+            args, kwargs = args[:2], dict(zip(self._named[2:], args[2:], strict=False)) | kwargs
+        return self.narrow(branch, args, kwargs)
 
 
 class CachedFeature(nn.Module):

@@ -51,6 +51,10 @@ class PairedListsLayout(Layout):
         if len(self._first) != len(self._second):
             counts = f"{len(self._first)} {self._names.first} and {len(self._second)} {self._names.second}"
             raise cannot_cut(denoiser, f"it has {counts}, and needs one for each")
+        for name, child in self._owner.named_children():
+            if isinstance(child, nn.ModuleList) and name not in self._names and len(child) == len(self._first):
+                beside = f"'{name}' has as many modules as '{self._names.first}'"
+                raise cannot_cut(denoiser, f"{beside}, and nothing tells which of them a shallow step needs")
         # Without a middle block a cut at the deepest skip would save nothing.
         count = len(self._first) - (getattr(self._owner, self._names.middle) is None)
         self.branches = tuple(SkipBranch(number, f"{path}{self._names.first}.{number}") for number in range(count))
@@ -77,14 +81,16 @@ class PairedListsLayout(Layout):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`control` holds ControlNet's residuals, which the U-Net takes from the end: the middle block's, then one for
         each output block from the deepest. CompVis' ControlNet gives a list, ComfyUI a dictionary of lists."""
-        control, kept = kwargs.get("control"), branch.number + 1
-        if self._names is not _LDM or control is None or kept > len(self.branches) - 1:
+        control, left_out = kwargs.get("control"), len(self._second) - branch.number - 1
+        # Cut right after the middle block, the U-Net adds the residual for it to the deep feature.
+        if self._names is not _LDM or control is None or left_out == 0:
             return args, kwargs
         if isinstance(control, dict):
             output = control.get("output") or []
-            narrowed: Any = {**control, "middle": [], "output": list(output[:kept])}
+            taken = max(0, len(output) - left_out)
+            narrowed: Any = {**control, "middle": [], "output": list(output[:taken])}
         else:
-            narrowed = [*control[:kept], 0]
+            narrowed = [*control[: branch.number + 1], 0]
         return args, kwargs | {"control": narrowed}
 
 
