@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -129,7 +130,7 @@ class DeepCacheConfig:
             if not isinstance(value, kind) and not (value is None and kind is not bool):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
 
-    @property
+    @cached_property
     def effective_schedule(self) -> Schedule:
         """The schedule that these settings describe, which is the plan's, or `schedule`, or that of `skip_mode`."""
         if self.plan is not None:
@@ -146,7 +147,7 @@ class DeepCacheConfig:
         """Every skip branch that a shallow step may use, from the shallowest; none where no step is shallow."""
         return self.effective_schedule.branches if any(step.shallow for step in self.kinds) else ()
 
-    @property
+    @cached_property
     def kinds(self) -> frozenset[Step]:
         """Every kind of step that a run may have, whatever its branch."""
         schedule = self.effective_schedule

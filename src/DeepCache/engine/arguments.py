@@ -59,8 +59,12 @@ class CallArguments:
         Raises:
             TypeError: the denoiser was called without it.
         """
-        values = [_argument(args, kwargs, *place) for place in self._timesteps]
-        return next((value for value in values if isinstance(value, torch.Tensor)), values[0])
+        first = _argument(args, kwargs, *self._timesteps[0])
+        others = self._timesteps[1:]
+        if not others or isinstance(first, torch.Tensor):
+            return first
+        values = (_argument(args, kwargs, *place) for place in others)
+        return next((value for value in values if isinstance(value, torch.Tensor)), first)
 
     def wants_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a gradient is to be taken through the call."""

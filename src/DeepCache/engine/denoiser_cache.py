@@ -115,8 +115,7 @@ class DenoiserCache:
         self._executor.take()
         self._executor.attention_calls()
         self._call = self._begun = self._calling = None
-        record, self._run = self._run.record, Run(self._config, self._executor)
-        self._run.record = record
+        self._run.forget()
         self._trajectory.reset()
 
     def _reset(self, *args: Any, **kwargs: Any) -> None:

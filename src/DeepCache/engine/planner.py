@@ -6,7 +6,6 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -89,39 +88,33 @@ class Planner:
         if slot is None or not slot.fits(sample):
             reason = OTHER_SHAPE if slot is not None else FIRST if info.step == 0 else NEW_SLOT
             return Decision(_FULL, "" if self.scheduled(info.step, info.steps).full else reason)
-        step = self._decided(info, slot)
-        if not step.full and self._left_out(info, slot):
+        step = self.scheduled(info.step, info.steps)
+        if self._growth is not None and not step.full:
+            due = self._growth.is_due(info.step)
+            step = _FULL if due else self._config.step(info.step, info.steps, info.step - slot.last_full)
+        if not step.full and info.step > slot.last_full + 1 and self._left_out(info, slot):
             return Decision(_FULL, LEFT_OUT)
         if step.guidance_reuse and slot.guidance is None:
             # Guidance was cut off in mid-run: there is no other half.
             step = replace(step, guidance_reuse=False)
         return Decision(step)
 
-    def note_error(
-        self, info: StepInfo, step: Step, forecast: Callable[[], torch.Tensor | None], truth: torch.Tensor
-    ) -> None:
-        """Takes what a full step found, where the schedule decides by the error that a forecast would have had.
+    def measures(self, info: StepInfo, step: Step) -> bool:
+        """Whether the schedule decides by the error that a forecast would have had at this call."""
+        return self._growth is not None and step.full and info.slot == 0 and info.step > 0
+
+    def note_error(self, info: StepInfo, forecast: torch.Tensor | None, truth: torch.Tensor) -> None:
+        """Takes what a call that `measures` found.
 
         Args:
-            info: where the call stands.
-            step: what it did.
-            forecast: gives what would have been forecast, or None where there is nothing to go on from.
+            info: where it stands.
+            forecast: what would have been forecast; None where there is nothing to go on from.
             truth: what was computed.
         """
-        if self._growth is None or not step.full or info.slot > 0 or info.step == 0:
-            return
-        expected = forecast()
-        self._growth.note_full(info.step, None if expected is None else relative_error(expected, truth))
+        assert self._growth is not None
+        self._growth.note_full(info.step, None if forecast is None else relative_error(forecast, truth))
 
     def _left_out(self, info: StepInfo, slot: Slot) -> bool:
         """Whether the pipeline has left out a full step, or had no such slot at it."""
         between = range(slot.last_full + 1, info.step)
         return any(self.scheduled(number, info.steps).full for number in between)
-
-    def _decided(self, info: StepInfo, slot: Slot) -> Step:
-        step = self.scheduled(info.step, info.steps)
-        if self._growth is None or step.full:
-            return step
-        if self._growth.is_due(info.step):
-            return _FULL
-        return self._config.step(info.step, info.steps, info.step - slot.last_full)

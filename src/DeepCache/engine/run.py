@@ -79,6 +79,10 @@ class Run:
         self.listening = [layer for layer in executor.deep_attention if may_write(layer)]
         self._keeps = bool(executor.cuts) or config.any_guidance_reuse or config.any_skipped
 
+    def forget(self) -> None:
+        """Drops all that is kept; what was noted stays."""
+        self.planner, self.store = Planner(self._config), Store()
+
     def keep(self, denoiser: nn.Module, call: Call, output: Any) -> Any:
         """Keeps what a call has computed, and returns its output for the whole batch."""
         info, step = call.info, call.decision.step
@@ -97,7 +101,8 @@ class Run:
             self._keep_prediction(denoiser, call, slot, output)
         changed = slot.guidance is not None or slot.prediction is not None or step.forecast == "limited"
         if renewed or changed or self.compiled:
-            self.record.note_bytes(self.store.bytes + self._executor.buffer_bytes)
+            buffers = self._executor.buffer_bytes if self.compiled else 0
+            self.record.note_bytes(self.store.bytes + buffers)
         if info.ends or info.mixed:
             self.store.drop(call.key)
         return output
@@ -124,10 +129,9 @@ class Run:
             forecast = slot.features[branch]
             # Of a CUDA graph the deep feature outlives the step too.
             tensor = slot.whole_feature(number, step, branch, computed.clone() if self.compiled else computed)
-            if self._config.between != "skipped":
-                rule = self._config.feature_forecast
-                expected = lambda: forecast.at(number, rule) if forecast.bytes else None  # noqa: B023, E731
-                self.planner.note_error(call.info, step, expected, tensor)
+            if self._config.between != "skipped" and self.planner.measures(call.info, step):
+                expected = forecast.at(number, self._config.feature_forecast) if forecast.bytes else None
+                self.planner.note_error(call.info, expected, tensor)
             forecast.add(number, tensor)
         if step.full:
             slot.last_full, slot.attention = number, self._executor.attention_calls()
@@ -144,10 +148,10 @@ class Run:
             )
         sample = latents(denoiser, call.sample).detach().clone()
         prediction = output_tensor(output).detach().clone()
-        if self._config.between == "skipped":
+        if self._config.between == "skipped" and self.planner.measures(call.info, call.decision.step):
             # There is none to go on from where the batch has changed.
-            expected = lambda: forecast.at(number, sample, self._config.forecast) if forecast.bytes else None  # noqa: E731
-            self.planner.note_error(call.info, call.decision.step, expected, prediction)
+            expected = forecast.at(number, sample, self._config.forecast) if forecast.bytes else None
+            self.planner.note_error(call.info, expected, prediction)
         forecast.add(number, sample, prediction)
         slot.output = with_tensor(output, prediction)
 

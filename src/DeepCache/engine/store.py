@@ -30,11 +30,9 @@ class Store:
 
     def begin_step(self) -> None:
         """Drops what the step before did not use."""
-        calls = self._calls
-        unused = [key for key in self._slots if calls.get(key[0], 0) <= key[1]]
-        for key in unused:
+        for key in [key for key in self._slots if self._calls.get(key[0], 0) <= key[1]]:
             del self._slots[key]
-        calls.clear()
+        self._calls.clear()
 
     def key(self, name: Hashable) -> tuple[Hashable, int]:
         """The key of the next call of a step: what the call is for, and how many of that name came before.

@@ -7,16 +7,14 @@ mind timesteps that stand in the list more than once (Heun, PNDM, KDPM2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 __all__ = ["StepInfo", "Trajectory"]
 
 
-@dataclass(frozen=True)
-class StepInfo:
+class StepInfo(NamedTuple):
     """Where one U-Net call stands.
 
     Args:
@@ -39,8 +37,7 @@ class StepInfo:
         return self.steps is not None and self.step == self.steps - 1
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """A position in a list of timesteps. `source` is what tells one list from the next; holding it keeps its address
     from being given to another."""
 

@@ -79,8 +79,10 @@ class BlocksLayout(Layout):
 
     def tapped(self, branch: BlockBranch) -> list[nn.Module]:
         if branch.up_layer:
-            lists = _cut_layers(self._up[branch.up_block], 0, branch.up_layer).values()
-            return [entries[-1] for entries in lists]
+            block = self._up[branch.up_block]
+            count = _layer_count(block) or 1
+            lists = layer_lists(block).values()
+            return [entries[branch.up_layer * (len(entries) // count) - 1] for entries in lists]
         return [self._up[branch.up_block - 1] if branch.up_block else cast(nn.Module, self.denoiser.mid_block)]
 
     def narrow(
