@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -130,7 +129,7 @@ class DeepCacheConfig:
             if not isinstance(value, kind) and not (value is None and kind is not bool):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
 
-    @cached_property
+    @property
     def effective_schedule(self) -> Schedule:
         """The schedule that these settings describe, which is the plan's, or `schedule`, or that of `skip_mode`."""
         if self.plan is not None:
@@ -147,7 +146,7 @@ class DeepCacheConfig:
         """Every skip branch that a shallow step may use, from the shallowest; none where no step is shallow."""
         return self.effective_schedule.branches if any(step.shallow for step in self.kinds) else ()
 
-    @cached_property
+    @property
     def kinds(self) -> frozenset[Step]:
         """Every kind of step that a run may have, whatever its branch."""
         schedule = self.effective_schedule
@@ -192,7 +191,9 @@ class DeepCacheConfig:
             since: how many steps after the last full one it is, where that was decided during the run; by default as
                 the schedule says.
         """
-        schedule = self._schedule_of(steps)
+        return self._step_of(self._schedule_of(steps), number, steps, since)
+
+    def _step_of(self, schedule: Schedule, number: int, steps: int | None, since: int | None = None) -> Step:
         step = schedule.step(number, steps)
         # Each step of a plan says for itself what it forecasts.
         if step.full or isinstance(schedule, StepSchedule):
@@ -221,7 +222,7 @@ class DeepCacheConfig:
         schedule = self._schedule_of(count)
         if isinstance(schedule, StepSchedule):
             return schedule.steps(count)
-        return tuple(self.step(number, count) for number in range(count))
+        return tuple(self._step_of(schedule, number, count) for number in range(count))
 
     def _schedule_of(self, steps: int | None) -> Schedule:
         if self.plan is not None and self.force_plan and steps not in (None, len(self.plan.schedule.each)):

@@ -235,7 +235,7 @@ class DenoiserCache:
         compiled = is_compiled(component_of(self._pipe, self._name))
         self._run = Run(config, self._executor, self._pipe, scheduler, compiled)
         # The first step is never skipped.
-        self._guard.answers = config.any_skipped
+        self._guard.answers = self._run.any_skipped
         if config.plan is not None and not config.force_plan and not self._warned_of_guidance:
             self._warned_of_guidance = warn_of_unknown_guidance(config.plan, guidance_scale(self._pipe))
         call = () if info.mixed else (sample, args, kwargs)

@@ -60,6 +60,8 @@ class Run:
         planner: decides what each call does.
         store: what is kept.
         record: what is noted.
+        any_skipped: whether any step may run no layer.
+        any_guidance_reuse: whether any step runs half of a guided batch.
         listening: deep attention layers whose calls may be made again on shallow steps.
     """
 
@@ -77,7 +79,8 @@ class Run:
         self.store = Store()
         self.record = RunRecord(tuple(executor.cuts))
         self.listening = [layer for layer in executor.deep_attention if may_write(layer)]
-        self._keeps = bool(executor.cuts) or config.any_guidance_reuse or config.any_skipped
+        self.any_skipped, self.any_guidance_reuse = config.any_skipped, config.any_guidance_reuse
+        self._keeps = bool(executor.cuts) or self.any_guidance_reuse or self.any_skipped
 
     def forget(self) -> None:
         """Drops all that is kept; what was noted stays."""
@@ -157,11 +160,11 @@ class Run:
 
     def _new_slot(self, denoiser: nn.Module, sample: torch.Tensor, info: StepInfo) -> Slot:
         config = self._config
-        guided = config.any_guidance_reuse and not why_not_two_halves(self._pipe, denoiser, sample)
+        guided = self.any_guidance_reuse and not why_not_two_halves(self._pipe, denoiser, sample)
         stiff = stiffness(guidance_scale(self._pipe), self._scheduler, info.steps)
         half = self._executor.layout.prompt_half
         slot = Slot(sample, self._executor.cuts, config.highest_order, guided, stiff, half)
-        if config.any_skipped:
+        if self.any_skipped:
             response = self._first_response() if config.any_response else None
             slot.prediction = PredictionForecast(config.highest_order, response, stiff)
         return slot
