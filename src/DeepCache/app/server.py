@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
 from DeepCache.app.loopback import is_loopback
@@ -61,8 +61,8 @@ class AppSettings:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
 
 
-def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where: None) -> None:
-    """Serves the page until it is interrupted.
+def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where: None) -> NoReturn:
+    """Serves the page until it is interrupted, which raises `KeyboardInterrupt`.
 
     Args:
         settings: what the page offers, and where.
@@ -87,6 +87,8 @@ def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where:
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
         on_ready(address(listening))
         uvicorn.Server(config).run(sockets=[listening])
+    # Only Ctrl-C ends it, which uvicorn hands on as a rule, but not under load.
+    raise KeyboardInterrupt
 
 
 def build_app(settings: AppSettings, easel: Easel, *, for_this_machine: bool = True) -> FastAPI:
