@@ -67,11 +67,11 @@ class CallGuard:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self._module
         assert module is not None
-        if self.answers:
-            output = self._answer(args, kwargs)
-            if output is not None:
-                return output
         try:
+            if self.answers:
+                output = self._answer(args, kwargs)
+                if output is not None:
+                    return output
             return (self.hidden or module._call_impl)(*args, **kwargs)
         except BaseException:
             self._interrupted()
