@@ -153,7 +153,7 @@ class DeepCacheSDHelper:
             block, layer = divmod(number, 3)
         else:
             branch = branch_of(_first_unet(self.pipe), number)
-            # Only diffusers' blocks have layers that are told apart.
+            # Only diffusers' block layout numbers layers within a block.
             block, layer = (branch.down_block, branch.layers) if isinstance(branch, BlockBranch) else (number, 0)
         return {
             "cache_interval": self._config.cache_interval,

@@ -171,9 +171,9 @@ def apply_deepcache(
         pipe: any pipeline with a denoiser, any object with a `unet` and a `scheduler`, or the denoiser itself
             (`pipe.unet`), for a loop of your own.
         config: the settings; `DeepCacheConfig()` by default.
-        slot_key: for a program that makes several calls at a step, a function of a call's positional and keyword
-            arguments that names what the call is for, by any hashable value. Calls of one name are told apart by
-            their order within the step, and by default all are of one name.
+        slot_key: for programs that make several calls per step, a function of a call's positional and keyword
+            arguments that returns a hashable name for the call. Calls with the same name are distinguished by their
+            order within the step; by default, all calls are.
 
     Returns:
         The engine, whose `stats` tell what the last trajectory did.

@@ -1,9 +1,9 @@
-"""Stands around every call of a denoiser: answers a skipped step, and ends what an interrupted call has begun.
+"""Wraps every call of a denoiser: answers skipped steps, and cleans up after a call that was interrupted.
 
 No hook can keep a module from running its `forward`, and no hook sees Ctrl-C. `nn.Module.__call__` runs what
 `nn.Module.compile` has put into `_compiled_call_impl` instead of the module where there is something, so the guard is
-put there, before what somebody else has put there. Where `torch.compile` has wrapped the denoiser, it stands around the
-wrapper: with `fullgraph=True` the wrapper raises where nothing that it compiled has run.
+put there, around what is there already. Where `torch.compile` has wrapped the denoiser, it goes around that wrapper:
+with `fullgraph=True` the wrapper raises if nothing that it compiled has run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CallGuard:
         self.answers = False
 
     def attach(self, module: nn.Module) -> None:
-        """Stands around the calls of a module, and of no other; without effect where it does."""
+        """Wraps the calls of a module, and of no other. Idempotent."""
         if vars(module).get(_CALL) is not self:
             self.detach()
             self._module, self.hidden = module, vars(module).get(_CALL)

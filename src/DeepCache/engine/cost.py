@@ -77,7 +77,7 @@ def count_costs(
         assert feature is not None
         patch = ShallowPatch(layout, branch)
         patch.apply(feature)
-        narrow_args, narrow_kwargs = layout.narrowed(branch, args, kwargs)
+        narrow_args, narrow_kwargs = layout.narrow_call(branch, args, kwargs)
         shallow[branch.number] = _count(clone, narrow_args, narrow_kwargs)
         patch.remove()
         channels[branch.number] = feature.shape[1]

@@ -48,7 +48,7 @@ class Cut:
 
     def narrow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call without what belongs to the deep part."""
-        return self._layout.narrowed(self._branch, args, kwargs)
+        return self._layout.narrow_call(self._branch, args, kwargs)
 
     def buffered(self, feature: torch.Tensor) -> torch.Tensor:
         """The deep feature in a buffer that stays: a CUDA graph reads what a module holds where it was when the graph

@@ -241,5 +241,5 @@ class DenoiserCache:
         call = () if info.mixed else (sample, args, kwargs)
         check_run(config, self._executor, self.denoiser, self._pipe, scheduler, call)
         if not info.mixed:
-            # What the schedule refuses is told before anything has run.
+            # A schedule that does not fit raises before anything has run.
             self._run.planner.scheduled(0, info.steps)

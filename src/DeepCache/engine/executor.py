@@ -84,7 +84,7 @@ class Executor:
         return sum(buffer.nbytes for cut in self.cuts.values() for buffer in cut.buffers.values())
 
     def attach(self) -> None:
-        """Registers what takes deep features and has the denoiser compiled; without effect where that is done."""
+        """Registers the feature captures and compiles the denoiser's call. Idempotent."""
         if not self._handles:
             for cut in self.cuts.values():
                 for module in cut.tapped:
@@ -100,7 +100,7 @@ class Executor:
         self._compilation.detach()
 
     def begin_run(self) -> None:
-        """Finds out what stays as it is during a run."""
+        """Looks up what cannot change during a run."""
         for cut in self.cuts.values():
             cut.grouped = are_grouped([*cut.patch.kept, *cut.patch.hidden])
 
@@ -134,7 +134,7 @@ class Executor:
             attention_kwargs: the `cross_attention_kwargs` that they are made with.
         """
         for shallower, cut in self.cuts.items():
-            # The deep features above the branch are computed anew.
+            # The step computes the deep features of shallower branches.
             cut.capture.open = shallower < number
         cut, meanwhile = self.cuts[number], None
         if attention:

@@ -1,7 +1,6 @@
-"""Decides what a call does: what the schedule says, as far as there is something to go on from.
+"""Decides what a call does: what the schedule says, if something is stored that fits the call.
 
-Where nothing is known to fit, the step is full: that costs time, and the deep feature of something else would cost the
-image.
+Otherwise the step is full. That costs time, whereas a deep feature of another call would spoil the image.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Store:
         self._calls.clear()
 
     def key(self, name: Hashable) -> tuple[Hashable, int]:
-        """The key of the next call of a step: what the call is for, and how many of that name came before.
+        """The key of the next call of a step: its name, and how many calls of that name came before it.
 
         Raises:
             TypeError: the name is not hashable.

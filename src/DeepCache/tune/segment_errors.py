@@ -143,7 +143,7 @@ class SegmentErrors:
     def _shallow(self, step: int, full: int, gap: int) -> torch.Tensor:
         """What a shallow step predicts from the true features of one or two full steps before it."""
         args, kwargs = self.recording.calls[step]
-        args, kwargs = self._layout.narrowed(self.branch, args, kwargs)
+        args, kwargs = self._layout.narrow_call(self.branch, args, kwargs)
         self._patch.apply(_continued(self.recording.features, full, gap, step - full))
         try:
             return output_tensor(self._unet(*args, **kwargs))

@@ -31,9 +31,9 @@ _L = TypeVar("_L", bound=type[Layout])
 
 
 def register_layout(layout: _L) -> _L:
-    """Has DeepCache cut denoisers of a further family; may be used as a decorator.
+    """Registers a layout for a further family of denoisers. Can be used as a decorator.
 
-    A registered layout is asked before those that are built in, the latest first.
+    Registered layouts are tried before the built-in ones, the latest first.
 
     Args:
         layout: a subclass of `Layout`.

@@ -82,7 +82,7 @@ class Layout(ABC):
         come by name, but for the first two. What was given is not changed."""
         return args, kwargs
 
-    def narrowed(
+    def narrow_call(
         self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`narrow`, with the arguments after the sample and the timestep by name where the denoiser has names for
