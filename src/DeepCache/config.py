@@ -107,13 +107,18 @@ class DeepCacheConfig:
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
-        check_integer("cache_interval", self.cache_interval, minimum=1)
-        check_integer("cache_branch_id", self.cache_branch_id, minimum=0)
+        plain = {
+            "cache_interval": check_integer("cache_interval", self.cache_interval, minimum=1),
+            "cache_branch_id": check_integer("cache_branch_id", self.cache_branch_id, minimum=0),
+            "threshold": check_threshold(self.threshold),
+        }
+        for name, value in plain.items():
+            # Frozen for everybody else.
+            object.__setattr__(self, name, value)
         _check_name("skip_mode", self.skip_mode, SKIP_MODES)
         _check_name("forecast", self.forecast, FORECASTS)
         _check_name("compile", self.compile, COMPILE_MODES)
         _check_name("between", self.between, BETWEEN)
-        check_threshold(self.threshold)
         if self.forecast == "response" and self.between == "shallow":
             raise ValueError(
                 "forecast 'response' is for skipped steps: take between='skipped' or between='alternating', or "
@@ -219,6 +224,9 @@ class DeepCacheConfig:
             >>> pattern_of(DeepCacheConfig(cache_interval=4).steps(10))
             'F...F...F.'
         """
+        count = check_integer("the number of steps", count, minimum=0)
+        if count == 0:
+            return ()
         schedule = self._schedule_of(count)
         if isinstance(schedule, StepSchedule):
             return schedule.steps(count)

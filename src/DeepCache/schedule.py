@@ -12,6 +12,7 @@ Pure Python: nothing here knows about tensors. A schedule is a plain, frozen obj
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -83,6 +84,10 @@ class Step:
     skipped: bool = False
 
     def __post_init__(self) -> None:
+        if type(self.branch) is not int:
+            _set(self, "branch", check_integer("a branch", self.branch, minimum=0))
+        # It may be NumPy's, where a mask says which steps are full.
+        _set(self, "full", bool(self.full))
         if self.skipped and (self.full or self.guidance_reuse):
             raise ValueError("a skipped step runs no layer: it cannot be full or have guidance reuse")
         if self.forecast == "response" and not self.skipped:
@@ -123,8 +128,14 @@ def pattern_of(steps: Iterable[Step]) -> str:
 
 
 def mean_cost(steps: Iterable[Step], costs: Costs) -> float:
-    """Multiply-accumulates of the steps as a share of as many full ones, 0 to 1."""
+    """Multiply-accumulates of the steps as a share of as many full ones, 0 to 1.
+
+    Raises:
+        ValueError: there are no steps.
+    """
     shares = [step.cost(costs) for step in steps]
+    if not shares:
+        raise ValueError("the number of steps must be 1 or more, got 0")
     return sum(shares) / len(shares)
 
 
@@ -156,6 +167,7 @@ class Schedule(ABC):
 
     def steps(self, count: int) -> tuple[Step, ...]:
         """What every step of a trajectory of so many steps does."""
+        count = check_integer("the number of steps", count, minimum=0)
         return tuple(self.step(number, count) for number in range(count))
 
     def pattern(self, count: int) -> str:
@@ -208,8 +220,8 @@ class UniformSchedule(Schedule):
     kind = "uniform"
 
     def __post_init__(self) -> None:
-        check_integer("interval", self.interval, minimum=1)
-        check_integer("branch", self.branch, minimum=0)
+        _set(self, "interval", check_integer("interval", self.interval, minimum=1))
+        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -247,12 +259,11 @@ class NonUniformSchedule(Schedule):
     kind = "non-uniform"
 
     def __post_init__(self) -> None:
-        check_integer("interval", self.interval, minimum=1)
-        check_integer("branch", self.branch, minimum=0)
+        _set(self, "interval", check_integer("interval", self.interval, minimum=1))
+        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
         if self.center is not None:
-            check_integer("center", self.center, minimum=0)
-        if not isinstance(self.power, (int, float)) or isinstance(self.power, bool):
-            raise TypeError(f"power must be a number, got {self.power!r}")
+            _set(self, "center", check_integer("center", self.center, minimum=0))
+        _set(self, "power", check_number("power", self.power, "above 1 and at most 10"))
         if not 1 < self.power <= 10:
             raise ValueError(f"power must be above 1 and at most 10, got {self.power}")
 
@@ -284,10 +295,9 @@ class ExplicitSchedule(Schedule):
     kind = "explicit"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at", tuple(self.at))
-        for number in self.at:
-            check_integer("a full step", number, minimum=0)
-        check_integer("branch", self.branch, minimum=0)
+        numbers = _listed("at", "steps", self.at)
+        _set(self, "at", tuple(check_integer("a full step", number, minimum=0) for number in numbers))
+        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
         if self.at[:1] != (0,) or any(after <= before for before, after in zip(self.at, self.at[1:], strict=False)):
             raise ValueError(f"the full steps must begin with 0 and rise, got {self.at}")
 
@@ -321,9 +331,9 @@ class WindowSchedule(Schedule):
 
     def __post_init__(self) -> None:
         _check_schedule(self.schedule)
-        check_integer("start", self.start, minimum=0)
+        _set(self, "start", check_integer("start", self.start, minimum=0))
         if self.stop is not None:
-            check_integer("stop", self.stop, minimum=self.start + 1)
+            _set(self, "stop", check_integer("stop", self.stop, minimum=self.start + 1))
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -357,11 +367,10 @@ class BranchSchedule(Schedule):
 
     def __post_init__(self) -> None:
         _check_schedule(self.schedule)
-        object.__setattr__(self, "after", tuple(self.after))
-        if not self.after:
+        branches = _listed("after", "skip branches", self.after)
+        if not branches:
             raise ValueError("after must name one skip branch or more, got none")
-        for branch in self.after:
-            _check_sign(branch)
+        _set(self, "after", tuple(map(_check_sign, branches)))
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -401,9 +410,9 @@ class AdaptiveSchedule(Schedule):
     kind = "adaptive"
 
     def __post_init__(self) -> None:
-        check_threshold(self.threshold)
-        check_integer("interval", self.interval, minimum=1)
-        check_integer("branch", self.branch, minimum=0)
+        _set(self, "threshold", check_threshold(self.threshold))
+        _set(self, "interval", check_integer("interval", self.interval, minimum=1))
+        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -429,7 +438,7 @@ class StepSchedule(Schedule):
     kind = "steps"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "each", tuple(self.each))
+        _set(self, "each", _listed("each", "steps", self.each))
         for step in self.each:
             if not isinstance(step, Step):
                 raise TypeError(f"a step must be a Step, got {step!r}")
@@ -460,6 +469,7 @@ class StepSchedule(Schedule):
             >>> schedule.stretched(8).pattern(8), schedule.stretched(3).pattern(3)
             ('F...F...', 'FF.')
         """
+        count = check_integer("the number of steps", count, minimum=1)
         length = len(self.each)
         each = []
         for number in range(count):
@@ -540,21 +550,74 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
     return made
 
 
-def check_integer(name: str, value: object, minimum: int) -> None:
-    """Refuses what is no whole number, or one that is too small."""
-    # bool is an int to isinstance, but a person who wrote True meant something else.
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"{name} must be {minimum} or more, got {value}")
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """A whole number as an `int`: also one of NumPy, a tensor of one, or a float such as 3.0.
+
+    Args:
+        name: what it is called in the error.
+        value: the number.
+        minimum: the least that is allowed.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is too small.
+    """
+    plain = _plain(value)
+    try:
+        # bool is an int to Python, but a person who wrote True meant something else. Arrays have an index too.
+        if isinstance(plain, bool) or hasattr(plain, "shape"):
+            raise TypeError
+        number = int(plain) if isinstance(plain, float) and plain.is_integer() else operator.index(plain)
+    except TypeError:
+        raise TypeError(f"{name} must be an int of {minimum} or more, got {value!r}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be {minimum} or more, got {number}")
+    return number
 
 
-def check_threshold(value: object) -> None:
-    """Refuses what is not a number above 0."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"threshold must be a number, got {value!r}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"threshold must be above 0, got {value}")
+def check_number(name: str, value: Any, allowed: str) -> float:
+    """A number as an `int` or a `float`: also one of NumPy, or a tensor of one.
+
+    Args:
+        name: what it is called in the error.
+        value: the number.
+        allowed: which numbers are allowed, for the error.
+
+    Raises:
+        TypeError: it is not a number.
+    """
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, (int, float)):
+        raise TypeError(f"{name} must be a number {allowed}, got {value!r}")
+    return plain
+
+
+def check_threshold(value: Any) -> float:
+    """A number above 0, as `check_number` returns it.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is not above 0, or infinite.
+    """
+    number = check_number("threshold", value, "above 0")
+    if not 0 < number < float("inf"):
+        raise ValueError(f"threshold must be above 0, got {number}")
+    return number
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy, or a tensor of one, as a number of Python; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def _listed(name: str, what: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "shape", None) == ():
+        raise TypeError(f"{name} must be a sequence of {what}, got {values!r}")
+    return tuple(values)
+
+
+# Sets a field of a frozen dataclass, which is for its `__post_init__` alone.
+_set = object.__setattr__
 
 
 def _check_schedule(value: object) -> None:
@@ -564,19 +627,22 @@ def _check_schedule(value: object) -> None:
         raise ValueError(f"a schedule of the kind {value.kind!r} cannot be part of another schedule")
 
 
-def _check_sign(branch: object) -> None:
-    """Refuses a branch that a pattern has no sign for."""
-    check_integer("a branch", branch, minimum=0)
-    if branch >= len(_BRANCH_SIGNS):  # type: ignore[operator]
-        raise ValueError(f"a branch must be {len(_BRANCH_SIGNS) - 1} or less, got {branch}")
+def _check_sign(branch: Any) -> int:
+    """A branch that a pattern has a sign for."""
+    number = check_integer("a branch", branch, minimum=0)
+    if number >= len(_BRANCH_SIGNS):
+        raise ValueError(f"a branch must be {len(_BRANCH_SIGNS) - 1} or less, got {number}")
+    return number
 
 
 def _known(schedule: str, steps: int | None) -> int:
     """How many steps there are.
 
     Raises:
-        ValueError: that is not known.
+        ValueError: that is not known, or there are none.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"the number of steps must be 1 or more, got {steps}")
     if steps is None:
         raise ValueError(
             f"{schedule} depends on how many steps there are, and nothing tells: the U-Net is called without a "
