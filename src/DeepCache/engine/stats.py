@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import nn
 
 from DeepCache.engine.cost import count_costs, on_meta
-from DeepCache.engine.layouts import skip_branches
 from DeepCache.engine.planner import GRADIENT, Decision
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import Step, pattern_of
@@ -83,10 +83,11 @@ class RunRecord:
     def __init__(self, branches: tuple[int, ...]) -> None:
         self._branches = branches
         self._steps: list[Step] = []
-        self._calls: Counter[tuple[torch.Size, Step]] = Counter()
-        self._examples: dict[torch.Size, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        # By the shapes of all arguments: prompts of two lengths cost differently at the same size of an image.
+        self._calls: Counter[tuple[Hashable, Step]] = Counter()
+        self._examples: dict[Hashable, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._bytes_kept = 0
-        self._mac_share: tuple[int, float | None, str] | None = None
+        self._mac_share: tuple[int, float] | None = None
         self._uncounted = ""
         # Each once, in order: a loop that trains makes any number of calls at a step.
         self._reasons: dict[tuple[int, str], None] = {}
@@ -107,17 +108,18 @@ class RunRecord:
             self._steps[-1] = step
         if decision.reason:
             self._reasons[info.step, decision.reason] = None
-        self._count_call(step, sample, args, kwargs)
+        self._count_call(step, args, kwargs)
 
     def note_gradient(self, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes a call that is no step of the run, since a gradient is taken through it."""
         self._reasons[max(len(self._steps) - 1, 0), GRADIENT] = None
-        self._count_call(Step(True), sample, args, kwargs)
+        self._count_call(Step(True), args, kwargs)
 
-    def _count_call(self, step: Step, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls[sample.shape, step] += 1
-        if sample.shape not in self._examples:
-            self._examples[sample.shape] = (on_meta(args), on_meta(kwargs))
+    def _count_call(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = _shapes((args, kwargs))
+        self._calls[shapes, step] += 1
+        if shapes not in self._examples:
+            self._examples[shapes] = (on_meta(args), on_meta(kwargs))
 
     def note_attention(self) -> None:
         self._uncounted = "deep attention layers that the pipeline listens to ran on shallow steps too"
@@ -139,25 +141,36 @@ class RunRecord:
         return TrajectoryStats(self.pattern, full, shallow, self._bytes_kept, share, reason, halved, skipped, reasons)
 
     def _count(self, unet: nn.Module) -> tuple[float | None, str]:
-        """The share of multiply-accumulates, counted when it is asked for and not while a picture is made."""
+        """The share of multiply-accumulates, counted when it is asked for and not while an image is generated."""
         if self._uncounted:
             return None, self._uncounted
         calls = self._calls.total()
         if self._mac_share is None or self._mac_share[0] != calls:
             try:
-                self._mac_share = (calls, self._share(unet), "")
-            # A third party's U-Net may do anything on the meta device, and figures must not cost a person the picture.
+                self._mac_share = (calls, self._share(unet))
+            # A third party's U-Net may do anything on the meta device, and figures must not cost a person the image. In
+            # the middle of a call it may fail where it does not later.
             except Exception as error:
-                self._mac_share = (calls, None, f"{type(error).__name__}: {error}")
-        return self._mac_share[1:]
+                return None, f"{type(error).__name__}: {error}"
+        return self._mac_share[1], ""
 
     def _share(self, unet: nn.Module) -> float:
         spent, whole = 0.0, 0
-        branches = [skip_branches(unet)[number] for number in self._branches]
-        for shape, (args, kwargs) in self._examples.items():
-            costs = count_costs(unet, args, kwargs, branches)
-            for (called, step), times in self._calls.items():
-                if called == shape:
+        for shapes, (args, kwargs) in list(self._examples.items()):
+            costs = count_costs(unet, args, kwargs, self._branches)
+            for (called, step), times in list(self._calls.items()):
+                if called == shapes:
                     spent += times * step.cost(costs) * costs.full
                     whole += times * costs.full
         return spent / whole
+
+
+def _shapes(arguments: Any) -> Hashable:
+    """The shapes of all tensors among the arguments of a call, with their places."""
+    if isinstance(arguments, torch.Tensor):
+        return arguments.shape
+    if isinstance(arguments, dict):
+        return tuple((name, _shapes(value)) for name, value in arguments.items() if value is not None)
+    if isinstance(arguments, (list, tuple)):
+        return tuple(map(_shapes, arguments))
+    return None
