@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported at once: `deepcache --help` must not wait for torch, and handles Ctrl-C from the start.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from DeepCache.config import DeepCacheConfig as DeepCacheConfig
     from DeepCache.engine.attach import apply_deepcache as apply_deepcache
     from DeepCache.engine.attach import remove_deepcache as remove_deepcache
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from DeepCache.schedule import UniformSchedule as UniformSchedule
     from DeepCache.schedule import WindowSchedule as WindowSchedule
 
-__version__ = version("DeepCache")
+    __version__: str
 
 _SCHEDULES = (
     "AdaptiveSchedule",
@@ -66,7 +66,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: `deepcache --help` must not wait for torch.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("DeepCache")
     if name in _HOMES:
+        from importlib import import_module
+
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

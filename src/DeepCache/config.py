@@ -25,6 +25,7 @@ from DeepCache.schedule import (
     check_threshold,
     schedule_from_dict,
 )
+from DeepCache.text_file import read_json_text
 
 __all__ = ["COMPILE_MODES", "DeepCacheConfig"]
 
@@ -284,7 +285,13 @@ class DeepCacheConfig:
     def from_file(cls, path: str | Path) -> DeepCacheConfig:
         """Reads a file that `to_file` wrote, or a plan of `deepcache tune`; raises as `from_json` does, and `OSError`
         where it cannot be read."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        text = read_json_text(path, "settings")
+        try:
+            return cls.from_json(text)
+        except RecursionError:
+            raise ValueError(f"{str(path)!r} holds no settings of DeepCache: it is nested too deeply") from None
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{str(path)!r} holds no settings of DeepCache: {error}") from error
 
 
 def _check_name(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from DeepCache.schedule import StepSchedule, schedule_from_dict
+from DeepCache.text_file import read_json_text
 
 __all__ = ["PLAN_FORMAT", "PLAN_FORMATS", "Plan"]
 
@@ -19,6 +21,7 @@ PLAN_FORMAT = "DeepCache plan 2"
 PLAN_FORMATS = (PLAN_FORMAT, "DeepCache plan 1")
 """Every `format` that is read. Plans of format 1 do not say for which guidance scales they hold."""
 
+_FIX = "Give a file that `deepcache tune` wrote."
 _KEYS = ("format", "schedule", "model", "scheduler", "guidance", "tuned", "results")
 
 
@@ -82,7 +85,7 @@ class Plan:
         """
         if not isinstance(values, dict) or values.get("format") not in PLAN_FORMATS:
             found = values.get("format") if isinstance(values, dict) else values
-            raise ValueError(f"a plan is a JSON object with the 'format' {PLAN_FORMAT!r}, got {found!r}")
+            raise ValueError(f"a plan is a JSON object with the 'format' {PLAN_FORMAT!r}, got {shortened(found)}")
         missing = [key for key in ("schedule", "model", "scheduler") if not isinstance(values.get(key), dict)]
         missing += [key for key in ("tuned", "results") if not isinstance(values.get(key, {}), dict)]
         keys = [key for key in _KEYS if key != "guidance" or values["format"] == PLAN_FORMAT]
@@ -109,11 +112,15 @@ class Plan:
             OSError: the file cannot be read.
             ValueError: it holds no plan.
         """
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_json_text(path, "plan")
         try:
             return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{str(path)!r} holds no plan: it is not JSON ({error}). {_FIX}") from error
+        except RecursionError:
+            raise ValueError(f"{str(path)!r} holds no plan: its values are nested too deeply. {_FIX}") from None
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} holds no plan: {error}") from error
+            raise ValueError(f"{str(path)!r} holds no plan: {error}. {_FIX}") from error
 
 
 def _range(guidance: Any) -> tuple[float, float]:

@@ -182,7 +182,7 @@ def test_settings_without_a_plan_cannot_be_forced():
 )
 def test_a_file_that_is_no_plan_is_named(content):
     Path("plan.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"'plan\.json' holds no plan"):
+    with pytest.raises(ValueError, match=r"'plan\.json'(: it is not UTF-8 text| holds no plan)"):
         parse_variant("plan=plan.json")
 
 

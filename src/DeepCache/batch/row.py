@@ -7,14 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from DeepCache.generation.settings import parse_size
-from DeepCache.prompts.rows import PROMPT_NAMES, Row, check_text, prompt_of, shown
+from DeepCache.generation.prompt_row import prompt_row, values_of
+from DeepCache.prompts.rows import PROMPT_NAMES, Row
 
 __all__ = ["BatchRow", "batch_row"]
 
 _ID_LENGTH = 24
-_NEGATIVE_NAMES = ("negative_prompt", "negative")
-_LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -76,31 +74,21 @@ def batch_row(row: Row, copy: int = 0) -> BatchRow:
         >>> row.id, row.size, row.seed_for(0)
         ('645dd11cbad9c7d55c40a802', (64, 64), 1597350890)
     """
-    values = {name: value for name, value in row.values.items() if name in PROMPT_NAMES or not _is_empty(value)}
     try:
-        if row.error:
-            raise ValueError(row.error)
-        found = prompt_of(Row(row.place, values), 0)
-        negative = _negative(row.place, values)
-        seed = _seed(row.place, values)
-        size = _size(row.place, values)
+        found = prompt_row(row)
     except ValueError as error:
+        values = values_of(row)
         said = (_said(values, "id"), next((_said(values, name) for name in PROMPT_NAMES if name in values), ""))
         return BatchRow(_hash([row.place, *said, str(error), copy]), *said, error=str(error))
-    row_id = "" if values.get("id") is None else found.id
     asked = {
-        "id": row_id,
-        "prompt": found.text,
-        "negative_prompt": negative,
-        "seed": seed,
-        "size": size,
+        "id": found.id,
+        "prompt": found.prompt,
+        "negative_prompt": found.negative_prompt,
+        "seed": found.seed,
+        "size": found.size,
         "copy": copy,
     }
-    return BatchRow(_hash(asked), row_id, found.text, negative, seed, size)
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return BatchRow(_hash(asked), found.id, found.prompt, found.negative_prompt, found.seed, found.size)
 
 
 def _said(values: Mapping[str, object], name: str) -> str:
@@ -112,51 +100,3 @@ def _said(values: Mapping[str, object], name: str) -> str:
 def _hash(value: object) -> str:
     text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
-
-
-def _negative(place: str, values: Mapping[str, object]) -> str | None:
-    name = next((name for name in _NEGATIVE_NAMES if name in values), None)
-    if name is None:
-        return None
-    return check_text(place, name, values[name])
-
-
-def _seed(place: str, values: Mapping[str, object]) -> int | None:
-    value = values.get("seed")
-    if value is None:
-        return None
-    seed = _whole_number(value)
-    if seed is None or not 0 <= seed <= _LARGEST_SEED:
-        raise ValueError(f"{place}: the seed must be a whole number from 0 to 2**63 - 1, got {shown(value)}")
-    return seed
-
-
-def _size(place: str, values: Mapping[str, object]) -> tuple[int, int] | None:
-    if "size" in values:
-        number = _whole_number(values["size"])
-        try:
-            return parse_size(str(values["size"] if number is None else number))
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-    sides = [values.get(name) for name in ("width", "height")]
-    if sides == [None, None]:
-        return None
-    width, height = (None if side is None else _whole_number(side) for side in sides)
-    if width is None or height is None or width < 1 or height < 1:
-        raise ValueError(
-            f"{place}: width and height must be two whole numbers from 1, got {' and '.join(map(shown, sides))}"
-        )
-    return width, height
-
-
-def _whole_number(value: object) -> int | None:
-    """The whole number that a file means; None where it means none. Tables hold text, and those with gaps floats."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        return int(value)
-    return None

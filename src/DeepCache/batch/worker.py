@@ -16,6 +16,7 @@ from DeepCache.batch.picture import filed, picture_bytes, picture_path, picture_
 from DeepCache.batch.record import BatchRecord
 from DeepCache.batch.row import BatchRow
 from DeepCache.batch.settings import BatchSettings
+from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.settings import check_against_pipeline, check_plan
 from DeepCache.models.loading import load_pipeline, recommended_guidance
 
@@ -154,7 +155,7 @@ class PipelineWorker:
         except Exception as error:
             if len(rows) > 1:
                 return [record for row in rows for record in self._drawn([row])]
-            reason = _told(error)
+            reason = str(error) if isinstance(error, NotFiniteError) else _told(error)
             if isinstance(error, torch.OutOfMemoryError):
                 # That of its size: rows of one size come in succession.
                 reason = "the device has not enough memory for this; try a smaller size, batch or dtype float16"
@@ -196,7 +197,8 @@ class PipelineWorker:
         if jobs[0].size is not None:
             call["width"], call["height"] = jobs[0].size
         start = time.perf_counter()
-        images: list[Image] = self._pipe(**call).images[: len(rows)]
+        with finite_images(self._pipe):
+            images: list[Image] = self._pipe(**call).images[: len(rows)]
         wait_for_device(self._pipe.device)
         return images, (time.perf_counter() - start) / len(rows)
 

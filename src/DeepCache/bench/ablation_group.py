@@ -27,6 +27,7 @@ from DeepCache.engine.attach import apply_deepcache, remove_deepcache
 from DeepCache.engine.checks import check_settings
 from DeepCache.engine.fingerprint import other_guidance, other_scheduler
 from DeepCache.engine.unets import unets_of
+from DeepCache.generation.finite import check_finite
 from DeepCache.generation.painter import Painter
 from DeepCache.generation.settings import GenerationSettings, check_against_pipeline
 from DeepCache.metrics import clip_score, lpips, psnr, ssim
@@ -206,11 +207,7 @@ class AblationGroup:
                     raise
                 raise MemoryError("the device has not enough memory for this; try a smaller batch or size") from error
         drawn, seconds = torch.cat(images), perf_counter() - begin
-        if drawn.isnan().any():
-            raise ValueError(
-                f"{self.name}, {label}: the pipeline drew what is no number (NaN), as autoencoders do that overflow in "
-                "float16; try --dtype bfloat16 or float32"
-            )
+        check_finite(drawn, f"{self.name}, {label}: the model in {self.result['settings']['dtype']}")
         return drawn, seconds
 
     def _painter(self, seed: int) -> Painter:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from DeepCache.bench.older_ablation import OLDER_ABLATION_FORMAT, upgraded_ablation
+from DeepCache.text_file import read_json_text
 
 __all__ = [
     "ABLATION_FORMAT",
@@ -149,9 +150,11 @@ def _short(value: Any) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     not_in_json: list[str] = []
+    text = read_json_text(path, "result")
     try:
-        text = path.read_text(encoding="utf-8")
         result = json.loads(text, parse_constant=not_in_json.append)
+    except RecursionError:
+        raise ValueError(f"{str(path)!r} is damaged: its values are nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
     if not_in_json:

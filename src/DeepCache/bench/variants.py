@@ -9,6 +9,7 @@ from pathlib import Path
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES, AdaptiveSchedule
+from DeepCache.text_file import read_json_text
 
 __all__ = ["PUBLISHED_VARIANTS", "Variant", "check_names", "parse_variant", "variant_name"]
 
@@ -139,8 +140,9 @@ def _setting(word: str, text: str) -> tuple[str, object]:
 def _from_file(text: str, plan: Path, force_plan: bool = False, **others: object) -> Variant:
     if others:
         raise ValueError(f"the variant {text!r}: a plan says all itself, so plan=FILE goes with force alone")
+    content = read_json_text(plan, "plan")
     try:
-        config = DeepCacheConfig.from_file(plan)
+        config = DeepCacheConfig.from_json(content)
         # A result could not be written with what JSON does not have, such as infinity.
         json.dumps(config.to_dict(), allow_nan=False)
     except (ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from DeepCache.cli.interruption import INTERRUPTED, stopped
 from DeepCache.cli.options import (
     MODEL_PANEL,
     Device,
@@ -92,7 +93,7 @@ def ablate_command(
         str, typer.Option(metavar="NUMBERS", help="Numbers of denoising steps.", rich_help_panel=_GRID)
     ] = "50",
     prompt_file: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--prompts",
             metavar="FILE",
@@ -200,17 +201,17 @@ def ablate_command(
         clip=clip,
         judge=judge,
     )
-    stderr = Console(stderr=True)
+    stderr = Console(stderr=True, markup=False)
     set_threads(threads)
     try:
         with quiet_libraries(), WorkDisplay(stderr) as display:
             result = run_ablation(settings, output, device, display)
     except KeyboardInterrupt:
-        going_on = f"Stopped. The same command goes on from {output}."
-        stderr.print(going_on, soft_wrap=True, highlight=False, markup=False)
-        raise typer.Exit(130) from None
+        going_on = stopped(output)
+        stderr.print(going_on, soft_wrap=True, highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
     for metric, reason in result["settings"]["left_out"].items():
-        stderr.print(f"{metric.upper()} is left out: {reason}.", soft_wrap=True, highlight=False, markup=False)
+        stderr.print(f"{metric.upper()} is left out: {reason}.", soft_wrap=True, highlight=False)
     _print(result)
     print(output)
 
@@ -218,7 +219,7 @@ def ablate_command(
 def _print(result: dict[str, Any]) -> None:
     from DeepCache.bench.guidance_scale import guidance_in_words
 
-    console = Console()
+    console = Console(markup=False)
     for group in result["groups"]:
         reference = group["reference"] or {}
         judged = reference.get("right") is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from DeepCache.cli.interruption import INTERRUPTED
 from DeepCache.cli.options import (
     Between,
     Branch,
@@ -39,7 +40,7 @@ __all__ = ["batch_command"]
 
 _PICTURES, _WHERE, _OUTPUT = "Pictures", "Who draws", "Output"
 _DEFAULT = DeepCacheConfig()
-_FAILED, _STOPPED = 1, 130
+_FAILED, _STOPPED = 1, INTERRUPTED
 
 
 def batch_command(
@@ -199,7 +200,7 @@ def batch_command(
     )
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray, got {engine!r}")
-    stderr = Console(stderr=True)
+    stderr = Console(stderr=True, markup=False)
     with _asked_to_stop(stderr) as stop, BatchDisplay(stderr) as display:
         try:
             with quiet_libraries():
@@ -223,7 +224,7 @@ def batch_command(
             stderr.print(note, soft_wrap=True, highlight=False)
             raise typer.Exit(_STOPPED) from None
     _print_summary(summary, output)
-    if summary.left:
+    if stop() or summary.left:
         raise typer.Exit(_STOPPED)
     if summary.failed:
         raise typer.Exit(_FAILED)

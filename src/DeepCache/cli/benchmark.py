@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from DeepCache.cli.interruption import INTERRUPTED, stopped
 from DeepCache.cli.options import (
     MODEL_PANEL,
     Device,
@@ -182,7 +183,7 @@ def benchmark_command(
         from DeepCache.bench.profiles import check_profile
 
         check_profile(profile, device)
-    stderr = Console(stderr=True)
+    stderr = Console(stderr=True, markup=False)
     seconds = None if stop_after is None else 60 * stop_after
     set_threads(threads)
     with quiet_libraries():
@@ -190,9 +191,9 @@ def benchmark_command(
             with WorkDisplay(stderr) as display:
                 result = run_benchmark(settings, output, device, display, seconds)
         except KeyboardInterrupt:
-            going_on = f"Stopped. The same command goes on from {output}."
-            stderr.print(going_on, soft_wrap=True, highlight=False, markup=False)
-            raise typer.Exit(130) from None
+            going_on = stopped(output)
+            stderr.print(going_on, soft_wrap=True, highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
     _print(result)
     if not is_complete(result):
         stderr.print(f"Stopped after {stop_after:g} minutes. The same command goes on.", highlight=False)
@@ -213,8 +214,8 @@ def _profile(settings: BenchmarkSettings, measured: dict[str, Any], folder: Path
                 result = run_profile(settings, measured, folder, device, display)
         except KeyboardInterrupt:
             kept = f"Stopped. Nothing of the benchmark is lost; the profiles that were finished are in {folder}."
-            stderr.print(kept, soft_wrap=True, highlight=False, markup=False)
-            raise typer.Exit(130) from None
+            stderr.print(kept, soft_wrap=True, highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
     _print_profiles(result)
     for found in result["profiles"]:
         if found["trace"]:
@@ -223,7 +224,7 @@ def _profile(settings: BenchmarkSettings, measured: dict[str, Any], folder: Path
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(markup=False)
     for cell in result["cells"]:
         if cell["status"] == "waiting":
             continue
@@ -242,7 +243,7 @@ def _print(result: dict[str, Any]) -> None:
         for row in cell["rows"]:
             if row["error"]:
                 failed = f"{row['method']}, {row['variant']} failed: {row['error']}"
-                console.print(failed, markup=False, highlight=False, soft_wrap=True)
+                console.print(failed, highlight=False, soft_wrap=True)
     console.print(
         "\nseconds: median. speed-up: median over the rounds of the seconds without caching over these.\n"
         "limit: the U-Net's speed-up if its multiply-accumulates were all, and the share of it that is reached.\n"
@@ -282,7 +283,7 @@ def _figures(row: dict[str, Any]) -> list[str]:
 
 
 def _print_profiles(result: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(markup=False)
     for found in result["profiles"]:
         title = "{width}×{height}, batch {batch}, {dtype}, {mode}".format(**found)
         reason = f" ({found['reason']})" if found["reason"] else ""

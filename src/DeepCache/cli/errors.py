@@ -3,21 +3,29 @@ a status; this is the one place."""
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
+from DeepCache.cli.interruption import INTERRUPTED, was_interrupted
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
-__all__ = ["WRONG_INPUT", "CommandGroup"]
+__all__ = ["WRONG_INPUT", "Command", "CommandGroup"]
 
 WRONG_INPUT = 2
+_PLACES = ("FILE", "FOLDER")
 
 _LIBRARY = str(Path(__file__).parents[1])
 
@@ -34,18 +42,88 @@ class CommandGroup(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _quiet_torchao():
                 warnings.showwarning = partial(_show_warning, warnings.showwarning)
                 status = super().main(*args, **kwargs | {"standalone_mode": False})
         except WRONG_INPUT_ERRORS as error:
+            if was_interrupted():
+                sys.exit(INTERRUPTED)
             if os.environ.get("DEEPCACHE_TRACEBACK"):
                 raise
-            _stop(str(error) or type(error).__name__)
+            _stop(_message(error))
         except (KeyboardInterrupt, typer.Abort):
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
         except _UsageError as error:
-            _stop(error.format_message())
+            _stop(_usage(error))
         sys.exit(status if isinstance(status, int) else 0)
+
+
+class Command(TyperCommand):
+    """A command whose help shows square brackets as they are, and which takes no empty name for a file."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        shown = copy.copy(self)
+        shown.params = [copy.copy(parameter) for parameter in self.params]
+        for one in (shown, *shown.params):
+            if text := getattr(one, "help", None):
+                vars(one)["help"] = escape(text)
+        super(Command, shown).format_help(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # As a path, an empty name is the current folder.
+        before = ""
+        for word in args:
+            name, _, value = word.partition("=") if word.startswith("--") and "=" in word else (before, "", word)
+            for parameter in self.params:
+                if not value and name in parameter.opts and parameter.metavar in _PLACES:
+                    raise ValueError(
+                        f"{name} must name a {parameter.metavar.lower()}, got ''. Leave it out or name one."
+                    )
+            before = word
+        return super().parse_args(ctx, args)
+
+
+@contextmanager
+def _quiet_torchao() -> Iterator[None]:
+    """Transformers imports torchao where it is installed, and torchao logs a warning for each of its kernels that does
+    not fit this machine. Nothing here uses them."""
+    logger = logging.getLogger("torchao")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        where = "" if error.filename is None else f" {str(error.filename)!r}"
+        return f"cannot read or write{where}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+# A prompt without quotes around it is many arguments.
+_LONGEST_USAGE = 300
+_SHORTENED = Repr()
+_SHORTENED.maxstring = _SHORTENED.maxother = 60
+_KINDS = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+}
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, with the value where typer does not name it."""
+    cause, parameter = error.__cause__, getattr(error, "param", None)
+    if parameter is None or not hasattr(cause, "errors"):
+        message = str(error.format_message())
+        return message if len(message) <= _LONGEST_USAGE else message[:_LONGEST_USAGE] + "…"
+    wrong = cause.errors()[0]
+    allowed = _KINDS.get(wrong["type"].split("_")[0], f"cannot be used ({wrong['msg']})")
+    name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar or parameter.name
+    return f"{name} {allowed}, got {_SHORTENED.repr(wrong['input'])}"
 
 
 def _show_warning(

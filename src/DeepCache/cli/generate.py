@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from DeepCache.cli.interruption import INTERRUPTED
+from DeepCache.cli.long_prompts import warn_of_long_prompts
 from DeepCache.cli.options import (
     DEEPCACHE_PANEL,
     Between,
@@ -27,6 +29,7 @@ from DeepCache.cli.options import (
     deepcache_config,
 )
 from DeepCache.config import DeepCacheConfig
+from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
 __all__ = ["generate_command"]
 
@@ -40,12 +43,14 @@ def generate_command(
         typer.Argument(metavar="PROMPT", help="What to draw; each prompt is a picture."),
     ] = None,
     prompt_file: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="A file of prompts: .jsonl, .csv or .tsv with a prompt, caption or text in each row, COCO's captions "
-            "as .json, else text with one prompt a line, where blank lines and lines that start with # are skipped.",
+            help="A file of prompts, or a URL such as s3://bucket/prompts.jsonl: .jsonl, .csv, .tsv or .parquet with a "
+            "prompt, caption or text in each row and, if wanted, a seed, negative_prompt, and size (or width and "
+            "height), which replace the options of that name; COCO's captions as .json; else text with one prompt a "
+            "line, where blank lines and lines that start with # are skipped.",
             rich_help_panel=_PICTURE,
         ),
     ] = None,
@@ -132,27 +137,34 @@ def generate_command(
         GeneratedImage,
         GenerationSettings,
         OutputFolder,
+        PromptRow,
         generate,
         parse_size,
+        read_prompt_rows,
     )
-    from DeepCache.prompts import read_prompts
 
     cache = deepcache_config(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
     )
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
-    settings = GenerationSettings(
-        prompts=(*(prompts or ()), *(read_prompts(prompt_file) if prompt_file else ())),
-        model=model,
-        negative_prompt=negative,
-        steps=steps,
-        guidance=guidance,
-        size=None if size is None else parse_size(size),
-        seed=seed,
-        images_per_prompt=images,
-        cache=cache,
-    )
+    rows = [*map(PromptRow, prompts or ()), *(read_prompt_rows(prompt_file) if prompt_file is not None else ())]
+    own_size = None if size is None else parse_size(size)
+    settings = [
+        GenerationSettings(
+            prompts=(row.prompt,),
+            model=model,
+            negative_prompt=negative if row.negative_prompt is None else row.negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            size=own_size if row.size is None else row.size,
+            # Whatever other rows say, a row without a seed keeps its own.
+            seed=seed + number * images if row.seed is None else row.seed,
+            images_per_prompt=images,
+            cache=cache,
+        )
+        for number, row in enumerate(rows)
+    ]
     folder = OutputFolder(output)
 
     from DeepCache.cli.loading import load
@@ -161,9 +173,10 @@ def generate_command(
     from DeepCache.models import set_scheduler
 
     finished: list[GeneratedImage] = []
-    stderr = Console(stderr=True)
+    stderr = Console(stderr=True, markup=False)
     try:
         pipe = load(model, dtype=dtype, device=device, console=stderr)
+        warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
         if compile_mode != _DEFAULT.compile:
@@ -172,8 +185,15 @@ def generate_command(
         with StepDisplay(stderr) as display:
             for image in generate(pipe, settings, folder, compare=compare, on_step=display):
                 finished.append(image)
+                display.finish_image()
     except KeyboardInterrupt:
         print_results(finished, folder.written)
-        stderr.print(f"Stopped: {len(finished)} of {settings.count} pictures are finished.")
-        raise typer.Exit(130) from None
+        count = sum(not path.stem.endswith(("-original", "-compare")) for path in folder.written)
+        stderr.print(f"Stopped: {count} of {sum(each.count for each in settings)} pictures are finished.")
+        raise typer.Exit(INTERRUPTED) from None
+    except WRONG_INPUT_ERRORS:
+        # What was finished before stays.
+        if finished:
+            print_results(finished, folder.written)
+        raise
     print_results(finished, folder.written)

@@ -29,11 +29,11 @@ def info_command(
 
     Example: deepcache info shapes
     """
-    console = Console()
+    console = Console(markup=False)
 
     from DeepCache.cli.loading import load
 
-    pipe = load(model, device="cpu", console=Console(stderr=True))
+    pipe = load(model, device="cpu", console=Console(stderr=True, markup=False))
 
     from DeepCache.models import describe_pipeline, limit_speed_up, recommended_guidance
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -37,13 +38,19 @@ def quiet_libraries() -> Iterator[None]:
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity(logging.CRITICAL)
     yield
-    # What diffusers says while it draws is about the prompt: that it is too long, for one.
     diffusers_logging.set_verbosity_warning()
+    for handler in logging.getLogger("diffusers").handlers:
+        handler.addFilter(_is_not_about_length)
+
+
+def _is_not_about_length(record: logging.LogRecord) -> bool:
+    # It quotes all that was cut off; `warn_of_long_prompts` does not.
+    return "was truncated because" not in str(record.msg)
 
 
 def load(model: str, *, console: Console, dtype: str = "auto", device: str = "auto") -> DiffusionPipeline:
     """`load_pipeline` in quiet."""
-    note = console.status(f"Loading {model} …") if console.is_terminal else nullcontext()
+    note = console.status(escape(f"Loading {model} …")) if console.is_terminal else nullcontext()
     with note, quiet_libraries():
         from DeepCache.models import load_pipeline
 

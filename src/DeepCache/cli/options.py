@@ -157,7 +157,7 @@ GuidanceReuse = Annotated[
     ),
 ]
 PlanFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--plan",
         metavar="FILE",
@@ -192,7 +192,7 @@ def deepcache_config(
     skip_mode: str,
     forecast: str,
     guidance_reuse: bool,
-    plan: Path | None,
+    plan: str | None,
     force_plan: bool,
     compile_mode: str,
     between: str,

@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from DeepCache.cli.interruption import keep_on_interrupt
+
 if TYPE_CHECKING:
     from DeepCache.batch import BatchProgress
     from DeepCache.generation import StepProgress
@@ -46,6 +48,7 @@ class _Display:
     _progress: Progress
 
     def __enter__(self) -> Self:
+        keep_on_interrupt()
         self._progress.start()
         return self
 
@@ -74,6 +77,7 @@ class StepDisplay(_Display):
             disable=not console.is_terminal,
         )
         self._run: tuple[int, bool] | None = None
+        self._lines: list[str] = []
         self._tasks: list[TaskID] = []
 
     def __call__(self, done: StepProgress) -> None:
@@ -91,8 +95,13 @@ class StepDisplay(_Display):
             pattern = show_pattern(done.pattern)
             if len(pattern) > _LONGEST_PLAIN_PATTERN:
                 pattern = pattern[:_LONGEST_PLAIN_PATTERN] + "…"
-            line = f"{label}: {done.steps} steps {pattern}"
+            self._lines.append(f"{label}: {done.steps} steps {pattern}")
+
+    def finish_image(self) -> None:
+        """Reports an image as finished, once it is written."""
+        for line in self._lines:
             self._console.print(line, soft_wrap=True, highlight=False)
+        self._lines = []
 
 
 class WorkDisplay(_Display):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from DeepCache.cli.interruption import keep_on_interrupt
+
 __all__ = ["report_command"]
 
 _WANDB = "Weights & Biases"
@@ -49,6 +51,7 @@ def report_command(
     if wandb:
         check_wandb()
     paths = results or []
+    keep_on_interrupt()
     print(write_report(paths, output, title=title))
     if wandb:
         run = log_to_wandb(paths, wandb_folder(output), project=wandb_project, title=title)

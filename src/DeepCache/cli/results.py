@@ -20,7 +20,7 @@ __all__ = ["print_results", "show_bytes"]
 
 def print_results(images: Sequence[GeneratedImage], written: Sequence[Path]) -> None:
     """Prints what the images cost and how faithful they are, and the files that were written."""
-    console = Console()
+    console = Console(markup=False)
     if images:
         console.print(_table(images))
         console.print(

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from DeepCache.cli.interruption import INTERRUPTED, stopped
 from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Scheduler, check_output, guidance_scales, numbers
 from DeepCache.cli.progress import WorkDisplay
 
@@ -58,7 +59,7 @@ def tune_command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     prompt_file: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--prompts",
             metavar="FILE",
@@ -148,7 +149,7 @@ def tune_command(
     from DeepCache.tune import TuningSettings, tune
     from DeepCache.tune.figure import draw_frontier
 
-    stderr = Console(stderr=True)
+    stderr = Console(stderr=True, markup=False)
     pipe = load(model, dtype=dtype, device=device, console=stderr)
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
@@ -174,14 +175,14 @@ def tune_command(
         with WorkDisplay(stderr) as display:
             plan = tune(pipe, settings, folder, display)
     except KeyboardInterrupt:
-        stderr.print(f"Stopped. The same command resumes from what is in {folder}.", soft_wrap=True, highlight=False)
-        raise typer.Exit(130) from None
+        stderr.print(stopped(folder), soft_wrap=True, highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
     plan.to_file(output)
     picture: Path | None = output.with_suffix(".png")
     try:
         draw_frontier(plan, output.with_suffix(".png"))
     except ImportError as error:
-        stderr.print(f"No picture of the frontier: {error}", soft_wrap=True, highlight=False, markup=False)
+        stderr.print(f"No picture of the frontier: {error}", soft_wrap=True, highlight=False)
         picture = None
     _print_plan(plan)
     for path in filter(None, (output, picture)):
@@ -191,7 +192,7 @@ def tune_command(
 def _print_plan(plan: Plan) -> None:
     from DeepCache.schedule import FORECASTS
 
-    console = Console()
+    console = Console(markup=False)
     lines = plan.schedule.to_dict()
     halved = lines["guidance_reuse"]
     forecasts = "".join(" " if step.full else str(FORECASTS.index(step.forecast)) for step in plan.schedule.each)

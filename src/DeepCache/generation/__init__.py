@@ -2,7 +2,9 @@
 
 from DeepCache.generation.comparison import compare_side_by_side
 from DeepCache.generation.drawing import Drawing, GeneratedImage, StepProgress, generate
+from DeepCache.generation.finite import NotFiniteError
 from DeepCache.generation.output import OutputFolder, read_settings
+from DeepCache.generation.prompt_row import PromptRow, read_prompt_rows
 from DeepCache.generation.settings import (
     GenerationSettings,
     check_against_pipeline,
@@ -13,11 +15,14 @@ __all__ = [
     "Drawing",
     "GeneratedImage",
     "GenerationSettings",
+    "NotFiniteError",
     "OutputFolder",
+    "PromptRow",
     "StepProgress",
     "check_against_pipeline",
     "compare_side_by_side",
     "generate",
     "parse_size",
+    "read_prompt_rows",
     "read_settings",
 ]

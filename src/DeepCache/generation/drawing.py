@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from inspect import signature
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.generation.comparison import compare_side_by_side
+from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.output import OutputFolder
 from DeepCache.generation.settings import GenerationSettings, check_against_pipeline, check_plan
 from DeepCache.models.loading import recommended_guidance
 from DeepCache.plan import Plan
+from DeepCache.prompts.rows import shortened, shown
 from DeepCache.schedule import AdaptiveSchedule, Step, StepSchedule, pattern_of
 
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ class GeneratedImage:
 
 def generate(
     pipe: Any,
-    settings: GenerationSettings,
+    settings: GenerationSettings | Sequence[GenerationSettings],
     output: OutputFolder,
     *,
     compare: bool = False,
@@ -112,7 +115,8 @@ def generate(
 
     Args:
         pipe: a text-to-image pipeline with a U-Net.
-        settings: what to draw and how.
+        settings: what to draw and how. Several, one after the other, may differ in their prompts, negative prompts,
+            seeds, sizes and images per prompt.
         output: where to write the images.
         compare: whether to draw each image without DeepCache as well, after one discarded short
             run to warm up (whole runs where the U-Net is compiled), and to write the two side by side.
@@ -120,7 +124,9 @@ def generate(
 
     Raises:
         TypeError: the pipeline has no U-Net that DeepCache can work on.
-        ValueError: the settings do not fit the pipeline; nothing has been drawn then.
+        ValueError: the settings do not fit the pipeline, or differ in what all images have in common; nothing has been
+            drawn then.
+        NotFiniteError: an image has NaN or infinite values; it is not written, and those before it stay.
         MemoryError: the device has not enough memory.
         OSError: an image cannot be written.
 
@@ -135,25 +141,29 @@ def generate(
     """
     from DeepCache.engine.attach import DeepCacheEngine, apply_deepcache, remove_deepcache
 
-    check_against_pipeline(settings, pipe)
-    engine = apply_deepcache(pipe, settings.cache)
-    compiled = settings.cache.compile != "none"
+    groups = (settings,) if isinstance(settings, GenerationSettings) else tuple(settings)
+    _check_alike(groups)
+    for each in groups:
+        check_against_pipeline(each, pipe)
+    cache, steps = groups[0].cache, groups[0].steps
+    jobs = [(each, prompt, seed) for each in groups for prompt, seed in each.jobs()]
+    engine = apply_deepcache(pipe, cache)
+    compiled = cache.compile != "none"
     try:
-        check_plan(settings.cache, settings.steps, _guidance(pipe, settings))
+        check_plan(cache, steps, _guidance(pipe, groups[0]))
         # The original is compiled as well, so that caching is all that tells the two apart.
-        whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=settings.cache.compile))
+        whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=cache.compile))
         if compare:
-            prompt, seed = next(settings.jobs())
-            call = _call(pipe, settings, prompt, seed)
+            call = _call(pipe, *jobs[0])
             if compiled:
-                _draw(pipe, call)
+                _discard(pipe, call)
                 whole.attach()
-                _draw(pipe, call)
+                _discard(pipe, call)
             else:
-                engine.configure(_warm_up(settings.cache))
-                _draw(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, settings.steps)})
-                engine.configure(settings.cache)
-        for number, (prompt, seed) in enumerate(settings.jobs(), start=1):
+                engine.configure(_warm_up(cache))
+                _discard(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, steps)})
+                engine.configure(cache)
+        for number, (each, prompt, seed) in enumerate(jobs, start=1):
             stem = output.new_stem(prompt, seed)
             drawings = {}
             for accelerated in (False, True) if compare else (True,):
@@ -163,22 +173,45 @@ def generate(
                     whole.attach()
                 else:
                     engine.detach()
-                call = _call(pipe, settings, prompt, seed)
+                call = _call(pipe, each, prompt, seed)
                 if on_step is not None:
-                    call |= _step_callback(pipe, settings, number, engine if accelerated else None, on_step)
-                image, seconds = _draw(pipe, call)
+                    on = engine if accelerated else None
+                    call |= _step_callback(pipe, each, (number, len(jobs)), on, on_step)
+                with _named(prompt, seed, accelerated):
+                    image, seconds = _draw(pipe, call)
                 size = {"width": image.width, "height": image.height}
-                notes = _notes(pipe, settings, prompt, seed, size | {"deepcache": accelerated})
+                notes = _notes(pipe, each, prompt, seed, size | {"deepcache": accelerated})
                 path = output.save(image, stem if accelerated else f"{stem}-original", notes)
                 drawings[accelerated] = Drawing(image, seconds, path)
             result = GeneratedImage(prompt, seed, drawings[True], engine.stats)
             if compare:
                 result = _compared(result, drawings[False])
-                picture = _side_by_side(result, drawings[False], settings)
+                picture = _side_by_side(result, drawings[False], each)
                 result = replace(result, comparison=output.save(picture, f"{stem}-compare", notes))
             yield result
     finally:
         remove_deepcache(pipe)
+
+
+def _check_alike(groups: tuple[GenerationSettings, ...]) -> None:
+    """Refuses settings that differ in what all images of a run have in common."""
+    if not groups:
+        raise ValueError("there is no prompt to draw")
+    for name in ("model", "steps", "guidance", "cache"):
+        first = getattr(groups[0], name)
+        other = next((each for each in groups if getattr(each, name) != first), None)
+        if other is not None:
+            raise ValueError(f"{name} must be the same for all images, got {first!r} and {getattr(other, name)!r}")
+
+
+@contextmanager
+def _named(prompt: str, seed: int, accelerated: bool) -> Iterator[None]:
+    """Says which image it is that has NaN."""
+    try:
+        yield
+    except NotFiniteError as error:
+        what = "with DeepCache" if accelerated else "without DeepCache"
+        raise NotFiniteError(f"cannot generate {shown(prompt)} (seed {seed}, {what}): {error}") from error
 
 
 def _warm_up(cache: DeepCacheConfig) -> DeepCacheConfig:
@@ -219,11 +252,12 @@ def _guidance(pipe: Any, settings: GenerationSettings) -> float | None:
 def _step_callback(
     pipe: Any,
     settings: GenerationSettings,
-    number: int,
+    place: tuple[int, int],
     engine: DeepCacheEngine | None,
     on_step: Callable[[StepProgress], None],
 ) -> dict[str, Any]:
-    """The pipeline's argument for telling `on_step` of every step, where it has one; `engine` is the one that is on."""
+    """The pipeline's argument for telling `on_step` of every step, where it has one; `place` is the number of the image
+    and of all of them, `engine` the one that is on."""
     if "callback_on_step_end" not in signature(pipe.__call__).parameters:
         return {}
     accelerated = engine is not None
@@ -235,7 +269,7 @@ def _step_callback(
         steps = getattr(pipe, "num_timesteps", settings.steps)
         # An adaptive schedule decides on its way.
         pattern = engine.pattern if engine is not None and adaptive else pattern_of(cache.steps(steps))[: step + 1]
-        on_step(StepProgress(number, settings.count, accelerated, step + 1, steps, pattern))
+        on_step(StepProgress(*place, accelerated, step + 1, steps, pattern))
         return tensors
 
     return {"callback_on_step_end": at_step_end}
@@ -250,11 +284,18 @@ def _draw(pipe: Any, call: dict[str, Any]) -> tuple[Image, float]:
     try:
         wait_for_device(pipe.device)
         start = time.perf_counter()
-        image = pipe(**call).images[0]
+        with finite_images(pipe):
+            image = pipe(**call).images[0]
         wait_for_device(pipe.device)
         return image, time.perf_counter() - start
     except torch.OutOfMemoryError as error:
         raise MemoryError("the device has not enough memory for this; try a smaller size or dtype float16") from error
+
+
+def _discard(pipe: Any, call: dict[str, Any]) -> None:
+    """One pipeline call whose image is not kept."""
+    with suppress(NotFiniteError):
+        _draw(pipe, call)
 
 
 def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more: dict[str, Any]) -> dict[str, Any]:
@@ -321,6 +362,6 @@ def _side_by_side(result: GeneratedImage, original: Drawing, settings: Generatio
     return compare_side_by_side(
         original.image,
         result.drawing.image,
-        title=result.prompt,
+        title=shortened(result.prompt),
         captions=(("Original", f"{original.seconds:.2f} s"), (name, cost, fidelity)),
     )

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 __all__ = ["OutputFolder", "read_settings"]
@@ -28,19 +28,26 @@ class OutputFolder:
         path: the folder; it is made where it does not exist.
 
     Raises:
+        ValueError: the path is empty.
         OSError: the folder cannot be made or written to.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
-        self.written: list[Path] = []
-        """The files written so far."""
+        self._paths: list[Path] = []
+        if not str(path):
+            raise ValueError("the folder to write to must have a name, got ''; use '.' for the current folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
             raise OSError(f"cannot write to the folder {str(path)!r}: {error.strerror}") from error
+
+    @property
+    def written(self) -> list[Path]:
+        """The files written so far, also where the program was interrupted right after one."""
+        return [path for path in self._paths if path.exists()]
 
     def new_stem(self, prompt: str, seed: int) -> str:
         """The name, without its ending, of the next image."""
@@ -58,12 +65,13 @@ class OutputFolder:
         partial = self.path / f".{stem}.partial"
         try:
             image.save(partial, format="PNG", pnginfo=info)
+            # Before it is there, so that none is forgotten.
+            self._paths.append(path)
             partial.replace(path)
         except OSError as error:
             raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
         finally:
             partial.unlink(missing_ok=True)
-        self.written.append(path)
         return path
 
 
@@ -74,10 +82,16 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is no image that DeepCache wrote.
     """
-    with Image.open(path) as image:
-        notes = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    name = os.fspath(path)
+    try:
+        with Image.open(path) as image:
+            notes = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read the image {name!r}: it is not an image") from error
+    except OSError as error:
+        raise OSError(f"cannot read the image {name!r}: {error.strerror or error}") from error
     if "settings" not in notes:
-        raise ValueError(f"{os.fspath(path)!r} holds no settings of DeepCache")
+        raise ValueError(f"{name!r} holds no settings of DeepCache")
     return {
         "prompt": notes.get("prompt", ""),
         "negative_prompt": notes.get("negative_prompt", ""),

@@ -10,6 +10,7 @@ from typing import Any
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.models.loading import recommended_guidance
+from DeepCache.prompts.rows import shown
 
 __all__ = ["GenerationSettings", "check_against_pipeline", "check_plan", "parse_size"]
 
@@ -145,7 +146,7 @@ def _check_negative_prompt(settings: GenerationSettings, pipe: Any) -> None:
 
     if "negative_prompt" not in signature(pipe.__call__).parameters:
         raise ValueError(
-            f"a {type(pipe).__name__} takes no negative prompt, got {settings.negative_prompt!r}; leave it out"
+            f"a {type(pipe).__name__} takes no negative prompt, got {shown(settings.negative_prompt)}; leave it out"
         )
     guidance = settings.guidance
     if guidance is None:
@@ -187,4 +188,4 @@ def _check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"a prompt is not valid text: {text!r}") from error
+        raise ValueError(f"a prompt is not valid text: {shown(text)}") from error

@@ -8,7 +8,7 @@ from reprlib import Repr
 
 from DeepCache.prompts.prompt import Prompt
 
-__all__ = ["PROMPT_NAMES", "Row", "check_text", "prompt_of", "shown"]
+__all__ = ["PROMPT_NAMES", "Row", "check_text", "prompt_of", "shortened", "shown"]
 
 PROMPT_NAMES = ("prompt", "caption", "text")
 """What the value with the prompt may be called; where there are several, the first of these is it."""
@@ -72,6 +72,16 @@ def check_text(place: str, name: str, value: object) -> str:
 def shown(value: object) -> str:
     """A value for a message, cut short where it is long or nested deeply."""
     return _SHORTENED.repr(value)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A text of at most so many characters, with an ellipsis where there were more.
+
+    Example:
+        >>> shortened("a red circle left of a blue square", most=12)
+        'a red circl…'
+    """
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _label(row: Row, name: str) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+from DeepCache.generation.finite import check_finite
 from DeepCache.generation.painter import Painter
 from DeepCache.metrics import psnr, ssim
 from DeepCache.schedule import StepSchedule
@@ -80,7 +81,12 @@ class Evaluations:
         return self._reference
 
     def set_reference(self, images: torch.Tensor, seconds: float) -> None:
-        """Takes the images without DeepCache from where they were drawn already."""
+        """Takes the images without DeepCache from where they were drawn already.
+
+        Raises:
+            NotFiniteError: an image has NaN or infinite values.
+        """
+        check_finite(images, "the model without DeepCache")
         self._reference = images
         if _REFERENCE not in self._known:
             self._remember(_REFERENCE, Measured(1.0, IDENTICAL, 1.0, seconds))
@@ -126,8 +132,13 @@ class Evaluations:
         if key not in self._known:
             reference = self.reference
             images, seconds, cost = draw()
-            fidelity = fmean(min(value, IDENTICAL) for value in psnr(images, reference).tolist())
-            self._remember(key, Measured(cost, fidelity, fmean(ssim(images, reference).tolist()), seconds))
+            if images.isfinite().all():
+                fidelity = fmean(min(value, IDENTICAL) for value in psnr(images, reference).tolist())
+                similarity = fmean(ssim(images, reference).tolist())
+            else:
+                # Nothing is further from the original than what is no image.
+                fidelity = similarity = 0.0
+            self._remember(key, Measured(cost, fidelity, similarity, seconds))
             self._on_work(cost)
         return self._known[key]
 

@@ -12,6 +12,7 @@ from DeepCache.engine.attention import may_write
 from DeepCache.engine.capture import FeatureCapture
 from DeepCache.engine.guidance import latents, output_tensor, why_not_two_halves, with_tensor
 from DeepCache.engine.layouts import SkipBranch, layout_of
+from DeepCache.generation.finite import check_finite
 from DeepCache.generation.painter import Painter
 from DeepCache.schedule import FORECASTS, ForecastRule
 
@@ -68,13 +69,14 @@ def record(painter: Painter, first: int, branch: SkipBranch) -> Recording:
         assert feature is not None
         features.append(feature)
 
-    handles = [module.register_forward_hook(capture) for module in layout_of(unet).tapped(branch)]
+    handles = [module.register_forward_hook(capture, with_kwargs=True) for module in layout_of(unet).tapped(branch)]
     handles += [unet.register_forward_pre_hook(before, with_kwargs=True), unet.register_forward_hook(after)]
     try:
         images = painter.draw_batch(first)
     finally:
         for handle in handles:
             handle.remove()
+    check_finite(images, "the model without DeepCache")
     args, kwargs = calls[0]
     sample = args[0] if args else kwargs["sample"]
     guided = not why_not_two_halves(painter.pipe, unet, sample)

@@ -135,7 +135,7 @@ class SegmentErrors:
                     for kind, error in wrong.items():
                         sums[kind] = sums[kind] + sensitivity[step] * error.float()
                         squares = torch.as_tensor(sums[kind]).square().flatten(1).mean(1)
-                        errors[full, gap, length, kind] = squares.double().cpu()
+                        errors[full, gap, length, kind] = squares.double().cpu().nan_to_num(nan=torch.inf)
                     self.on_call()
             _fill_gaps(errors[full], gaps, full)
         return errors

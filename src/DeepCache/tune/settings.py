@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from DeepCache.prompts.rows import shown
 from DeepCache.schedule import check_integer
 from DeepCache.tune.search import Goal
 
@@ -61,7 +62,7 @@ class TuningSettings:
             )
         both = set(self.prompts) & set(self.held_out)
         if both:
-            raise ValueError(f"the prompt {both.pop()!r} is among those to tune on and those to check on")
+            raise ValueError(f"the prompt {shown(both.pop())} is among those to tune on and those to check on")
         for name, least in (("steps", 4), ("batch", 1), ("evaluations", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")

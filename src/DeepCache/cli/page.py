@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from DeepCache.cli.interruption import keep_on_interrupt
 from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Threads
 
 __all__ = ["app_command"]
@@ -75,7 +77,7 @@ def app_command(
     prepare_gradio()
     set_threads(threads)
     console = Console(stderr=True)
-    note = console.status(f"Loading {settings.models[0]} …")
+    note = console.status(escape(f"Loading {settings.models[0]} …"))
 
     def tell(address: str) -> None:
         note.stop()
@@ -84,5 +86,6 @@ def app_command(
         if open_browser:
             typer.launch(address)
 
+    keep_on_interrupt()
     with note if console.is_terminal else nullcontext(), quiet_libraries():
         serve(settings, tell)
