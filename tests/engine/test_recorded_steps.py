@@ -147,7 +147,7 @@ CASES = {
     "non-uniform": (DeepCacheConfig(3, 2, "non-uniform"), None),
     "non-uniform schedule": (DeepCacheConfig(schedule=NonUniformSchedule(3, center=5, power=2.0, branch=1)), None),
     "explicit": (DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 4), branch=2)), "FF..F.."),
-    "window": (DeepCacheConfig(schedule=WindowSchedule(UniformSchedule(3), 2, 6)), "FF.F..FF"),
+    "window": (DeepCacheConfig(schedule=WindowSchedule(UniformSchedule(3), 2, 7)), "FF.F..FFF"),
     "branches": (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(4), (0, 5, 2))), "F052F052F0"),
     "branches, all alike": (DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), (4, 4))), "F..F..F"),
     "skipped": (DeepCacheConfig(3, between="skipped"), "F--F--F-"),
