@@ -201,6 +201,13 @@ def test_an_error_of_the_program_is_told_and_the_next_picture_drawn(easel, caplo
     assert not unet._forward_hooks
 
 
+def test_an_image_of_nan_is_an_error_with_the_usual_fixes(easel):
+    found = last(easel, request(guidance=1e38))
+    assert isinstance(found, Failure)
+    assert "NaN or infinite values" in found.message
+    assert "Use float32 or bfloat16, run the VAE in float32, lower the guidance scale" in found.message
+
+
 def test_too_little_memory_for_a_model_is_told(easel, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")

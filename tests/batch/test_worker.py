@@ -363,3 +363,23 @@ def test_model_is_told_from_one_with_other_weights():
         with torch.no_grad():
             weight.copy_(kept)
     assert loaded_model(pipe)[0] == before
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_picture_of_nan_is_a_failed_row_and_the_others_are_generated(worker, batch):
+    painter = worker(replace(SETTINGS, guidance=1.0), batch=batch)
+
+    def break_green_squares(module, args, kwargs, output):
+        broken = kwargs["encoder_hidden_states"]
+        same = torch.isclose(broken, green, atol=1e-4).flatten(1).all(1)
+        return (torch.where(same[:, None, None, None], torch.nan, output[0]),)
+
+    green, _ = painter._pipe.encode_prompt("a green square", "cpu", 1, False)
+    painter._pipe.unet.register_forward_hook(break_green_squares, with_kwargs=True)
+    records = [record for first in range(0, 4, batch) for record in painter.draw(ROWS[first : first + batch])]
+    assert [bool(record.error) for record in records] == [True, False, False, False]
+    failed = records[0]
+    assert "produced NaN or infinite values" in failed.error
+    assert "float32 or bfloat16, run the VAE in float32" in failed.error
+    assert failed.path == ""
+    assert painter.folder.read(picture_path(failed.id)) is None

@@ -45,6 +45,16 @@ def complain(result, *words):
         (("x", "--device", "gpu"), ["'gpu'", "cuda"]),
         (("x", "--prompts", "nowhere.txt"), ["'nowhere.txt'"]),
         (("x", "--nonsense"), ["--nonsense"]),
+        (("x", "--steps", "x"), ["--steps must be a whole number, got 'x'"]),
+        (("x", "--steps", "1.5"), ["--steps must be a whole number, got '1.5'"]),
+        (("x", "--guidance", "high"), ["--guidance must be a number, got 'high'"]),
+        (("x", "--output", ""), ["--output must name a folder, got ''"]),
+        (("x", "--output="), ["--output must name a folder, got ''"]),
+        (("x", "-o", ""), ["-o must name a folder, got ''"]),
+        (("x", "--plan", ""), ["--plan must name a file, got ''"]),
+        (("--prompts", ""), ["--prompts must name a file, got ''"]),
+        (("--prompts", "nosuch://bucket/prompts.txt"), ["'nosuch://bucket/prompts.txt'"]),
+        (("x", "--plan", "s3://bucket/plan.json"), ["'s3://bucket/plan.json': there is no such file"]),
     ],
 )
 def test_generate(run, arguments, words):
@@ -67,6 +77,41 @@ def test_no_gpu_where_one_was_asked_for(run, monkeypatch):
 def test_prompt_file(run, content, word):
     Path("prompts.txt").write_bytes(content)
     complain(run("generate", "--prompts", "prompts.txt"), "'prompts.txt'", word)
+
+
+FILES = {"missing": None, "folder": "folder", "binary": b"\xff\xfe\x00", "other": b'{"a": 1}', "nested": b"[" * 100_000}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "x", "--plan", "file.json"),
+        ("batch", "prompts.txt", "-o", "out", "--plan", "file.json"),
+        ("ablate", "--variant", "plan=file.json"),
+        ("benchmark", "--variant", "plan=file.json"),
+        ("report", "file.json"),
+        ("generate", "--prompts", "file.json"),
+        ("tune", "--cost", "0.5", "--prompts", "file.json"),
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-2]}",
+)
+def test_a_file_of_another_kind_is_named_with_what_is_wrong(run, kind, arguments):
+    Path("prompts.txt").write_text("a red circle", encoding="utf-8")
+    content = FILES[kind]
+    if content == "folder":
+        Path("file.json").mkdir()
+    elif content is not None:
+        Path("file.json").write_bytes(content)
+    result = run(*arguments)
+    complain(result, "'file.json'")
+    for raw in ("Errno", "codec", "Traceback", "RecursionError"):
+        assert raw not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["tune --cost 0.5", "ablate", "generate"])
+def test_an_address_of_prompts_keeps_its_slashes(run, command):
+    complain(run(*command.split(), "--prompts", "nosuch://bucket/prompts.txt"), "'nosuch://bucket/prompts.txt'")
 
 
 def test_prompt_file_that_is_a_folder(run):

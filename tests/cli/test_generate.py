@@ -185,6 +185,47 @@ def test_each_picture_has_its_own_seed_and_can_be_drawn_again_alone(run, plain):
     assert "mean" in result.stdout
 
 
+def test_columns_of_a_prompt_file_go_before_the_options(run, plain):
+    lines = ["prompt,seed,negative_prompt,size", f"{PROMPT},7,a star,72x64", "a green star,,,"]
+    Path("prompts.csv").write_text("\n".join(lines), encoding="utf-8")
+    result = run("generate", "--prompts", "prompts.csv", "--seed", 20, "--steps", 2, "-i", 1, "--negative", "a ring")
+    assert result.exit_code == 0, result.stderr
+    first, second = written()
+    assert pixels(first) == pixels(plain(steps=2, seed=7, negative_prompt="a star", width=72, height=64))
+    assert pixels(second) == pixels(plain("a green star", steps=2, seed=21, negative_prompt="a ring"))
+    info = read(first).info
+    assert (info["seed"], info["negative_prompt"]) == ("7", "a star")
+    assert (noted(first)["width"], noted(first)["height"]) == (72, 64)
+
+
+def test_a_row_that_cannot_be_generated_is_refused_before_anything_is(run):
+    Path("prompts.csv").write_text("prompt,size\nx,64\ny,65\n", encoding="utf-8")
+    complain(run("generate", "--prompts", "prompts.csv", "--steps", 2), "width must be a multiple of 8", "65")
+
+
+def test_help_names_the_columns(run):
+    shown = " ".join(run("generate", "--help").stdout.replace("│", " ").split())
+    assert "seed, negative_prompt, and size (or width and height)" in shown
+
+
+@pytest.mark.parametrize("more", [(), ("--compare",)], ids=["alone", "compare"])
+def test_a_picture_of_nan_is_an_error_and_no_file(run, more):
+    result = run("generate", PROMPT, "--steps", 3, "--guidance", 1e38, *more)
+    complain(result, "NaN", "float32", "bfloat16", "the VAE in float32", "'a red circle left of a blue square'")
+
+
+@pytest.mark.filterwarnings("default:the prompt:UserWarning")
+def test_a_long_prompt_is_shortened_wherever_it_is_shown(run):
+    result = run("generate", "a red circle " * 1000, "--steps", 2, "--compare")
+    assert result.exit_code == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "tokens" in line]
+    assert line.startswith("deepcache: warning: the prompt 'a red circle")
+    assert len(result.output) < 3000
+    assert read(written()[0]).height < 1000
+    refused = run("generate", "x", "--negative", "a red circle " * 1000, "--guidance", 1e38, "--steps", 2)
+    assert len(refused.stderr) < 1000
+
+
 def test_picture_holds_prompt_seed_and_settings(run):
     arguments = ("--negative", "a ring", "--seed", 3, "--steps", 2, "-i", 2, "-b", 1, "--scheduler", "ddim")
     assert run("generate", "ein roter Kreis ★", *arguments).exit_code == 0

@@ -313,5 +313,7 @@ def test_a_goal_out_of_reach_and_a_folder_of_another_tuning_are_told(run, small)
     assert result.exit_code == 2
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("deepcache: no schedule was found that meets the goal PSNR ≥ 119 dB; the nearest costs 0.")
-    complain(run(*TINY, "--cost", 0.7, "--seed", 3), "'plan-tuning'", "different settings (seed)", "another folder")
+    assert last.startswith("deepcache: no schedule was found that meets the goal PSNR ≥ 119 dB: the nearest costs 0.")
+    complain(
+        run(*TINY, "--cost", 0.7, "--seed", 3), "'plan-tuning'", "different settings (seed)", "another folder (--work)"
+    )

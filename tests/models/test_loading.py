@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -93,3 +94,48 @@ def test_guidance_of_the_shipped_model_is_the_one_that_was_measured():
     if not results.exists():
         pytest.skip("the model has not been measured yet")
     assert MODELS["shapes"].guidance == json.loads(results.read_text(encoding="utf-8"))["recommended_guidance"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    load_pipeline("shapes", device="cpu").save_pretrained(folder)
+    return folder
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def half(data):
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (WEIGHTS, lambda _: b"x" * 100, r"'[^']*unet/diffusion_pytorch_model.safetensors' is damaged \(.*header"),
+        (WEIGHTS, half, r"is damaged \(.*incomplete.*\)\. Download or save the model again\.$"),
+        (WEIGHTS, None, r"'[^']*/unet' has no weights \(diffusion_pytorch_model.safetensors or .*\.bin\)\. Download"),
+        ("unet/config.json", None, r"'[^']*/unet' has no config\.json\. Download"),
+        ("unet/config.json", lambda _: b"{", r"unet/config.json' is damaged \(it is not JSON.*\)\. Download"),
+        ("text_encoder/model.safetensors", lambda _: b"", r"text_encoder/model.safetensors' is damaged"),
+    ],
+)
+def test_damaged_and_missing_files_are_named_once_with_the_cause(saved, tmp_path, name, change, message):
+    shutil.copytree(saved, tmp_path / "model")
+    path = tmp_path / "model" / name
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(OSError, match=message) as caught:
+        load_pipeline(tmp_path / "model", device="cpu")
+    assert str(caught.value).count(Path(name).name) == 1
+
+
+def test_weights_of_a_variant_alone_are_named(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
+    path = tmp_path / "model" / WEIGHTS
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(OSError, match=r"has no weights .*, only diffusion_pytorch_model.fp16.safetensors\."):
+        load_pipeline(tmp_path / "model", device="cpu")

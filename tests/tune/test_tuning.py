@@ -1,14 +1,17 @@
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.metrics import psnr
 from DeepCache.plan import Plan
+from DeepCache.schedule import Step, StepSchedule
 from DeepCache.tune import Goal, TuningSettings, tune
 from DeepCache.tune.evaluation import Evaluations
 from DeepCache.tune.segment_errors import SegmentErrors
@@ -212,9 +215,12 @@ def test_a_goal_close_to_identical_images_takes_full_steps(bench):
     [
         (
             {"goal": Goal(cost=0.01)},
-            r"^no schedule of 6 steps meets the goal cost ≤ 0\.010: the cheapest, .* 0\.\d{3}$",
+            r"^no schedule of 6 steps meets the goal cost ≤ 0\.010: the cheapest, .* 0\.\d{3}, a speed-up of .*\.$",
         ),
-        ({"goal": Goal(cost=0.16), "guidances": (1.0, 3.0)}, "the cheapest, with one full step, costs 0.167$"),
+        (
+            {"goal": Goal(cost=0.16), "guidances": (1.0, 3.0)},
+            "the cheapest, with one full step, costs 0.167, a speed-up of 6.00",
+        ),
     ],
 )
 def test_a_cost_that_no_schedule_can_have_is_refused_before_the_unet_runs(values, message, tmp_path):
@@ -234,10 +240,43 @@ def test_the_least_cost_that_is_named_can_be_had(tmp_path):
     bench = Bench(tmp_path / "tuning")
     with pytest.raises(ValueError, match="costs") as caught:
         bench.tune(Goal(cost=0.01))
-    least = float(str(caught.value).rpartition(" ")[2]) + 0.0005
+    least = float(re.search(r"costs (0\.\d+)", str(caught.value))[1]) + 0.0005
     plan = bench.tune(Goal(cost=least), evaluations=1)
     assert plan.schedule.pattern(STEPS) == "F-----"
     assert plan.results["tuning"]["measured"]["cost"] <= least
+
+
+def test_a_pipeline_whose_steps_cannot_be_skipped_is_refused_a_lower_cost_before_anything_is_measured(tmp_path):
+    class Kept(AttnProcessor2_0):
+        def __init__(self):
+            super().__init__()
+            self.maps = torch.zeros(1)
+
+    bench = Bench(tmp_path / "tuning")
+    bench.pipe.unet.set_attn_processor(Kept())
+    with pytest.raises(ValueError, match=r"meets the goal cost ≤ 0\.167: the cheapest, .* a speed-up of"):
+        bench.tune(Goal(cost=0.167))
+    assert not bench.folder.exists()
+
+
+def test_images_of_nan_are_never_close_to_the_original(tmp_path):
+    pipe = small_pipeline()
+    evaluations = Evaluations(painter_of(pipe), tmp_path / "evaluations.jsonl", "tuning", lambda _: None)
+    schedule = StepSchedule((Step(True), *[Step(False)] * 5))
+    assert evaluations.schedule(schedule).psnr > 0
+    broken = Evaluations(painter_of(pipe), tmp_path / "broken.jsonl", "tuning", lambda _: None)
+    _ = broken.reference
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(torch.nan)
+    assert (broken.schedule(schedule).psnr, broken.schedule(schedule).ssim) == (0.0, 0.0)
+
+
+def test_a_model_that_gives_nan_is_refused(tmp_path):
+    bench = Bench(tmp_path / "tuning")
+    with torch.no_grad():
+        bench.pipe.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"the model without DeepCache produced NaN .*float32 or bfloat16"):
+        bench.tune(Goal(cost=0.7))
 
 
 def with_scheduler(pipe):
@@ -262,7 +301,7 @@ def with_scheduler(pipe):
 def test_a_folder_of_another_tuning_is_refused_and_says_in_what_it_differs(pipe, values, names, bench):
     before = {path.name: path.read_bytes() for path in bench.folder.iterdir()}
     with pytest.raises(
-        ValueError, match=rf"here' was measured with different settings \({names}\); give another folder"
+        ValueError, match=rf"here' was measured with different settings \({names}\)\. Give another folder"
     ):
         Bench(bench.folder, pipe()).tune(**values)
     assert {path.name: path.read_bytes() for path in bench.folder.iterdir()} == before

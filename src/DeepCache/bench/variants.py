@@ -145,6 +145,10 @@ def _from_file(text: str, plan: Path, force_plan: bool = False, **others: object
         config = DeepCacheConfig.from_json(content)
         # A result could not be written with what JSON does not have, such as infinity.
         json.dumps(config.to_dict(), allow_nan=False)
+    except RecursionError:
+        raise ValueError(
+            f"{str(plan)!r} holds no plan and no settings of DeepCache: its values are nested too deeply"
+        ) from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{str(plan)!r} holds no plan and no settings of DeepCache: {error}") from error
     if force_plan:

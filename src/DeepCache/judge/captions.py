@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from DeepCache.prompts.rows import shown
+
 __all__ = [
     "BACKGROUNDS",
     "COLOURS",
@@ -148,8 +150,8 @@ def parse_caption(caption: str) -> Scene:
         if scene.caption == caption and _is_across(scene):
             return scene
     raise ValueError(
-        f"{caption!r} is not a prompt of the model 'shapes'; write one as 'a red circle left of a big blue square, "
-        "with a striped green star above on snow' (its model card lists the words)"
+        f"{shown(caption)} is not a prompt of the model 'shapes'; write one as 'a red circle left of a big blue "
+        "square, with a striped green star above on snow' (its model card lists the words)"
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from DeepCache.models.architectures import ARCHITECTURES, architecture_names, random_pipeline
+from DeepCache.models.damage import why_not_loaded
 from DeepCache.models.device import resolve_device, resolve_dtype
 from DeepCache.models.registry import MODELS, named_model
 
@@ -84,17 +86,28 @@ def load_pipeline(
     _check_index(model, source, found_options)
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from safetensors import SafetensorError
 
     from DeepCache.engine.layouts import skip_branches
     from DeepCache.engine.unets import unets_of
 
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **{"dtype": found_dtype, **found_options, **options})
-    except (OSError, ValueError) as error:
-        raise OSError(f"cannot load the model {shown!r}: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OSError(f"cannot load the model {shown!r}: {why_not_loaded(_folder_of(source), error)}") from error
     for unet in unets_of(pipe).values():
         skip_branches(unet)
     return cast("LoadedPipeline", pipe.to(found_device))
+
+
+def _folder_of(source: str) -> Path | None:
+    """Where the files of a pipeline are on this machine."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(source, _INDEX)
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def recommended_guidance(model: str | os.PathLike[str], pipe: Any) -> float | None:
@@ -200,8 +213,10 @@ def _check_index(model: str | os.PathLike[str], source: str, options: dict[str, 
         index = Path(hf_hub_download(source, _INDEX, **options))
     try:
         components = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"the {_INDEX} of {shown!r} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the {_INDEX} of {shown!r} is no JSON: {error}") from None
+    except OSError as error:
+        raise OSError(f"cannot read the {_INDEX} of {shown!r}: {error.strerror or error}") from error
     if not isinstance(components, dict) or "_class_name" not in components:
         raise ValueError(f"the {_INDEX} of {shown!r} names no pipeline class")
     _check_class(shown, components["_class_name"])
@@ -225,4 +240,5 @@ def _check_class(model: str, class_name: str | list[str]) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\[Errno -?\d+\] ", "", line)

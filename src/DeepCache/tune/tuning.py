@@ -26,6 +26,7 @@ from DeepCache.generation.painter import Painter
 from DeepCache.plan import Plan
 from DeepCache.progress import Work, WorkProgress
 from DeepCache.schedule import ForecastRule, StepSchedule, mean_cost
+from DeepCache.text_file import read_json_text
 from DeepCache.tune.best_schedules import best_schedules, predicted_error
 from DeepCache.tune.evaluation import Evaluations, MeanEvaluations, Measured
 from DeepCache.tune.least_cost import check_goal
@@ -139,8 +140,9 @@ def tune(
     )
     if not goal.met_by(measured.cost, measured.psnr):
         raise ValueError(
-            f"no schedule was found that meets the goal {goal}; the nearest costs {measured.cost:.3f} at "
-            f"{measured.psnr:.1f} dB"
+            f"no schedule was found that meets the goal {goal}: the nearest costs {measured.cost:.3f} at "
+            f"{measured.psnr:.1f} dB. Ask for what that has; with the same folder ({str(folder)!r}) and otherwise the "
+            "same settings the search starts from what was measured."
         )
 
     work.begin("held-out prompts")
@@ -251,13 +253,16 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
         unfinished.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(path)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(read_json_text(path, "settings of a tuning"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}. Give another folder (--work), or delete it.") from error
     now = json.loads(json.dumps(identity))
     other = [name for name in now if before.get(name) != now[name]]
     if other:
         raise ValueError(
-            f"{str(folder)!r} was measured with different settings ({', '.join(other)}); give another folder, or "
-            "delete this one"
+            f"{str(folder)!r} was measured with different settings ({', '.join(other)}). Give another folder (--work), "
+            "or delete this one."
         )
 
 
