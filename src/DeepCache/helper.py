@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,17 @@ from DeepCache.schedule import Between, ForecastRule, Schedule, SkipMode
 
 __all__ = ["DeepCacheSDHelper"]
 
+# Subclasses and patches of the reference package's helper change its rules by these.
+_RULES = (
+    "is_skip_step",
+    "is_enter_position",
+    "wrap_unet_forward",
+    "wrap_block_forward",
+    "wrap_modules",
+    "unwrap_modules",
+    "reset_states",
+)
+
 
 class DeepCacheSDHelper:
     """DeepCache on a diffusers pipeline, by the interface of the diffusers documentation.
@@ -30,7 +41,8 @@ class DeepCacheSDHelper:
 
     Without `set_params` the settings are those of `DeepCacheConfig(forecast="none")`. With them, and with the defaults
     of `set_params`, the output is bit-identical to the reference package's. Enabling takes the place of any engine that
-    is on the same U-Net already, so a notebook cell may be run twice.
+    is on the same U-Net already, so a notebook cell may be run twice. After `helper.pipe = other`, the next `enable`
+    is for the other pipeline.
 
     Example:
         >>> from DeepCache import DeepCacheSDHelper
@@ -49,6 +61,10 @@ class DeepCacheSDHelper:
         >>> with DeepCacheSDHelper(pipe) as helper:
         ...     image = pipe("a red circle", num_inference_steps=6).images[0]
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_rules(cls, vars(cls))
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe = pipe
@@ -102,7 +118,7 @@ class DeepCacheSDHelper:
         if self.pipe is not None:
             for name, unet in unets_of(self.pipe).items():
                 check_settings(config, unet, self.pipe, name)
-        if self._engine is not None:
+        if self._engine is not None and self._engine.pipe is self.pipe:
             self._engine.configure(config)
         self._config = config
 
@@ -113,13 +129,15 @@ class DeepCacheSDHelper:
             pipe: another pipeline to work on from now on; the one before is set free.
 
         Raises:
-            TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut.
+            TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut, or the helper was given a rule of
+                the reference package's (`is_skip_step`), which nothing calls here.
             ValueError: no pipeline was given, or the branch is too deep for its U-Net.
         """
         pipe = self.pipe if pipe is None else pipe
         if pipe is None:
             raise ValueError("no pipeline to enable DeepCache on: give one to DeepCacheSDHelper(pipe=...) or enable()")
-        if self._engine is None or pipe is not self.pipe:
+        _refuse_rules(self, vars(self))
+        if self._engine is None or pipe is not self._engine.pipe:
             engine = DeepCacheEngine(pipe, self._config)
             self.disable()
             self.pipe, self._engine = pipe, engine
@@ -170,6 +188,17 @@ class DeepCacheSDHelper:
         if self._engine is None or not self._engine.attached:
             return {}
         return _forwards(_first_unet(self.pipe))
+
+
+def _refuse_rules(where: Any, defined: Mapping[str, Any]) -> None:
+    """Refuses what the reference package calls and this one does not, wherever it was defined."""
+    name = next((name for name in _RULES if name in defined or hasattr(DeepCacheSDHelper, name)), None)
+    if name is not None:
+        owner = where.__name__ if isinstance(where, type) else type(where).__name__
+        raise TypeError(
+            f"{owner} defines {name}(), which DeepCache does not call. Say which steps are full by "
+            "set_params(schedule=ExplicitSchedule(...)) or WindowSchedule(...), and change a call of the U-Net by hooks"
+        )
 
 
 def _first_unet(pipe: Any) -> Any:

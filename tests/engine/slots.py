@@ -10,4 +10,5 @@ __all__ = ["kept_slots"]
 
 def kept_slots(engine: DeepCacheEngine, name: str = "unet") -> list[Slot]:
     """The slots that are kept for a denoiser."""
-    return list(engine._caches[name]._run.store._slots.values())
+    progress = engine._caches[name]._threads._progress.values()
+    return [slot for each in progress for slot in each.run.store._slots.values()]

@@ -102,12 +102,16 @@ def test_the_same_run_has_the_same_steps_and_nothing_of_one_reaches_the_next():
     assert run(pipe, lambda step: 100.0 + step) == first
     assert engine.stats.pattern == BY_HAND
     engine.end_run()
-    assert engine._caches["unet"]._run.planner._growth._last_full == 0
+    assert engine._caches["unet"]._latest.planner._growth._last_full == 0
 
 
 def test_every_call_of_a_step_follows_the_first_and_keeps_its_own_past():
     pipe = pipeline()
-    engine = apply_deepcache(pipe, config(forecast="linear", threshold=1e9, interval=4))
+    engine = apply_deepcache(
+        pipe,
+        config(forecast="linear", threshold=1e9, interval=4),
+        slot_key=lambda args, kwargs: float(args[0]) >= 1000,
+    )
     found = []
     for step in range(20):
         # The second call has another input, which has no say.

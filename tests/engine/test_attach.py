@@ -133,8 +133,11 @@ def test_two_pipelines_interleaved_do_not_meet():
 def test_every_call_of_a_step_has_a_feature_of_its_own(dummy):
     pipe, engine = dummy
     assert (pipe.call(1, 0), pipe.call(2, 0)) == (33, 56)
-    assert (pipe.call(3, 1), pipe.call(3, 1)) == (32 + 3, 54 + 3)
-    assert engine.stats.pattern == "F."
+    # That there are two at every step shows here.
+    assert (pipe.call(1, 1), pipe.call(2, 1)) == (43, 66)
+    assert (pipe.call(3, 2), pipe.call(3, 2)) == (42 + 3, 64 + 3)
+    assert engine.stats.pattern == "FF."
+    assert engine.stats.reasons == ((1, "which of several calls of the step before it follows is not known yet"),)
     assert engine.stats.bytes_kept == 8
 
 

@@ -122,6 +122,7 @@ def test_what_is_kept_for_it_is_counted(unet):
     assert "attention layers" in listening.uncounted
 
 
+@torch.no_grad()
 def test_what_is_kept_for_it_has_no_autograd_history(unet):
     timesteps = torch.arange(2, 0, -1)
     pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))

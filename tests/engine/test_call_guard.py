@@ -90,7 +90,7 @@ def test_attaching_is_all_or_nothing(monkeypatch):
     hooks = len(unet._forward_pre_hooks), len(unet._forward_hooks)
     failing = RuntimeError("no hook for this module")
 
-    def register(hook):
+    def register(hook, with_kwargs):
         raise failing
 
     monkeypatch.setattr(unet.up_blocks[1].layers[0], "register_forward_hook", register)

@@ -67,6 +67,7 @@ class Toy(nn.Module):
                 Up([nn.Linear(7, 4), nn.Linear(7, 4), nn.Linear(7, 2)]),
             ]
         )
+        self.eval()
 
     def forward(self, sample, timestep):
         x = self.conv_in(sample)
@@ -131,6 +132,7 @@ def test_counting_touches_neither_weights_nor_hooks():
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7])
 @pytest.mark.parametrize("interval", [1, 2, 3])
+@torch.no_grad()
 def test_the_share_of_a_trajectory_is_that_of_its_steps(interval, steps):
     pipe = Pipeline(Toy(), timesteps=tuple(range(steps)))
     engine = apply_deepcache(pipe, DeepCacheConfig(interval, cache_branch_id=2))
@@ -142,10 +144,11 @@ def test_the_share_of_a_trajectory_is_that_of_its_steps(interval, steps):
     assert stats.mac_share == (full * FULL + (steps - full) * SHALLOW[2]) / (steps * FULL)
 
 
+@torch.no_grad()
 def test_the_share_counts_calls_of_several_sizes_each_by_its_own():
     """Two slots, the second three times the batch of the first."""
     pipe = Pipeline(Toy(), timesteps=(3, 2, 1))
-    engine = apply_deepcache(pipe, DeepCacheConfig(3, cache_branch_id=0))
+    engine = apply_deepcache(pipe, DeepCacheConfig(3, cache_branch_id=0), slot_key=lambda args, kwargs: len(args[0]))
     for timestep in pipe.scheduler.timesteps:
         pipe.unet(torch.zeros(1, 2), timestep)
         pipe.unet(torch.zeros(3, 2), timestep)

@@ -261,9 +261,9 @@ def test_every_call_of_a_step_is_forecast_by_itself():
 def test_a_full_step_that_was_made_up_for_counts_where_it_stands():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="linear"))
-    found = [pipe.call(1, position) for position in (0, 1, 4, 5)]
-    assert engine.stats.pattern == "F.F."
-    assert found == [33, 33, 73, 83]
+    found = [pipe.call(1, position) for position in (0, 2, 4, 6)]
+    assert engine.stats.pattern == "FFFF"
+    assert found == [33, 53, 73, 93]
 
 
 def test_a_shallow_step_takes_nothing_from_the_device(monkeypatch):
@@ -317,8 +317,9 @@ def test_a_shallow_step_of_diffusers_unet_gets_the_forecast_deep_feature(forecas
     unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(lambda module, args: entering.append(args[0][:, :-8]))
     apply_deepcache(pipe, DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 3)), forecast=forecast))
     generator = torch.Generator().manual_seed(0)
+    prompt = torch.randn(2, 3, 8, generator=generator)
     for timestep in pipe.scheduler.timesteps:
-        sample, prompt = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 3, 8, generator=generator)
+        sample = torch.randn(2, 4, 8, 8, generator=generator)
         unet(sample, timestep, encoder_hidden_states=prompt)
     first, second, shallow, third, last = entering
     assert not torch.equal(first, second)

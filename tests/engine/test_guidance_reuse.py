@@ -256,7 +256,7 @@ class TestByHand:
     def test_a_slot_whose_batch_is_not_guided_runs_whole(self):
         """Self-attention guidance calls the U-Net once more at each step, without the prompt alone."""
         pipe = Pipeline(GuidedDummy())
-        engine = apply_deepcache(pipe, REUSE)
+        engine = apply_deepcache(pipe, REUSE, slot_key=lambda args, kwargs: len(args[0]))
         batches = observe_batches(pipe.unet.up_blocks[1].layers[1])
         for timestep in pipe.scheduler.timesteps[:5]:
             pipe.unet(torch.ones(2), timestep, torch.tensor([1.0, 3.0]))
@@ -266,7 +266,7 @@ class TestByHand:
 
     def test_each_guided_call_of_a_step_has_a_difference_of_its_own(self):
         pipe = Pipeline(GuidedDummy())
-        apply_deepcache(pipe, REUSE)
+        apply_deepcache(pipe, REUSE, slot_key=lambda args, kwargs: float(args[2][0]))
         for timestep in pipe.scheduler.timesteps[:3]:
             for noisy, prompts in ((1.0, [1.0, 3.0]), (2.0, [5.0, 2.0])):
                 output = pipe.unet(torch.full((2,), noisy), timestep, torch.tensor(prompts))[0]
@@ -342,6 +342,7 @@ class TestRefused:
         pipe.unet(torch.ones(2), pipe.scheduler.timesteps[0], torch.ones(2))
         assert engine.stats.pattern == "F"
 
+    @torch.no_grad()
     def test_a_unet_call_for_either_half(self):
         pipe = Pipeline(tiny_unet(), (900, 700, 500))
         apply_deepcache(pipe, REUSE)
@@ -415,13 +416,14 @@ def test_nothing_is_taken_from_the_device_after_the_first_step(forecast, monkeyp
     assert engine.stats.halved_steps == 3
 
 
-def test_the_difference_has_no_autograd_history():
+def test_a_gradient_through_the_prompt_is_that_of_the_whole_unet():
     pipe = Pipeline(GuidedDummy())
     engine = apply_deepcache(pipe, REUSE)
-    prompt = torch.tensor([1.0, 3.0], requires_grad=True)
-    assert pipe.unet(torch.ones(2), pipe.scheduler.timesteps[0], prompt)[0].requires_grad
-    (stored,) = kept_slots(engine)
-    assert not stored.guidance.at(1).requires_grad
+    for timestep in pipe.scheduler.timesteps[:3]:
+        prompt = torch.tensor([1.0, 3.0], requires_grad=True)
+        pipe.unet(torch.ones(2), timestep, prompt)[0].sum().backward()
+        assert prompt.grad.tolist() == [float(timestep)] * 2
+    assert not kept_slots(engine)
 
 
 class TestConditionalHalf:

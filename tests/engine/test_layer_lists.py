@@ -17,7 +17,7 @@ from diffusers import (
     UNetControlNetXSModel,
 )
 
-from DeepCache import DeepCacheSDHelper
+from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.engine.layouts import skip_branches
 
 BLOCKS = {
@@ -70,12 +70,15 @@ def unet(make):
 def _run(unet, branch, inputs, changed):
     """A full step, then a shallow one on the same inputs but for what is changed."""
     timesteps = torch.full((2,), 500)
-    with DeepCacheSDHelper(SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))) as helper:
-        helper.set_params(cache_interval=2, cache_branch_id=branch)
-        full = unet(_normal(0, 2, 4, 8, 8), timesteps[0], **inputs).sample
-        shallow = unet(_normal(0, 2, 4, 8, 8), timesteps[1], **inputs | changed).sample
-        assert helper.stats.pattern == "F."
-        assert helper.stats.mac_share < 1
+    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))
+    config = DeepCacheConfig(2, cache_branch_id=branch, forecast="none")
+    # By default a call with another text belongs to another slot.
+    engine = apply_deepcache(pipe, config, slot_key=lambda args, kwargs: "all")
+    full = unet(_normal(0, 2, 4, 8, 8), timesteps[0], **inputs).sample
+    shallow = unet(_normal(0, 2, 4, 8, 8), timesteps[1], **inputs | changed).sample
+    engine.detach()
+    assert engine.stats.pattern == "F."
+    assert engine.stats.mac_share < 1
     return full, shallow
 
 

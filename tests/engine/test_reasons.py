@@ -53,7 +53,18 @@ def test_a_full_step_that_the_pipeline_leaves_out():
     for step in (0, 1, 2, 4, 5):
         pipe.call(1, step)
     assert engine.stats.pattern == "F..F."
-    assert engine.stats.reasons == ((4, "makes up for a full step that was left out"),)
+    assert engine.stats.reasons == ((4, "steps were left out before it"),)
+
+
+def test_a_full_step_that_a_pipeline_leaves_out_at_every_second_step():
+    pipe, engine = _pipe()
+    for step in (0, 2, 4, 6):
+        pipe.call(1, step)
+    assert engine.stats.pattern == "FFFF"
+    assert engine.stats.reasons == (
+        (2, "steps were left out before it"),
+        (4, "makes up for a full step that was left out"),
+    )
 
 
 def test_a_call_that_is_new_in_mid_run():
@@ -63,7 +74,10 @@ def test_a_call_that_is_new_in_mid_run():
     pipe.call(2, 1)
     pipe.call(1, 2)
     pipe.call(2, 2)
-    assert engine.stats.reasons == ((1, "first call of its slot"),)
+    assert engine.stats.reasons == (
+        (1, "first call of its slot"),
+        (2, "which of several calls of the step before it follows is not known yet"),
+    )
 
 
 def test_several_timesteps_in_a_batch():
@@ -86,7 +100,7 @@ def test_a_gradient_is_counted_and_named():
 def test_they_are_shown_with_their_steps():
     pipe, engine = _pipe()
     pipe.call(1, 0)
-    for step in (1, 2, 4):
+    for step in (1, 2, 3, 4):
         pipe.unet(torch.ones(2 + step), pipe.scheduler.timesteps[step])
     assert "full though not scheduled, other shape, dtype or device: step 1, 2, 4" in str(engine.stats)
 
@@ -112,10 +126,10 @@ def test_slots_may_be_named_by_what_a_call_is_for():
 def test_calls_of_one_name_are_told_apart_by_their_order():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"), slot_key=lambda args, kwargs: "all")
-    unnamed = Pipeline(DummyUNet())
-    apply_deepcache(unnamed, DeepCacheConfig(2, forecast="linear"))
+    named = Pipeline(DummyUNet())
+    apply_deepcache(named, DeepCacheConfig(2, forecast="linear"), slot_key=lambda args, kwargs: float(args[0]))
     for step in range(7):
-        assert [pipe.call(1 + call, step) for call in range(2)] == [unnamed.call(1 + call, step) for call in range(2)]
+        assert [pipe.call(1 + call, step) for call in range(2)] == [named.call(1 + call, step) for call in range(2)]
     assert engine.stats.pattern == "F.F.F.F"
 
 

@@ -105,10 +105,14 @@ def test_kinds_of_steps_mixed_by_a_plan():
     assert engine.stats.pattern == "F-.--F-"
 
 
+def _by_input(args, kwargs):
+    return float(args[0])
+
+
 def test_each_call_of_a_step_is_answered_with_its_own():
     pipe = Pipeline(DummyUNet())
     ran = observe(pipe.unet.mid_block)
-    engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear", between="skipped"))
+    engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear", between="skipped"), slot_key=_by_input)
     found = [(pipe.call(1, step), pipe.call(2, step)) for step in range(6)]
     assert found == [(33, 56), (33, 56), (53, 76), (63, 86), (73, 96), (83, 106)]
     assert len(ran) == 3 * 2
@@ -119,7 +123,7 @@ def test_each_call_of_a_step_is_answered_with_its_own():
 def test_both_calls_of_every_skipped_step_are_skipped(interval, ran):
     pipe = Pipeline(DummyUNet())
     modules = observe(pipe.unet.mid_block)
-    apply_deepcache(pipe, DeepCacheConfig(interval, forecast="none", between="skipped"))
+    apply_deepcache(pipe, DeepCacheConfig(interval, forecast="none", between="skipped"), slot_key=_by_input)
     for step in range(7):
         pipe.call(1, step), pipe.call(2, step)
     assert len(modules) == ran
@@ -127,7 +131,7 @@ def test_both_calls_of_every_skipped_step_are_skipped(interval, ran):
 
 def test_a_call_that_comes_no_more_or_is_new_in_mid_run():
     pipe = Pipeline(DummyUNet())
-    apply_deepcache(pipe, DeepCacheConfig(2, forecast="none", between="skipped"))
+    apply_deepcache(pipe, DeepCacheConfig(2, forecast="none", between="skipped"), slot_key=_by_input)
     calls = (2, 2, 1, 1, 1, 2, 2)
     found = [[pipe.call(1 + call, step) for call in range(count)] for step, count in enumerate(calls)]
     # At step 5 the second call is new, and has nothing to go on from.
@@ -157,6 +161,7 @@ class Bare(DummyUNet):
         return super().forward(noisy, when)[0]
 
 
+@torch.no_grad()
 def test_the_output_is_of_the_kind_that_the_unet_returns():
     bare = Pipeline(Bare())
     apply_deepcache(bare, SKIPPED)

@@ -76,8 +76,8 @@ def test_every_unet_has_a_trajectory_of_its_own(pipe):
     }
     assert engine.stats.pattern == "F..F.."
     assert pipe() == cached
-    assert pipe(steps=(5, 2)) != cached
-    assert engine.unet_stats["upscaler"].pattern == "F."
+    assert pipe(steps=(5, 5)) != cached
+    assert engine.unet_stats["upscaler"].pattern == "F..F."
     remove_deepcache(pipe)
     assert not engine.attached
     assert not any(unet._forward_hooks or unet._forward_pre_hooks for unet in (pipe.decoder, pipe.upscaler))
@@ -142,13 +142,25 @@ def test_a_call_whose_gradient_is_wanted_runs_the_whole_unet_and_is_no_step():
 
 
 def test_a_full_step_that_the_pipeline_leaves_out_is_made_up_for():
-    """RePaint puts noise back at some timesteps without calling the U-Net."""
+    """RePaint puts noise back at some timesteps without calling the U-Net. In a loop of one's own, steps that are left
+    out may be those of another image."""
     timesteps = torch.arange(9, 0, -1)
-    pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=timesteps))
-    engine = apply_deepcache(pipe, DeepCacheConfig(3))
-    for position in (0, 1, 2, 4, 5, 6, 8):
-        pipe.unet(torch.ones(1), timesteps[position])
-    assert engine.stats.pattern == "F..F.F."
+
+    class Loop:
+        def __init__(self):
+            self.unet, self.scheduler = DummyUNet(), SimpleNamespace(timesteps=timesteps)
+
+        def __call__(self):
+            for position in (0, 1, 2, 4, 5, 6, 8):
+                self.unet(torch.ones(1), timesteps[position])
+
+    class DiffusersLoop(Loop):
+        __module__ = "diffusers.pipelines.repaint"
+
+    for pipe, pattern in ((DiffusersLoop(), "F..F.F."), (Loop(), "F..F.FF")):
+        engine = apply_deepcache(pipe, DeepCacheConfig(3))
+        pipe()
+        assert engine.stats.pattern == pattern
 
 
 def test_a_slot_that_a_step_did_not_have_is_another_when_it_comes_back():
@@ -157,12 +169,13 @@ def test_a_slot_that_a_step_did_not_have_is_another_when_it_comes_back():
     unet = DummyUNet()
     ran = []
     unet.mid_block.register_forward_hook(lambda *_: ran.append("F"))
-    apply_deepcache(SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps)), DeepCacheConfig(6))
+    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))
+    apply_deepcache(pipe, DeepCacheConfig(6), slot_key=lambda args, kwargs: float(args[0]))
     pattern = ""
     for t, calls in zip(timesteps, (2, 2, 1, 2, 2), strict=False):
-        for _ in range(calls):
+        for call in range(calls):
             ran.append(".")
-            unet(torch.ones(1), t)
+            unet(torch.full((1,), float(call)), t)
             pattern += ran[-1]
     assert pattern == "FF...." + "F" + ".."
 

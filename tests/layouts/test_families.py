@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,8 +62,10 @@ def test_a_shallow_step_with_the_true_deep_feature_is_the_full_step(family, cont
     denoiser = denoiser_of(family)
     assert len(skip_branches(denoiser)) == family.branches
     for number in range(family.branches):
-        engine = apply_deepcache(denoiser, _config(cache_branch_id=number))
-        first, second, third = torch.full((3,), 0.5)
+        timesteps = torch.full((3,), 0.5)
+        pipe = SimpleNamespace(unet=denoiser, scheduler=SimpleNamespace(timesteps=timesteps))
+        engine = apply_deepcache(pipe, _config(cache_branch_id=number), slot_key=lambda args, kwargs: "all")
+        first, second, third = timesteps
         conditions = control or dict
         full = family(denoiser, 0, first, **conditions())
         assert torch.equal(family(denoiser, 0, second, **conditions()), full)
@@ -71,7 +74,7 @@ def test_a_shallow_step_with_the_true_deep_feature_is_the_full_step(family, cont
         family(denoiser, 0, third, **conditions())
         engine.end_run()
         family(denoiser, 0, first, **conditions())
-        kept_slots(engine, "")[0].features[number]._differences[0].add_(1)
+        kept_slots(engine)[0].features[number]._differences[0].add_(1)
         changed = family(denoiser, 0, second, **conditions())
         assert changed.isfinite().all()
         assert not torch.equal(changed, full)

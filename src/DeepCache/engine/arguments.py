@@ -1,20 +1,25 @@
-"""The arguments of a denoiser's call that the engine reads: the sample and the timestep."""
+"""The arguments of a denoiser's call that the engine reads: the sample, the timestep and the conditioning."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 
 from DeepCache.engine.compilation import static_timestep
+from DeepCache.engine.guidance import tensors_in
 
 __all__ = ["CallArguments"]
 
+# What guidance exchanges from call to call, in this order: the text, the class, or the image where there is no text.
+_CONDITIONINGS = ("encoder_hidden_states", "context", "class_labels", "y", "added_cond_kwargs")
+
 
 class CallArguments:
-    """Finds the sample and the timestep among the arguments of a denoiser.
+    """Finds the sample, the timestep and the conditioning among the arguments of a denoiser.
 
     The sample is the first argument. The timestep is the one called `timestep` or `timesteps`, else those whose names
     begin with `timestep` (UniDiffuser has one for images and one for text), else the second.
@@ -43,6 +48,8 @@ class CallArguments:
             raise TypeError(f"DeepCache needs a denoiser that is called with a sample and a timestep; {kind} is not")
         self._sample = (0, names[0])
         self._timesteps = [(names.index(name), name) for name in timesteps] or [(1, "timestep")]
+        # Beyond the last argument by position where the denoiser takes it by name alone.
+        self._conditionings = [(names.index(name) if name in names else sys.maxsize, name) for name in _CONDITIONINGS]
 
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """The sample.
@@ -66,9 +73,13 @@ class CallArguments:
         values = (_argument(args, kwargs, *place) for place in others)
         return next((value for value in values if isinstance(value, torch.Tensor)), first)
 
-    def wants_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a gradient is to be taken through the call."""
-        return torch.is_grad_enabled() and self.sample(args, kwargs).requires_grad
+    def conditioning(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """What the call is conditioned on: the first tensor of the text, the class or the image; None without any."""
+        for index, name in self._conditionings:
+            tensor = next(tensors_in(args[index] if index < len(args) else kwargs.get(name)), None)
+            if tensor is not None:
+                return tensor
+        return None
 
     def with_static_timestep(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: nn.Module, sample: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,9 +11,8 @@ from torch import nn
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.checks import check_settings
 from DeepCache.engine.compilation import is_compiled_by_others
-from DeepCache.engine.denoiser_cache import DenoiserCache
+from DeepCache.engine.denoiser_cache import DenoiserCache, SlotName
 from DeepCache.engine.follow import follow_unets, unfollow_unets
-from DeepCache.engine.run import SlotKey
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import component_of, unets_of
 
@@ -35,7 +35,7 @@ class DeepCacheEngine:
         ValueError: the branch is too deep for a denoiser.
     """
 
-    def __init__(self, pipe: Any, config: DeepCacheConfig, slot_key: SlotKey | None = None) -> None:
+    def __init__(self, pipe: Any, config: DeepCacheConfig, slot_key: SlotName | None = None) -> None:
         _check_config(config)
         if slot_key is not None and not callable(slot_key):
             raise TypeError(f"slot_key must be a function of a call's arguments, got {slot_key!r}")
@@ -48,6 +48,11 @@ class DeepCacheEngine:
     def __repr__(self) -> str:
         on = ", ".join(type(cache.denoiser).__name__ for cache in self._caches.values())
         return f"<DeepCacheEngine {'on' if self.attached else 'detached from'} {on}: {self._config}>"
+
+    @property
+    def pipe(self) -> Any:
+        """What the engine was made for."""
+        return self._pipe
 
     @property
     def config(self) -> DeepCacheConfig:
@@ -81,16 +86,19 @@ class DeepCacheEngine:
         Raises:
             ValueError: a branch is too deep for a U-Net, the plan is for another, or the U-Net is compiled already; the
                 settings stay as they were.
+            RuntimeError: it is called from within a call of the U-Net.
         """
         _check_config(config)
-        for name, cache in self._caches.items():
-            check_settings(config, cache.denoiser, self._pipe, name)
-        self._refuse_to_compile_twice(config)
-        self._config = config
-        for cache in self._caches.values():
-            cache.configure(config)
-        if self.attached:
-            self._recompile()
+        with ExitStack() as stack:
+            for name, cache in self._caches.items():
+                stack.enter_context(cache.between_calls())
+                check_settings(config, cache.denoiser, self._pipe, name)
+            self._refuse_to_compile_twice(config)
+            self._config = config
+            for cache in self._caches.values():
+                cache.configure(config)
+            if self.attached:
+                self._recompile()
 
     def attach(self) -> None:
         """Puts the engine on the pipeline's U-Nets, in the place of any other that is there. Twice is as good as once.
@@ -118,6 +126,23 @@ class DeepCacheEngine:
                 follow_unets(self._pipe, self, tuple(caches))
         except BaseException:
             self.detach()
+            raise
+
+    def follow(self) -> None:
+        """Puts the engine on the U-Nets that the pipeline has now, and takes it off those that it had. Where one is
+        None, or cannot be cut as the settings ask for, the engine is on none until the next is assigned.
+
+        Raises:
+            TypeError: a U-Net cannot be cut.
+            ValueError: the branch is too deep for a U-Net.
+        """
+        try:
+            if any(getattr(self._pipe, name, None) is None for name in self._caches):
+                self._let_go()
+            else:
+                self.attach()
+        except BaseException:
+            self._let_go()
             raise
 
     def detach(self) -> None:
@@ -160,7 +185,7 @@ class DeepCacheEngine:
 
 
 def apply_deepcache(
-    pipe: Any, config: DeepCacheConfig | None = None, slot_key: SlotKey | None = None
+    pipe: Any, config: DeepCacheConfig | None = None, slot_key: SlotName | None = None
 ) -> DeepCacheEngine:
     """Applies DeepCache to a pipeline, or to a denoiser by itself.
 

@@ -1,4 +1,4 @@
-"""Wraps every call of a denoiser: answers skipped steps, and cleans up after a call that was interrupted.
+"""Wraps every call of a denoiser: one thread at a time, answers skipped steps, cleans up after an interrupted call.
 
 No hook can keep a module from running its `forward`, and no hook sees Ctrl-C. `nn.Module.__call__` runs what
 `nn.Module.compile` has put into `_compiled_call_impl` instead of the module where there is something, so the guard is
@@ -8,6 +8,7 @@ with `fullgraph=True` the wrapper raises if nothing that it compiled has run.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ class CallGuard:
     Attributes:
         hidden: what `nn.Module.compile` had put there.
         answers: whether any call may be answered.
+        turn: held for the length of a call. A shallow step changes the denoiser for every thread, so that others wait.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class CallGuard:
         self._module: nn.Module | None = None
         self.hidden: Any = None
         self.answers = False
+        self.turn = threading.RLock()
 
     def attach(self, module: nn.Module) -> None:
         """Wraps the calls of a module, and of no other. Idempotent."""
@@ -67,12 +70,20 @@ class CallGuard:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self._module
         assert module is not None
-        try:
-            if self.answers:
-                output = self._answer(args, kwargs)
-                if output is not None:
-                    return output
-            return (self.hidden or module._call_impl)(*args, **kwargs)
-        except BaseException:
-            self._interrupted()
-            raise
+        with self.turn:
+            try:
+                if self.answers:
+                    output = self._answer(args, kwargs)
+                    if output is not None:
+                        return output
+                return (self.hidden or module._call_impl)(*args, **kwargs)
+            except BaseException:
+                self._interrupted()
+                raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock is neither copied nor pickled.
+        return {name: value for name, value in self.__dict__.items() if name != "turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state | {"turn": threading.RLock()}

@@ -17,7 +17,7 @@ from DeepCache.engine.guidance import counts_parts, several_prompts, why_not_two
 from DeepCache.engine.layouts import branch_of
 from DeepCache.engine.unets import scheduler_of
 
-__all__ = ["check_run", "check_settings", "refuse_another_thread"]
+__all__ = ["check_run", "check_settings", "refuse_another_thread", "refuse_within_a_call"]
 
 
 def check_settings(config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, name: str = "unet") -> None:
@@ -81,7 +81,7 @@ def check_run(
 
 
 def refuse_another_thread(calling: int, denoiser: nn.Module) -> None:
-    """Refuses a call while a call of another thread is in flight.
+    """Refuses a call while a call of another thread is in flight and nothing has it wait for its turn.
 
     Args:
         calling: the thread whose call has begun and not ended; it may have ended with the thread.
@@ -95,4 +95,21 @@ def refuse_another_thread(calling: int, denoiser: nn.Module) -> None:
         raise RuntimeError(
             f"two threads call this {type(denoiser).__name__} at once, and DeepCache changes it for the length of a "
             "call: have them take turns, or give each a copy of its own"
+        )
+
+
+def refuse_within_a_call(calling: int | None, denoiser: nn.Module) -> None:
+    """Refuses to change what a call in flight works with.
+
+    Args:
+        calling: the thread whose call is in flight; None where there is none.
+        denoiser: the denoiser.
+
+    Raises:
+        RuntimeError: it is this thread.
+    """
+    if calling == threading.get_ident():
+        raise RuntimeError(
+            f"DeepCache cannot be changed or removed within a call of the {type(denoiser).__name__}: do it between two "
+            "steps, for instance in callback_on_step_end"
         )

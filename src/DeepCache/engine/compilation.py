@@ -110,7 +110,8 @@ def _compiled_call(module: nn.Module) -> Any:
 
 
 def _is_wrapped(unet: nn.Module) -> bool:
-    return isinstance(unet, torch._dynamo.OptimizedModule) or hasattr(unet.forward, "_torchdynamo_orig_callable")
+    wrapped = any(isinstance(module, torch._dynamo.OptimizedModule) for module in unet.modules())
+    return wrapped or hasattr(unet.forward, "_torchdynamo_orig_callable")
 
 
 def static_timestep(timestep: Any, unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ class Cut:
         patch: what a shallow step hides.
         capture: keeps the deep feature of a step that renews it.
         tapped: the modules that it is to be registered on.
+        replaced: those in whose place a shallow step has the deep feature.
         deep_attention: the attention layers, those with a processor, that a shallow step leaves out.
         buffers: see `buffered`.
         grouped: whether any block is offloaded in a group, found out at the start of a run.
@@ -37,6 +38,7 @@ class Cut:
         self.patch = ShallowPatch(layout, branch)
         self.capture = FeatureCapture()
         self.tapped = list(layout.tapped(branch))
+        self.replaced = self.patch.replaced
         inside = dict.fromkeys(module for entry in self.patch.hidden for module in entry.modules())
         self.deep_attention: list[nn.Module] = [module for module in inside if hasattr(module, "processor")]
         self.buffers: dict[Any, torch.Tensor] = {}

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from DeepCache.config import CompileMode
 from DeepCache.engine.attention import AttentionCalls, Listener
+from DeepCache.engine.capture import refuse_further_states
 from DeepCache.engine.compilation import ISOLATED, Compilation
 from DeepCache.engine.cut import Cut
 from DeepCache.engine.layouts import layout_of
@@ -88,7 +89,9 @@ class Executor:
         if not self._handles:
             for cut in self.cuts.values():
                 for module in cut.tapped:
-                    self._handles.append(module.register_forward_hook(cut.capture))
+                    self._handles.append(module.register_forward_hook(cut.capture, with_kwargs=True))
+                for module in cut.replaced:
+                    self._handles.append(module.register_forward_hook(refuse_further_states, with_kwargs=True))
         self._compilation.attach()
 
     def detach(self) -> None:
@@ -156,6 +159,12 @@ class Executor:
             cut.capture.open = False
         while self._groups:
             self._groups.pop().offload_()
+
+    def reset(self) -> None:
+        """`end`, and drops what the call has noted."""
+        self.end()
+        self.take()
+        self.attention_calls()
 
     def take(self) -> dict[int, torch.Tensor]:
         """The deep features that the last call has renewed, by the number of their branch; each is handed over once."""

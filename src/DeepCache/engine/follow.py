@@ -19,7 +19,7 @@ class _Following:
         super().__setattr__(name, value)
         engine, names = self.__dict__.get(_FOLLOWED, (None, ()))
         if name in names:
-            engine.attach()
+            engine.follow()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -38,18 +38,20 @@ def _following(cls: Any) -> Any:
 
 
 def follow_unets(pipe: Any, engine: Any, names: tuple[str, ...]) -> None:
-    """Has `engine.attach()` called whenever an attribute of these names is assigned. An object whose class cannot be
+    """Has `engine.follow()` called whenever an attribute of these names is assigned. An object whose class cannot be
     changed (a `types.SimpleNamespace`) is left alone: there, call `enable()` again after assigning."""
+    attributes = getattr(pipe, "__dict__", {})
+    attributes[_FOLLOWED] = (engine, names)
     if not isinstance(pipe, _Following):
         try:
             pipe.__class__ = _following(type(pipe))
         except TypeError:
-            return
-    pipe.__dict__[_FOLLOWED] = (engine, names)
+            del attributes[_FOLLOWED]
 
 
 def unfollow_unets(pipe: Any, engine: Any) -> None:
     """Undoes `follow_unets`; without effect where another engine has taken over since."""
-    if isinstance(pipe, _Following) and pipe.__dict__.get(_FOLLOWED, (None,))[0] is engine:
+    if getattr(pipe, "__dict__", {}).get(_FOLLOWED, (None,))[0] is engine:
+        if isinstance(pipe, _Following):
+            pipe.__class__ = type(pipe).__mro__[2]
         del pipe.__dict__[_FOLLOWED]
-        pipe.__class__ = type(pipe).__mro__[2]

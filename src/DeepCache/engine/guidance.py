@@ -23,6 +23,7 @@ __all__ = [
     "latents",
     "output_tensor",
     "several_prompts",
+    "tensors_in",
     "why_not_two_halves",
     "with_tensor",
 ]
@@ -58,7 +59,7 @@ def several_prompts(args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch
     Takes transfers from the device, where latents are the same twice in a half.
     """
     batch, sides = len(sample), _batch_sides(sample)
-    others = [tensor.chunk(batch) for tensor in _tensors([args, kwargs]) if tensor.ndim > 0 and len(tensor) in sides]
+    others = [tensor.chunk(batch) for tensor in tensors_in([args, kwargs]) if tensor.ndim > 0 and len(tensor) in sides]
     return any(
         torch.equal(sample[first], sample[second])
         and not all(torch.equal(each[first], each[second]) for each in others)
@@ -153,9 +154,10 @@ def _half(value: Any, sides: set[int], half: int) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value: itself, or those in a dictionary, list or tuple."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict) or type(value) in (list, tuple):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

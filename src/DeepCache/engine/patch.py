@@ -68,6 +68,7 @@ class ShallowPatch:
         owners: the modules that have something hidden, the denoiser among them.
         kept: the entries of their lists that a shallow step runs, some of them in part.
         hidden: those that it leaves out.
+        replaced: those in whose place it has the deep feature.
 
     Example:
         >>> from diffusers import UNet2DConditionModel
@@ -92,6 +93,8 @@ class ShallowPatch:
         shown = {entry for overlay in self._overlays for entry in _entries(overlay.value)}
         self.kept = [entry for entry in self.entries() if entry in shown]
         self.hidden = [entry for entry in self.entries() if entry not in shown]
+        places = [overlay for overlay in self._overlays if overlay.value is self._cached]
+        self.replaced = [entry for owner, name, _ in places for entry in _entries(getattr(owner, name))]
 
     def entries(self) -> list[nn.Module]:
         """What the patch was made of, as it is now: other modules where somebody has replaced a block or a layer."""

@@ -12,18 +12,18 @@ import torch
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.error_growth import ErrorGrowth, relative_error
+from DeepCache.engine.gradients import GRADIENT
 from DeepCache.engine.slot import Slot
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import AdaptiveSchedule, Step
 
-__all__ = ["GRADIENT", "NOT_ANSWERED", "Decision", "Planner"]
+__all__ = ["GRADIENT", "NEW_SLOT", "NOT_ANSWERED", "WHICH_CALL", "Decision", "Planner"]
 
 FIRST = "first of the run"
 NEW_SLOT = "first call of its slot"
 OTHER_SHAPE = "other shape, dtype or device"
 LEFT_OUT = "makes up for a full step that was left out"
-SEVERAL_TIMESTEPS = "several timesteps in the batch"
-GRADIENT = "a gradient is wanted"
+WHICH_CALL = "which of several calls of the step before it follows is not known yet"
 NOT_ANSWERED = "called where it could not be skipped"
 
 _FULL = Step(True)
@@ -72,20 +72,21 @@ class Planner:
         # Steps beyond the end are none that the schedule knows of.
         return self._steps[number] if number < steps else _FULL
 
-    def decide(self, info: StepInfo, slot: Slot | None, sample: torch.Tensor) -> Decision:
+    def decide(self, info: StepInfo, slot: Slot | None, sample: torch.Tensor, missing: str = NEW_SLOT) -> Decision:
         """What a call does.
 
         Args:
             info: where it stands.
             slot: what is kept for it.
             sample: its input.
+            missing: why there is no slot, where there is none after the first step.
         """
         if self._growth is not None:
             self._growth.note_input(info.step, sample)
-        if info.mixed:
-            return Decision(_FULL, SEVERAL_TIMESTEPS)
+        if info.belongs_to_no_run:
+            return Decision(_FULL, info.doubt)
         if slot is None or not slot.fits(sample):
-            reason = OTHER_SHAPE if slot is not None else FIRST if info.step == 0 else NEW_SLOT
+            reason = OTHER_SHAPE if slot is not None else FIRST if info.step == 0 else info.doubt or missing
             return Decision(_FULL, "" if self.scheduled(info.step, info.steps).full else reason)
         step = self.scheduled(info.step, info.steps)
         if self._growth is not None and not step.full:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,20 +11,16 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import may_write
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale
-from DeepCache.engine.guidance import latents, output_tensor, why_not_two_halves, with_tensor
-from DeepCache.engine.planner import Decision, Planner
+from DeepCache.engine.guidance import conditional_half, latents, output_tensor, why_not_two_halves, with_tensor
+from DeepCache.engine.planner import NEW_SLOT, WHICH_CALL, Decision, Planner
 from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.engine.slot import Slot
 from DeepCache.engine.stats import RunRecord
 from DeepCache.engine.stiffness import stiffness
-from DeepCache.engine.store import Store
+from DeepCache.engine.store import Purpose, SlotKey, Store
 from DeepCache.engine.trajectory import StepInfo
 
-__all__ = ["Call", "Run", "SlotKey"]
-
-
-SlotKey = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
-"""Names the slot of a call by its positional and keyword arguments."""
+__all__ = ["Call", "Run"]
 
 
 class Call(NamedTuple):
@@ -41,7 +36,7 @@ class Call(NamedTuple):
 
     sample: torch.Tensor
     info: StepInfo
-    key: tuple[Hashable, int]
+    key: SlotKey
     slot: Slot | None
     decision: Decision
 
@@ -55,6 +50,7 @@ class Run:
         pipe: its pipeline.
         scheduler: the pipeline's scheduler for it.
         compiled: whether `torch.compile` is on the denoiser.
+        ordered: see `Store`.
 
     Attributes:
         planner: decides what each call does.
@@ -72,11 +68,11 @@ class Run:
         pipe: Any = None,
         scheduler: Any = None,
         compiled: bool = False,
+        ordered: bool = False,
     ) -> None:
         self._config, self._executor, self._pipe, self._scheduler = config, executor, pipe, scheduler
-        self.compiled = compiled
-        self.planner = Planner(config)
-        self.store = Store()
+        self.compiled, self._ordered = compiled, ordered
+        self.forget()
         self.record = RunRecord(tuple(executor.cuts))
         self.listening = [layer for layer in executor.deep_attention if may_write(layer)]
         self.any_skipped, self.any_guidance_reuse = config.any_skipped, config.any_guidance_reuse
@@ -84,7 +80,39 @@ class Run:
 
     def forget(self) -> None:
         """Drops all that is kept; what was noted stays."""
-        self.planner, self.store = Planner(self._config), Store()
+        self.planner, self.store = Planner(self._config), Store(self._ordered)
+
+    def call(self, sample: torch.Tensor, info: StepInfo, purpose: Purpose) -> Call:
+        """What a call does, and with what of that which is kept.
+
+        Args:
+            sample: its sample.
+            info: where it stands.
+            purpose: what it is for.
+        """
+        if info.slot == 0:
+            self.store.begin_step()
+        key = self.store.key(purpose)
+        slot = self.store.find(key) if purpose.continues and not info.doubt else None
+        missing = NEW_SLOT if purpose.continues else WHICH_CALL
+        return Call(sample, info, key, slot, self.planner.decide(info, slot, sample, missing))
+
+    def begin(
+        self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Changes the denoiser for a call, and returns the arguments for what it runs."""
+        step, executor = call.decision.step, self._executor
+        if step.guidance_reuse:
+            args, kwargs = conditional_half(args, kwargs, call.sample, executor.layout.prompt_half)
+        if step.full or call.slot is None:
+            executor.full(self.listening)
+            return args, kwargs
+        attention = call.slot.attention
+        if attention:
+            self.record.note_attention()
+        feature = call.slot.feature(call.info.step, step)
+        executor.shallow(step.branch, feature, self.compiled, attention, kwargs.get("cross_attention_kwargs"))
+        return executor.cuts[step.branch].narrow(args, kwargs)
 
     def keep(self, denoiser: nn.Module, call: Call, output: Any) -> Any:
         """Keeps what a call has computed, and returns its output for the whole batch."""
@@ -106,7 +134,7 @@ class Run:
         if renewed or changed or self.compiled:
             buffers = self._executor.buffer_bytes if self.compiled else 0
             self.record.note_bytes(self.store.bytes + buffers)
-        if info.ends or info.mixed:
+        if info.ends:
             self.store.drop(call.key)
         return output
 

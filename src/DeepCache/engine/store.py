@@ -1,27 +1,84 @@
-"""What is kept between the calls of one run, by slot."""
+"""What is kept between the calls of one run, by what each call is for."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
+import torch
+
 from DeepCache.engine.slot import Slot
 
-__all__ = ["Store"]
+__all__ = ["Purpose", "SlotKey", "Store"]
+
+# Of one timestep that is called for ever every call is a slot: more of them than any pipeline has are not kept.
+_MOST_SLOTS = 128
+
+
+class Purpose:
+    """What the calls with one conditioning, or of one name, are for.
+
+    Args:
+        ordered: whether the order of several such calls within a step is known to stay as it is.
+
+    Attributes:
+        calls: how many of them the step has had.
+    """
+
+    def __init__(self, ordered: bool) -> None:
+        self._ordered = ordered
+        self.calls = 0
+        self._before: int | None = None
+        self._second_before: int | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the calls of this step are those of the step before, each in its place.
+
+        The first of several could as well be the last of them (calls to warm up, and then the loop), until a step has
+        had as many as the one before it.
+        """
+        before, second_before = self._before, self._second_before
+        return before == 1 or before == second_before or (second_before is None and self._ordered)
+
+    def begin_step(self) -> bool:
+        """Begins a step, and says whether the purpose is still in use."""
+        if self.calls or self._before is not None:
+            self.calls, self._before, self._second_before = 0, self.calls, self._before
+        # One that is new has had none yet.
+        return self._before != 0
+
+
+SlotKey = tuple[Purpose, int]
+"""A purpose, and how many calls of it came before within a step."""
 
 
 class Store:
     """The slots of a run. A slot that a step did not use is dropped: when it comes back it is another one.
 
+    Calls with equal conditioning have one purpose. Equality is seen by the address of the tensor, without looking at
+    its values; they are compared, which takes a transfer from the device, where a program makes the tensor again for
+    each call or writes into it.
+
+    Args:
+        ordered: whether calls with the same conditioning within a step are known to come in the same order at every
+            step.
+
     Example:
-        >>> store = Store()
+        >>> store, cond, uncond = Store(), torch.ones(1, 3, 8), torch.zeros(1, 3, 8)
         >>> store.begin_step()
-        >>> store.key("cond"), store.key("uncond"), store.key("cond")
-        (('cond', 0), ('uncond', 0), ('cond', 1))
+        >>> purposes = [store.purpose(None, tensor) for tensor in (cond, uncond, cond, cond.clone())]
+        >>> purposes[0] is purposes[2] is purposes[3], purposes[0] is purposes[1]
+        (True, False)
+        >>> [store.key(purpose)[1] for purpose in purposes]
+        [0, 0, 1, 2]
     """
 
-    def __init__(self) -> None:
-        self._slots: dict[tuple[Hashable, int], Slot] = {}
-        self._calls: dict[Hashable, int] = {}
+    def __init__(self, ordered: bool = False) -> None:
+        self._ordered = ordered
+        self._slots: dict[SlotKey, Slot] = {}
+        self._named: dict[Hashable, Purpose] = {}
+        self._conditioned: dict[Hashable, tuple[Purpose, torch.Tensor, torch.Tensor]] = {}
+        self._calls = 0
 
     @property
     def bytes(self) -> int:
@@ -30,31 +87,78 @@ class Store:
 
     def begin_step(self) -> None:
         """Drops what the step before did not use."""
-        for key in [key for key in self._slots if self._calls.get(key[0], 0) <= key[1]]:
-            del self._slots[key]
-        self._calls.clear()
+        self._calls = 0
+        self._slots = {key: slot for key, slot in self._slots.items() if key[0].calls > key[1]}
+        self._named = {name: purpose for name, purpose in self._named.items() if purpose.begin_step()}
+        self._conditioned = {place: each for place, each in self._conditioned.items() if each[0].begin_step()}
 
-    def key(self, name: Hashable) -> tuple[Hashable, int]:
-        """The key of the next call of a step: its name, and how many calls of that name came before it.
+    def purpose(self, name: Hashable, conditioning: torch.Tensor | None) -> Purpose:
+        """What a call is for.
+
+        Args:
+            name: what the program calls it; None where it has no name.
+            conditioning: what it is conditioned on, where it has no name; None without conditioning.
 
         Raises:
             TypeError: the name is not hashable.
         """
+        if conditioning is not None:
+            return self._purpose_of(conditioning)
         try:
-            count = self._calls.get(name, 0)
+            purpose = self._named.get(name)
         except TypeError as error:
             raise TypeError(f"slot_key must return a hashable value, got {name!r}") from error
-        self._calls[name] = count + 1
-        return name, count
+        if purpose is None:
+            purpose = Purpose(ordered=self._ordered or name is not None)
+            if self._calls < _MOST_SLOTS:
+                self._named[name] = purpose
+        return purpose
 
-    def find(self, key: tuple[Hashable, int]) -> Slot | None:
+    def key(self, purpose: Purpose) -> SlotKey:
+        """The key of the next call of a step."""
+        purpose.calls += 1
+        self._calls += 1
+        if self._calls > _MOST_SLOTS:
+            self._slots.clear()
+            self._named.clear()
+            self._conditioned.clear()
+        return purpose, purpose.calls - 1
+
+    def find(self, key: SlotKey) -> Slot | None:
         """The slot of a call, or None where nothing is kept for it."""
         return self._slots.get(key)
 
-    def keep(self, key: tuple[Hashable, int], slot: Slot) -> None:
+    def keep(self, key: SlotKey, slot: Slot) -> None:
         """Keeps a slot from now on."""
-        self._slots[key] = slot
+        if self._calls <= _MOST_SLOTS:
+            self._slots[key] = slot
 
-    def drop(self, key: tuple[Hashable, int]) -> None:
+    def drop(self, key: SlotKey) -> None:
         """Forgets a slot."""
         self._slots.pop(key, None)
+
+    def _purpose_of(self, conditioning: torch.Tensor) -> Purpose:
+        place = _place(conditioning)
+        if place in self._conditioned:
+            return self._conditioned[place][0]
+        known = next((key for key, each in self._conditioned.items() if _is_equal(each[2], conditioning)), None)
+        if known is not None:
+            purpose, _, values = self._conditioned.pop(known)
+        else:
+            purpose, values = Purpose(self._ordered), conditioning.detach().clone()
+        if self._calls < _MOST_SLOTS:
+            # Held, so that its address is given to no other. The values in it may be written over.
+            self._conditioned[place] = purpose, conditioning, values
+        return purpose
+
+
+def _place(tensor: torch.Tensor) -> Hashable:
+    """What a tensor shares with no other while it is held and nothing is written into it."""
+    # Writing into a tensor of inference mode is not counted.
+    version = -1 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, version
+
+
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return alike and torch.equal(one, other)

@@ -10,11 +10,11 @@ from torch import nn
 
 from DeepCache.engine.layouts import is_recognised
 
-__all__ = ["component_of", "scheduler_of", "unets_of"]
+__all__ = ["component_of", "is_from_diffusers", "running_pipeline", "scheduler_of", "unets_of"]
 
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:
-    """The denoisers of a pipeline by the name of the component, without what `torch.compile` has wrapped around them.
+    """The denoisers of a pipeline by the name of the component, without what is wrapped around them.
 
     That is `pipe.unet`. A pipeline without it is searched for components of a shape that DeepCache knows, as those that
     stand one behind the other in unCLIP: `decoder`, `super_res_first`, `super_res_last`. A denoiser by itself is its
@@ -64,18 +64,48 @@ def scheduler_of(pipe: Any, name: str) -> Any:
     return getattr(pipe, "scheduler", None)
 
 
+def running_pipeline(denoiser: nn.Module, name: str) -> Any:
+    """The pipeline in whose call this one is made, or None: several may share a denoiser, and each has a scheduler and
+    a guidance scale of its own. It is found among the callers, so this is for the start of a run.
+
+    Args:
+        denoiser: the denoiser that is being called.
+        name: what a pipeline calls it; `""` for `unet`.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        # Pipelines, and the blocks of modular ones.
+        for caller in (frame.f_locals.get("self"), frame.f_locals.get("components")):
+            component = getattr(caller, name or "unet", None) if hasattr(caller, "scheduler") else None
+            if isinstance(component, nn.Module) and _unwrapped(component) is denoiser:
+                return caller
+        frame = frame.f_back
+    return None
+
+
+def is_from_diffusers(pipe: Any) -> bool:
+    """Whether the loop of a pipeline is one of diffusers' own."""
+    return any(base.__module__.startswith("diffusers.") for base in type(pipe).__mro__)
+
+
 def _has_the_shape(component: Any) -> bool:
     """Whether a component is called with a sample and a timestep and can be cut. Autoencoders and motion adapters have
     blocks on the way down and up too, but take no second argument."""
-    if not isinstance(component, nn.Module) or not is_recognised(_unwrapped(component)):
-        return False
-    # Off the class: offloading replaces `forward` on the instance.
-    _, *parameters = inspect.signature(type(_unwrapped(component)).forward).parameters.values()
-    return len(parameters) >= 2 and all(parameter.default is parameter.empty for parameter in parameters[:2])
+    return isinstance(component, nn.Module) and _is_called_as_one(_unwrapped(component))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
+    """The denoiser itself, where `torch.compile`, peft, DeepSpeed or a program has wrapped a module around it."""
     if isinstance(module, torch._dynamo.OptimizedModule):
-        original: nn.Module = module._orig_mod
-        return original
-    return module
+        return _unwrapped(module._orig_mod)
+    if is_recognised(module):
+        return module
+    return next((inner for inner in module.modules() if inner is not module and _is_called_as_one(inner)), module)
+
+
+def _is_called_as_one(module: nn.Module) -> bool:
+    if not is_recognised(module):
+        return False
+    # Off the class: offloading replaces `forward` on the instance.
+    _, *parameters = inspect.signature(type(module).forward).parameters.values()
+    return len(parameters) >= 2 and all(parameter.default is parameter.empty for parameter in parameters[:2])

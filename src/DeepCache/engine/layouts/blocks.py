@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut
+from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut, own
 
 __all__ = ["BlockBranch", "BlocksLayout", "has_blocks", "layer_lists"]
 
@@ -82,7 +82,9 @@ class BlocksLayout(Layout):
             block = self._up[branch.up_block]
             count = _layer_count(block) or 1
             lists = layer_lists(block).values()
-            return [entries[branch.up_layer * (len(entries) // count) - 1] for entries in lists]
+            # Where a layer has no motion module, its list has None there (AnimateDiff).
+            last = [entries[branch.up_layer * (len(entries) // count) - 1] for entries in lists]
+            return [entry for entry in last if entry is not None]
         return [self._up[branch.up_block - 1] if branch.up_block else cast(nn.Module, self.denoiser.mid_block)]
 
     def narrow(
@@ -156,7 +158,7 @@ class BlocksLayout(Layout):
 
 def has_blocks(denoiser: nn.Module) -> bool:
     """Whether a module has `down_blocks` and `up_blocks`."""
-    return all(isinstance(getattr(denoiser, name, None), nn.ModuleList) for name in ("down_blocks", "up_blocks"))
+    return all(isinstance(own(denoiser, name), nn.ModuleList) for name in ("down_blocks", "up_blocks"))
 
 
 def layer_lists(block: nn.Module) -> dict[str, nn.ModuleList]:

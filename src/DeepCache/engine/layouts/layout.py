@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-__all__ = ["CachedFeature", "Layout", "Overlay", "SkipBranch", "cannot_cut"]
+__all__ = ["CachedFeature", "Layout", "Overlay", "SkipBranch", "cannot_cut", "own"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ class CachedFeature(nn.Module):
 
     def __iter__(self) -> Any:
         yield self
+
+
+def own(module: nn.Module, name: str) -> Any:
+    """An attribute of a module that it has itself, and None where it has none or only forwards that of a module inside
+    (peft, DeepSpeed)."""
+    return getattr(module, name) if name in module._modules or hasattr(type(module), name) else None
 
 
 def cannot_cut(denoiser: nn.Module, reason: str) -> TypeError:

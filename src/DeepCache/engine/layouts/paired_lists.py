@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut
+from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut, own
 
 __all__ = ["PairedListsLayout"]
 
@@ -106,5 +106,5 @@ def _find(denoiser: nn.Module) -> tuple[str, nn.Module, _Names] | None:
 
 
 def _has(module: nn.Module, names: _Names) -> bool:
-    lists = (getattr(module, name, None) for name in names[::2])
+    lists = (own(module, name) for name in names[::2])
     return hasattr(module, names.middle) and all(isinstance(entries, nn.ModuleList) and entries for entries in lists)

@@ -1,0 +1,99 @@
+"""How far one thread is with its denoising run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from DeepCache.engine.run import Call, Run
+from DeepCache.engine.store import Purpose
+from DeepCache.engine.trajectory import NOT_ADJACENT, StepInfo, Trajectory
+from DeepCache.engine.unets import is_from_diffusers, running_pipeline, scheduler_of
+
+__all__ = ["Progress", "Threads"]
+
+
+class Progress:
+    """What passes from one call of a denoiser to the next in the same thread: the threads of a server generate with one
+    model in turn, each with a run of its own.
+
+    Args:
+        run: a run of which nothing has begun yet.
+        denoiser: the denoiser.
+        pipe: the pipeline that DeepCache was applied to.
+        name: what it calls the denoiser.
+
+    Attributes:
+        run: the run that is in progress, or was last.
+        pipe: the pipeline whose run it is.
+        in_pipeline: whether its loop is one of diffusers' own, which makes the same calls at every step and none to
+            warm up.
+        call: the call in flight, where it is a step.
+        begun: a call that the guard has begun and the hook has not seen yet.
+    """
+
+    def __init__(self, run: Run, denoiser: nn.Module, pipe: Any, name: str) -> None:
+        self.run = run
+        self.pipe = self._applied_to = pipe
+        self.in_pipeline = False
+        self.call: Call | None = None
+        self.begun: Call | None = None
+        self._denoiser, self._name = denoiser, name
+        self._trajectory = Trajectory()
+
+    def locate(self, timestep: Any, purpose: Purpose) -> StepInfo:
+        """Where a call stands; at the start of a run, whose run it is.
+
+        Args:
+            timestep: its timestep.
+            purpose: what it is for.
+        """
+        scheduler = scheduler_of(self.pipe, self._name)
+        info = self._trajectory.locate(timestep, scheduler, again=purpose.calls > 0)
+        if not info.starts:
+            # RePaint leaves steps out where it puts noise back.
+            return info._replace(doubt="") if self.in_pipeline and info.doubt == NOT_ADJACENT else info
+        running = running_pipeline(self._denoiser, self._name)
+        self.in_pipeline = running is not None and is_from_diffusers(running)
+        self.pipe = self._applied_to if running is None else running
+        if scheduler_of(self.pipe, self._name) is not scheduler:
+            self._trajectory.reset()
+            info = self._trajectory.locate(timestep, scheduler_of(self.pipe, self._name))
+        return info
+
+    def end_run(self) -> None:
+        """Forgets the run and all that its steps stored; what was noted of it stays."""
+        self.call = self.begun = None
+        self.pipe = self._applied_to
+        self.run.forget()
+        self._trajectory.reset()
+
+
+class Threads:
+    """The progress of each thread that calls a denoiser.
+
+    Args:
+        begin: makes that of a thread's first call.
+    """
+
+    def __init__(self, begin: Callable[[], Progress]) -> None:
+        self._begin = begin
+        self._progress: dict[int, Progress] = {}
+
+    def here(self) -> Progress:
+        """That of this thread."""
+        here = threading.get_ident()
+        if here not in self._progress:
+            alive = {thread.ident for thread in threading.enumerate()}
+            self._progress = {thread: each for thread, each in self._progress.items() if thread in alive}
+            self._progress[here] = self._begin()
+        return self._progress[here]
+
+    def end_runs(self) -> None:
+        """Ends the runs of all threads."""
+        for progress in self._progress.values():
+            progress.end_run()
+        self._progress = {}
