@@ -360,3 +360,44 @@ def test_a_deep_copy_of_an_enabled_pipeline_is_a_pipeline_of_its_own(pipe):
         assert type(twin) is type(tiny_pipeline())
         assert not twin.unet._forward_hooks
         assert torch.equal(draw(pipe), cached(pipe))
+
+
+def test_a_pipeline_assigned_to_the_helper_is_the_one_that_is_enabled():
+    first, second = Pipeline(DummyUNet()), Pipeline(DummyUNet())
+    helper = DeepCacheSDHelper(first)
+    helper.set_params(cache_interval=2)
+    helper.enable()
+    helper.pipe = second
+    helper.set_params(cache_interval=3)
+    helper.enable()
+    assert [second.call(1, step) for step in range(3)] == [33, 33, 33]
+    assert helper.stats.pattern == "F.."
+    assert [first.call(1, step) for step in range(2)] == [33, 43]
+    helper.disable()
+    assert [second.call(1, step) for step in range(2)] == [33, 43]
+
+
+@pytest.mark.parametrize("name", ["is_skip_step", "wrap_unet_forward", "wrap_modules", "reset_states"])
+def test_rules_of_the_reference_package_are_refused_and_not_ignored(name, monkeypatch):
+    message = rf"defines {name}\(\), which DeepCache does not call. .*ExplicitSchedule"
+    with pytest.raises(TypeError, match=f"Mine {message}"):
+        type("Mine", (DeepCacheSDHelper,), {name: lambda self: None})
+    helper = DeepCacheSDHelper(Pipeline(DummyUNet()))
+    setattr(helper, name, lambda: None)
+    with pytest.raises(TypeError, match=message):
+        helper.enable()
+    monkeypatch.setattr(DeepCacheSDHelper, name, lambda self: None, raising=False)
+    with pytest.raises(TypeError, match=message):
+        DeepCacheSDHelper(Pipeline(DummyUNet())).enable()
+
+
+def test_a_subclass_that_changes_no_rule_is_fine():
+    class Mine(DeepCacheSDHelper):
+        def set_params(self, **params):
+            super().set_params(**params | {"cache_interval": 2})
+
+    pipe = Pipeline(DummyUNet())
+    with Mine(pipe) as helper:
+        helper.set_params(cache_branch_id=1)
+        pipe.call(1, 0), pipe.call(1, 1)
+        assert helper.stats.pattern == "F."

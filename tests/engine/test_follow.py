@@ -69,3 +69,41 @@ def test_a_copied_or_pickled_pipeline_is_followed_as_well():
         remove_deepcache(twin)
         assert not twin.unet._forward_hooks
         assert type(twin) is Pipeline
+
+
+def test_a_unet_that_is_taken_out_is_let_go_and_the_next_is_followed():
+    first, second = DummyUNet(), DummyUNet()
+    pipe = Pipeline(first)
+    engine = apply_deepcache(pipe, DeepCacheConfig(2))
+    pipe.unet = None
+    assert not first._forward_hooks
+    assert not engine.attached
+    pipe.unet = second
+    assert (pipe.call(1, 0), pipe.call(3, 1)) == (33, 35)
+
+
+def test_a_unet_that_the_settings_do_not_fit_leaves_deepcache_off():
+    first = DummyUNet()
+    pipe = Pipeline(first)
+    engine = apply_deepcache(pipe, DeepCacheConfig(2, cache_branch_id=3))
+    before = set(vars(DummyUNet()))
+    with pytest.raises(TypeError, match="cannot cut a Linear"):
+        pipe.unet = torch.nn.Linear(1, 1)
+    assert not engine.attached
+    assert set(vars(first)) == before
+    assert not first._forward_hooks
+    pipe.unet = first
+    assert (pipe.call(1, 0), engine.attached) == (33, True)
+
+
+def test_following_that_is_interrupted_leaves_nothing(monkeypatch):
+    pipe = Pipeline(DummyUNet())
+    before = type(pipe), set(vars(pipe)), set(vars(pipe.unet))
+
+    def interrupted(cls):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("DeepCache.engine.follow._following", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply_deepcache(pipe)
+    assert (type(pipe), set(vars(pipe)), set(vars(pipe.unet))) == before

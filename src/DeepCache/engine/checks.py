@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.engine.attention import may_write
+from DeepCache.engine.attention import counting_editor, may_write
 from DeepCache.engine.compilation import Compilation
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale, other_guidance, other_model, other_scheduler, refuse
-from DeepCache.engine.guidance import counts_parts, several_prompts, why_not_two_halves
+from DeepCache.engine.guidance import counts_parts, several_prompts, table_of_unknown_rows, why_not_two_halves
 from DeepCache.engine.layouts import branch_of
 from DeepCache.engine.unets import scheduler_of
 
@@ -58,10 +58,16 @@ def check_run(
             batch stand at several timesteps, so that every step is full.
 
     Raises:
-        ValueError: it does not suit the plan, skipped steps or guidance reuse.
+        ValueError: it does not suit the plan, shallow or skipped steps, or guidance reuse.
     """
     if config.plan is not None and not config.force_plan:
         refuse(other_scheduler(config.plan, scheduler) or other_guidance(config.plan, guidance_scale(pipe)))
+    editor = counting_editor(executor.modules) if executor.cuts or config.any_skipped else ""
+    if editor:
+        raise ValueError(
+            f"a {editor} counts the calls of attention layers, of which a shallow step makes fewer, and would edit at "
+            "the wrong layers; disable DeepCache for it"
+        )
     if config.any_skipped and any(map(may_write, executor.attention)):
         raise ValueError(
             "a skipped step runs no layer, and the pipeline reads the attention maps of the U-Net; "
@@ -76,6 +82,11 @@ def check_run(
             reason = "an attention processor of the U-Net counts on the whole batch"
         if not reason and several_prompts(args, kwargs, sample):
             reason = "the batch of the U-Net has the same latents with several prompts in one half"
+        table = table_of_unknown_rows(kwargs, sample)
+        if not reason and table:
+            reason = (
+                f"{table!r} of its cross_attention_kwargs has as many rows as the batch, which may be something else"
+            )
         if reason:
             raise ValueError(f"guidance_reuse runs half of a guided batch, and {reason}; turn it off")
 

@@ -213,11 +213,13 @@ class DenoiserCache:
 
     def _begin(self, progress: Progress, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Where a call stands and what it does; None where it is no step of the run."""
-        sample = self._arguments.sample(args, kwargs)
-        if why_differentiated(self.denoiser, args, kwargs):
-            # It comes from the whole denoiser.
-            progress.run.record.note_gradient(sample, args, kwargs)
+        reason = why_differentiated(self.denoiser, args, kwargs)
+        if reason:
+            if not progress.running:
+                self._latest = progress.begin(Run(self._config, self._executor))
+            progress.run.record.note_differentiated(reason, args, kwargs)
             return None
+        sample = self._arguments.sample(args, kwargs)
         timestep = self._arguments.timestep(args, kwargs)
         name = None if self.slot_key is None else self.slot_key(args, kwargs)
         conditioning = self._arguments.conditioning(args, kwargs) if self.slot_key is None else None
@@ -237,12 +239,12 @@ class DenoiserCache:
         self._attach_to_calls()
         self._executor.begin_run()
         compiled = is_compiled(component_of(self._pipe, self._name))
-        progress.run = self._latest = Run(config, self._executor, pipe, scheduler, compiled, progress.in_pipeline)
-        # The first step is never skipped.
+        run = Run(config, self._executor, pipe, scheduler, compiled, progress.in_pipeline)
+        self._latest = progress.begin(run)
         self._guard.answers = config.any_skipped
         if config.plan is not None and not config.force_plan and not self._warned_of_guidance:
             self._warned_of_guidance = warn_of_unknown_guidance(config.plan, guidance_scale(pipe))
         check_run(config, self._executor, self.denoiser, pipe, scheduler, () if info.belongs_to_no_run else call)
         if not info.belongs_to_no_run:
             # A schedule that does not fit raises before anything has run.
-            progress.run.planner.scheduled(0, info.steps)
+            run.planner.scheduled(0, info.steps)

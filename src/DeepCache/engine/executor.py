@@ -35,6 +35,7 @@ class Executor:
     Attributes:
         layout: the layout of the denoiser.
         cuts: what it takes to cut at each branch, by its number.
+        modules: all modules of the denoiser.
         attention: the attention layers, those with a processor.
         deep_attention: those that a shallow step at any of the branches leaves out.
 
@@ -67,7 +68,8 @@ class Executor:
         # A class for full steps too: see `ClassSwap`.
         self._swap = ClassSwap(dict.fromkeys(owner for cut in self.cuts.values() for owner in cut.patch.owners))
         self._parts = self._current_parts()
-        self.attention = [module for module in denoiser.modules() if hasattr(module, "processor")]
+        self.modules = [module for module in denoiser.modules() if module is not denoiser]
+        self.attention = [module for module in self.modules if hasattr(module, "processor")]
         self.deep_attention = list(dict.fromkeys(layer for cut in self.cuts.values() for layer in cut.deep_attention))
         self._handles: list[RemovableHandle] = []
         self._patch: ShallowPatch | None = None

@@ -23,10 +23,16 @@ __all__ = [
     "latents",
     "output_tensor",
     "several_prompts",
+    "table_of_unknown_rows",
     "tensors_in",
     "why_not_two_halves",
     "with_tensor",
 ]
+
+
+# Arguments of attention processors by what their first side is.
+_BY_BATCH = ("gligen",)
+_NOT_BY_BATCH = ("ip_adapter_masks",)
 
 
 def why_not_two_halves(pipe: Any, unet: nn.Module, sample: torch.Tensor) -> str:
@@ -59,12 +65,22 @@ def several_prompts(args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch
     Takes transfers from the device, where latents are the same twice in a half.
     """
     batch, sides = len(sample), _batch_sides(sample)
-    others = [tensor.chunk(batch) for tensor in tensors_in([args, kwargs]) if tensor.ndim > 0 and len(tensor) in sides]
+    others = [tensor.chunk(batch) for tensor in tensors_in([args, kwargs]) if _goes_by(tensor, sides)]
     return any(
         torch.equal(sample[first], sample[second])
         and not all(torch.equal(each[first], each[second]) for each in others)
         for first, second in itertools.combinations(range(batch // 2), 2)
     )
+
+
+def table_of_unknown_rows(kwargs: dict[str, Any], sample: torch.Tensor) -> str:
+    """What among the arguments of attention processors has as many rows as the batch, while nothing tells whether they
+    are those of the batch (a table of regions); an empty string where there is no such thing."""
+    sides = _batch_sides(sample)
+    for name, value in (kwargs.get("cross_attention_kwargs") or {}).items():
+        if name not in (*_BY_BATCH, *_NOT_BY_BATCH) and any(_goes_by(tensor, sides) for tensor in tensors_in(value)):
+            return str(name)
+    return ""
 
 
 def counts_parts(layers: Iterable[nn.Module]) -> bool:
@@ -78,7 +94,8 @@ def conditional_half(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a denoiser's call for the half of its batch that has the prompt.
 
-    Every tensor whose first side is the batch is cut, or of a video the batch times its frames; all else stays.
+    Every tensor whose first side is the batch is cut, or of a video the batch times its frames; all else stays, and so
+    do the masks of IP-Adapters, which are as many as the adapters.
 
     Args:
         args: the positional arguments.
@@ -144,11 +161,15 @@ def _batch_sides(sample: torch.Tensor) -> set[int]:
     return {len(sample), *(len(sample) * count for count in frames)}
 
 
+def _goes_by(tensor: torch.Tensor, sides: set[int]) -> bool:
+    return tensor.ndim > 0 and len(tensor) in sides
+
+
 def _half(value: Any, sides: set[int], half: int) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.chunk(2)[half] if value.ndim > 0 and len(value) in sides else value
+        return value.chunk(2)[half] if _goes_by(value, sides) else value
     if isinstance(value, dict):
-        return {name: _half(item, sides, half) for name, item in value.items()}
+        return {name: item if name in _NOT_BY_BATCH else _half(item, sides, half) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_half(item, sides, half) for item in value)
     return value

@@ -12,12 +12,11 @@ import torch
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.error_growth import ErrorGrowth, relative_error
-from DeepCache.engine.gradients import GRADIENT
 from DeepCache.engine.slot import Slot
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import AdaptiveSchedule, Step
 
-__all__ = ["GRADIENT", "NEW_SLOT", "NOT_ANSWERED", "WHICH_CALL", "Decision", "Planner"]
+__all__ = ["NEW_SLOT", "NOT_ANSWERED", "WHICH_CALL", "Decision", "Planner"]
 
 FIRST = "first of the run"
 NEW_SLOT = "first call of its slot"

@@ -28,6 +28,7 @@ class Progress:
 
     Attributes:
         run: the run that is in progress, or was last.
+        running: whether it is in progress.
         pipe: the pipeline whose run it is.
         in_pipeline: whether its loop is one of diffusers' own, which makes the same calls at every step and none to
             warm up.
@@ -37,12 +38,18 @@ class Progress:
 
     def __init__(self, run: Run, denoiser: nn.Module, pipe: Any, name: str) -> None:
         self.run = run
+        self.running = False
         self.pipe = self._applied_to = pipe
         self.in_pipeline = False
         self.call: Call | None = None
         self.begun: Call | None = None
         self._denoiser, self._name = denoiser, name
         self._trajectory = Trajectory()
+
+    def begin(self, run: Run) -> Run:
+        """Begins a run, and returns it."""
+        self.run, self.running = run, True
+        return run
 
     def locate(self, timestep: Any, purpose: Purpose) -> StepInfo:
         """Where a call stands; at the start of a run, whose run it is.
@@ -67,6 +74,7 @@ class Progress:
     def end_run(self) -> None:
         """Forgets the run and all that its steps stored; what was noted of it stays."""
         self.call = self.begun = None
+        self.running = False
         self.pipe = self._applied_to
         self.run.forget()
         self._trajectory.reset()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from DeepCache.engine.cost import count_costs, on_meta
-from DeepCache.engine.planner import GRADIENT, Decision
+from DeepCache.engine.planner import Decision
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import Step, pattern_of
 
@@ -49,7 +49,7 @@ class TrajectoryStats:
 
     def __str__(self) -> str:
         if not self.pattern:
-            return "no trajectory yet"
+            return f"no trajectory yet{self._unscheduled()}"
         share = f"{self.mac_share:.1%}" if self.mac_share is not None else f"not counted ({self.uncounted})"
         halved = f" ({self.halved_steps} with guidance reuse)" if self.halved_steps else ""
         kinds = f"{self.full_steps} full and {self.shallow_steps} shallow steps"
@@ -110,9 +110,9 @@ class RunRecord:
             self._reasons[info.step, decision.reason] = None
         self._count_call(step, args, kwargs)
 
-    def note_gradient(self, sample: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Takes a call that is no step of the run, since a gradient is taken through it."""
-        self._reasons[max(len(self._steps) - 1, 0), GRADIENT] = None
+    def note_differentiated(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Takes a call that is no step of the run, since a gradient may be taken through it."""
+        self._reasons[max(len(self._steps) - 1, 0), reason] = None
         self._count_call(Step(True), args, kwargs)
 
     def _count_call(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

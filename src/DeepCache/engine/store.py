@@ -109,9 +109,7 @@ class Store:
         except TypeError as error:
             raise TypeError(f"slot_key must return a hashable value, got {name!r}") from error
         if purpose is None:
-            purpose = Purpose(ordered=self._ordered or name is not None)
-            if self._calls < _MOST_SLOTS:
-                self._named[name] = purpose
+            purpose = self._named[name] = Purpose(ordered=self._ordered or name is not None)
         return purpose
 
     def key(self, purpose: Purpose) -> SlotKey:
@@ -146,9 +144,8 @@ class Store:
             purpose, _, values = self._conditioned.pop(known)
         else:
             purpose, values = Purpose(self._ordered), conditioning.detach().clone()
-        if self._calls < _MOST_SLOTS:
-            # Held, so that its address is given to no other. The values in it may be written over.
-            self._conditioned[place] = purpose, conditioning, values
+        # Held, so that its address is given to no other. The values in it may be written over.
+        self._conditioned[place] = purpose, conditioning, values
         return purpose
 
 
