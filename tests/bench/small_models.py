@@ -69,7 +69,7 @@ class _RememberedCosts:
 
     def __call__(self, unet: Any, args: Any, kwargs: Any, branches: Any = None) -> Costs:
         branches = None if branches is None else tuple(branches)
-        numbers = branches and tuple(each.number for each in branches)
+        numbers = branches and tuple(getattr(each, "number", each) for each in branches)
         key = (type(unet), *unet.config.block_out_channels, args[0].shape, numbers)
         if key not in self._found:
             self._found[key] = count_costs(unet, args, kwargs, branches)

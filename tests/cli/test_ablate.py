@@ -292,7 +292,7 @@ def test_ctrl_c_keeps_the_file_and_says_how_to_go_on(run, small, monkeypatch):
         result = run(*LITTLE, "--output", "[b]mine.json")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
-    assert (result.stdout, result.stderr) == ("", "Stopped. The same command goes on from [b]mine.json.\n")
+    assert (result.stdout, result.stderr) == ("", "Stopped. The same command resumes from what is in [b]mine.json.\n")
     before = read_result(Path("[b]mine.json"))
     (cell,) = before["groups"][0]["cells"]
     result = run(*LITTLE, "--output", "[b]mine.json")

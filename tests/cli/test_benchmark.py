@@ -217,7 +217,7 @@ def test_ctrl_c_keeps_the_file_and_says_how_to_go_on(run, small, monkeypatch):
     assert result.exit_code == 130
     assert "Traceback" not in result.output
     assert result.stdout == ""
-    assert result.stderr.splitlines()[-1] == "Stopped. The same command goes on from [b]mine.json."
+    assert result.stderr.splitlines()[-1] == "Stopped. The same command resumes from what is in [b]mine.json."
     # A round to warm up, and two that were measured.
     before = read_result(Path("[b]mine.json"))
     assert [len(row["seconds"]) for row in before["cells"][0]["rows"]] == [2, 2]

@@ -42,6 +42,7 @@ DOCUMENTED = (
 LEFT_OUT = {
     "DeepCache.app": "a program, which docs/app.md is about",
     "DeepCache.cli": "a program, which docs/commands.md is about",
+    "DeepCache.text_file": "how files are read within the package",
     "DeepCache.wrong_input": "what the programs tell in a line, of no use to others",
     "DeepCache.engine": "the inside; what programs meet of it is listed by hand, docs/design.md tells of the rest",
 } | dict.fromkeys(
