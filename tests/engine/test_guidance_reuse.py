@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import StableDiffusionPAGPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
@@ -496,3 +497,55 @@ def test_a_video_of_as_many_frames_as_the_unet_takes_channels():
     sample = torch.zeros(2, 8, 8, 6, 6)
     sample[1, :, 4:] = 1
     assert why_not_two_halves(None, unet, sample) == ""
+
+
+class TestArgumentsOfProcessors:
+    def test_masks_of_two_ip_adapters_stay_whole(self):
+        masks = torch.zeros(2, 1, 8, 8)
+        kwargs = {"cross_attention_kwargs": {"ip_adapter_masks": masks, "gligen": {"boxes": torch.zeros(2, 3, 4)}}}
+        _, halved = conditional_half((), kwargs, torch.zeros(2, 4, 8, 8))
+        assert halved["cross_attention_kwargs"]["ip_adapter_masks"] is masks
+        assert halved["cross_attention_kwargs"]["gligen"]["boxes"].shape == (1, 3, 4)
+
+    @torch.no_grad()
+    def test_a_table_with_as_many_rows_as_the_batch_is_refused(self):
+        pipe = Pipeline(tiny_unet(), (900, 700, 500))
+        apply_deepcache(pipe, REUSE)
+        sample, prompt = torch.zeros(2, 4, 8, 8), torch.randn(2, 3, 8)
+        with pytest.raises(
+            ValueError, match=r"guidance_reuse .*'regions' of its cross_attention_kwargs has as many rows"
+        ):
+            pipe.unet(sample, 900, prompt, cross_attention_kwargs={"regions": {"boxes": torch.zeros(2, 4)}})
+
+    @torch.no_grad()
+    def test_a_table_with_other_rows_is_handed_on(self):
+        pipe = Pipeline(tiny_unet(), (900, 700, 500))
+        engine = apply_deepcache(pipe, REUSE)
+        tables = []
+
+        class Reads:
+            def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, regions=None):
+                tables.append(regions)
+                return AttnProcessor()(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+        pipe.unet.set_attn_processor(Reads())
+        sample, prompt, regions = torch.zeros(2, 4, 8, 8), torch.randn(2, 3, 8), torch.zeros(3, 4)
+        for timestep in pipe.scheduler.timesteps:
+            pipe.unet(sample, timestep, prompt, cross_attention_kwargs={"regions": regions})
+        assert tables
+        assert all(each is regions for each in tables)
+        assert engine.stats.halved_steps == 2
+
+
+def test_the_pipeline_that_runs_is_asked_and_not_the_one_that_was_enabled():
+    """Two pipelines with one U-Net: only one of them guides."""
+    first = tiny_pipeline()
+    apply_deepcache(first, DeepCacheConfig(2, guidance_reuse=True))
+    second = tiny_pipeline(first.unet)
+    with pytest.raises(ValueError, match="the pipeline says that it does no classifier-free guidance"):
+        draw(second, guidance_scale=1.0)
+    draw(first, guidance_scale=7.5)
+    with pytest.raises(ValueError, match="the pipeline says that it does no classifier-free guidance"):
+        draw(second, guidance_scale=1.0)
+    found = draw(second, guidance_scale=7.5)
+    assert torch.equal(found, draw(first, guidance_scale=7.5))

@@ -67,7 +67,9 @@ def test_a_call_continues_the_one_with_its_conditioning(calls, signs, kind):
 def test_views_with_one_prompt_are_known_by_their_order_once_there_were_as_many_twice():
     watched = Watched()
     assert [watched.step(step, 0, 0, 0) for step in range(4)] == ["FFF", "FFF", "...", "..."]
-    assert watched.engine.stats.reasons == ((1, "which of several calls of the step before it follows is not known yet"),)
+    assert watched.engine.stats.reasons == (
+        (1, "which of several calls of the step before it follows is not known yet"),
+    )
 
 
 def test_calls_to_warm_up_leave_nothing_to_the_loop():
