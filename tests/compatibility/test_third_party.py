@@ -204,7 +204,8 @@ def test_its_cost_and_memory_are_counted(branch):
 @pytest.mark.parametrize("kind", [float, torch.tensor, lambda level: torch.tensor([level])])
 def test_with_noise_levels_of_its_own_and_no_scheduler(kind, keyword):
     sampler = _sampler()
-    expected = _run_by_hand(sampler.unet, 4, "F..F.")
+    # The first three could be any values, and the next is full by the schedule.
+    expected = _run_by_hand(sampler.unet, 4, "FFFF.")
     engine = apply_deepcache(SimpleNamespace(unet=sampler.unet), DeepCacheConfig(3, 4, forecast="none"))
     for _ in range(2):
         outputs = []
@@ -216,7 +217,7 @@ def test_with_noise_levels_of_its_own_and_no_scheduler(kind, keyword):
                     output = sampler.unet(_film(step), kind(level), TEXT)
             outputs.append(output)
         assert _same(outputs, expected)
-        assert engine.stats.pattern == "F..F."
+        assert engine.stats.pattern == "FFFF."
 
 
 def test_a_branch_too_deep_is_refused_with_what_is_allowed():

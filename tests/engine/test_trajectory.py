@@ -259,3 +259,76 @@ def test_a_copy_of_the_scheduler_begins_a_new_trajectory():
     moment = trajectory.locate(timesteps[1], second)
     assert moment.starts
     assert (moment.step, moment.slot) == (0, 0)
+
+
+def _doubts(trajectory, timesteps, scheduler=None, again=True):
+    return ["F" if trajectory.locate(timestep, scheduler, again).doubt else "." for timestep in timesteps]
+
+
+class TestTimestepsThatMayBeAnything:
+    def test_a_list_in_no_order_is_no_run(self):
+        timesteps = torch.tensor([812, 301, 55, 700, 699, 3, 2])
+        assert "".join(_doubts(Trajectory(), timesteps)) == "FFFFFFF"
+
+    def test_a_scheduler_may_list_them_in_any_order(self):
+        """RePaint goes back and forth."""
+        scheduler = _scheduler([4, 3, 2, 3, 2, 1, 0])
+        assert "".join(_doubts(Trajectory(), scheduler.timesteps, scheduler)) == "......."
+
+    @pytest.mark.parametrize("kind", [_integers, _floats, _clones])
+    def test_values_in_no_list_are_a_run_once_they_are_evenly_spaced(self, kind):
+        assert "".join(_doubts(Trajectory(), kind(torch.tensor([900, 700, 500, 300, 100])))) == "FFF.."
+        assert "".join(_doubts(Trajectory(), kind(torch.tensor([100, 300, 500, 700, 900])))) == "FFF.."
+
+    def test_values_that_are_not_evenly_spaced_are_one_once_six_keep_their_direction(self):
+        assert "".join(_doubts(Trajectory(), [14.6, 9.7, 6.2, 3.9, 1.3, 0.9, 0.1])) == "FFFFF.."
+
+    def test_random_values_are_none(self):
+        generator, shallow = torch.Generator().manual_seed(0), 0
+        trajectory = Trajectory()
+        for _ in range(2000):
+            shallow += not trajectory.locate(torch.randint(0, 1000, (1,), generator=generator), None).doubt
+        assert shallow < 20
+
+    def test_one_value_for_ever_is_one_step_that_nothing_follows(self):
+        trajectory = Trajectory()
+        found = [trajectory.locate(torch.tensor([500]), None) for _ in range(300)]
+        assert {info.step for info in found} == {0}
+        assert all(info.ends for info in found)
+
+    def test_steps_left_out_are_in_doubt_until_as_many_are_again(self):
+        scheduler = _scheduler(range(20, 0, -1))
+        timesteps = [scheduler.timesteps[index] for index in (0, 1, 2, 4, 6, 8, 9, 15, 16)]
+        assert "".join(_doubts(Trajectory(), timesteps, scheduler)) == "...F...F."
+
+    def test_a_repeated_value_is_the_next_step_only_for_the_same_purpose(self):
+        scheduler = _scheduler([900, 600, 600, 300])
+        trajectory = Trajectory()
+        again = [(900, False), (900, False), (600, False), (600, False), (600, True)]
+        found = [trajectory.locate(value, scheduler, seen) for value, seen in again]
+        assert [(info.step, info.slot) for info in found] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+        assert [bool(info.doubt) for info in found] == [False] * 4 + [True]
+
+    def test_the_index_of_the_scheduler_tells_repeated_values_apart(self):
+        scheduler = _scheduler([900, 600, 600, 300], step_index=None)
+        trajectory, found = Trajectory(), []
+        for index, value in enumerate([900, 600, 600, 300]):
+            found += [trajectory.locate(value, scheduler) for _ in range(2)]
+            scheduler.step_index = index + 1
+        assert [(info.step, info.slot) for info in found] == [(step, slot) for step in range(4) for slot in range(2)]
+        assert not any(info.doubt for info in found)
+
+
+class TestIndexOfTheScheduler:
+    def test_one_that_stands_still_says_nothing(self):
+        """A run of the pipeline has left it at its end, and then a loop of one's own has other values."""
+        scheduler, trajectory = _scheduler(step_index=5), Trajectory()
+        found = [trajectory.locate(value, scheduler) for value in (0.9, 0.7, 0.5, 0.3, 0.1, 0.05)]
+        assert [info.step for info in found] == [0, 1, 2, 3, 4, 5]
+        assert {info.steps for info in found} == {None}
+
+    def test_one_left_in_the_middle_says_nothing_either(self):
+        scheduler, trajectory = _scheduler(step_index=2), Trajectory()
+        found = [trajectory.locate(value, scheduler) for value in (0.9, 0.7, 0.5, 0.3, 0.1, 0.05)]
+        assert [info.step for info in found] == [0, 1, 2, 3, 4, 5]
+        assert found[-1].steps is None

@@ -19,13 +19,13 @@ TRAINING = "the denoiser is in training mode (call its eval())"
 def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Why a gradient may be taken through a call; an empty string where none can be.
 
-    One is wanted by any argument or parameter that requires it while gradients are enabled, and by a transform of
-    `torch.func` or forward-mode differentiation. A denoiser in training mode may be called under `no_grad` and again
-    with gradients for the same step (reentrant checkpointing), and its dropout has no part of the deep feature that a
-    shallow step repeats.
+    One is wanted by any argument or parameter that requires it while gradients are enabled, by a denoiser in training
+    mode then, and by a transform of `torch.func` or forward-mode differentiation; also by an argument that requires it
+    under `no_grad`: reentrant checkpointing calls the denoiser so first, and later with gradients.
 
-    Under `no_grad` this takes the same time for any denoiser; with gradients enabled it goes through the parameters
-    until one requires a gradient.
+    Under `no_grad` training mode says nothing, since diffusers' motion U-Nets are in it until somebody calls `eval()`,
+    and this takes the same time for any denoiser. With gradients enabled it goes through the parameters until one
+    requires a gradient.
 
     Args:
         denoiser: the denoiser.
@@ -40,12 +40,13 @@ def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[
         ...     why_differentiated(layer, (torch.zeros(2),), {})
         ''
     """
-    if denoiser.training:
-        return TRAINING
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return GRADIENT
     if not torch.is_grad_enabled():
-        return ""
+        given = (*args, *kwargs.values())
+        return GRADIENT if any(isinstance(each, torch.Tensor) and each.requires_grad for each in given) else ""
+    if denoiser.training:
+        return TRAINING
     wanted = any(tensor.requires_grad for tensor in tensors_in([args, kwargs])) or any(
         parameter.requires_grad for parameter in denoiser.parameters()
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from DeepCache.engine.run import Call, Run
 from DeepCache.engine.store import Purpose
-from DeepCache.engine.trajectory import NOT_ADJACENT, StepInfo, Trajectory
+from DeepCache.engine.trajectory import SEVERAL_TIMESTEPS, StepInfo, Trajectory
 from DeepCache.engine.unets import is_from_diffusers, running_pipeline, scheduler_of
 
 __all__ = ["Progress", "Threads"]
@@ -61,14 +61,20 @@ class Progress:
         scheduler = scheduler_of(self.pipe, self._name)
         info = self._trajectory.locate(timestep, scheduler, again=purpose.calls > 0)
         if not info.starts:
-            # RePaint leaves steps out where it puts noise back.
-            return info._replace(doubt="") if self.in_pipeline and info.doubt == NOT_ADJACENT else info
+            return self._without_doubt(info)
         running = running_pipeline(self._denoiser, self._name)
         self.in_pipeline = running is not None and is_from_diffusers(running)
         self.pipe = self._applied_to if running is None else running
         if scheduler_of(self.pipe, self._name) is not scheduler:
             self._trajectory.reset()
             info = self._trajectory.locate(timestep, scheduler_of(self.pipe, self._name))
+        return self._without_doubt(info)
+
+    def _without_doubt(self, info: StepInfo) -> StepInfo:
+        """In a loop of diffusers' own every call is a step: it may leave some out (RePaint), or give its U-Net noise
+        levels that nothing lists (Karras-Ve)."""
+        if self.in_pipeline and info.doubt and info.doubt != SEVERAL_TIMESTEPS:
+            return info._replace(doubt="", alone=False)
         return info
 
     def end_run(self) -> None:

@@ -37,8 +37,7 @@ class Purpose:
         The first of several could as well be the last of them (calls to warm up, and then the loop), until a step has
         had as many as the one before it.
         """
-        before, second_before = self._before, self._second_before
-        return before == 1 or before == second_before or (second_before is None and self._ordered)
+        return self._ordered or self._before == 1 or self._before == self._second_before
 
     def begin_step(self) -> bool:
         """Begins a step, and says whether the purpose is still in use."""

@@ -16,7 +16,7 @@ import torch
 
 from DeepCache.engine.timesteps import host_values, is_denoising, is_list_in, is_one_value, next_occurrence, step_index
 
-__all__ = ["NOT_ADJACENT", "StepInfo", "Trajectory"]
+__all__ = ["SEVERAL_TIMESTEPS", "StepInfo", "Trajectory"]
 
 SEVERAL_TIMESTEPS = "several timesteps in the batch"
 NO_ORDER = "its timestep is from a list in no order"
@@ -164,7 +164,7 @@ class Trajectory:
                 self._unlisted = timesteps
                 return _Place(timesteps, index, len(listed))
             self._standing = timesteps
-        return self._find_unlisted(value, timesteps)
+        return self._find_unlisted(value, before, timesteps)
 
     def _find_listed(self, value: float, timesteps: Any, index: int | None, again: bool) -> _Place:
         listed, last = self._listed(timesteps), self._last_in(timesteps)
@@ -174,12 +174,16 @@ class Trajectory:
         guessed = again and listed.count(value) > 1 and last is not None
         return _Place(timesteps, position, len(listed), TWICE_LISTED if guessed else "")
 
-    def _find_unlisted(self, value: float, timesteps: Any) -> _Place:
-        self._unlisted, last = timesteps, self._last_in(timesteps)
+    def _find_unlisted(self, value: float, before: float | None, timesteps: Any) -> _Place:
+        last = self._last_in(timesteps)
         position = last.position if last is not None else 0
-        if last is None or not self._values:
+        if last is None or before is None:
             self._values = [value]
-        elif value != self._values[-1]:
+        elif self._unlisted is not timesteps or not self._values:
+            # The value before was in the list by chance, or went by the index of the scheduler.
+            self._values = [before]
+        self._unlisted = timesteps
+        if value != self._values[-1]:
             rises = [after > before for before, after in zip(self._values, [*self._values[1:], value], strict=True)]
             if rises[-1] == rises[0]:
                 self._values = [*self._values[-5:], value]
