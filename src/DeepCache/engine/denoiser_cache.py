@@ -80,9 +80,9 @@ class DenoiserCache:
 
     def configure(self, config: DeepCacheConfig) -> None:
         """Changes the settings, which are fit for the denoiser. What is compiled is kept where it fits the new ones."""
-        self.end_run()
-        before, self._config = self._config, config
-        self._warned_of_guidance = False
+        with self.between_calls():
+            self._forget()
+        before, self._config, self._warned_of_guidance = self._config, config, False
         if (config.branches, config.compile) != (before.branches, before.compile):
             self._prepare_again()
 
@@ -116,6 +116,7 @@ class DenoiserCache:
         """Forgets the runs of all threads and all that their steps stored."""
         with self.between_calls():
             self._forget()
+            self._threads.here().finish()
 
     @contextmanager
     def between_calls(self) -> Iterator[None]:
@@ -130,7 +131,7 @@ class DenoiserCache:
         self._threads.end_runs()
 
     def _reset(self, *args: Any, **kwargs: Any) -> None:
-        self._threads.here().end_run()
+        self._threads.here().finish()
         # A denoiser that has a method of this name has state of its own.
         own = getattr(type(self.denoiser), _END_OF_RUN, None)
         if own is not None:
@@ -184,8 +185,7 @@ class DenoiserCache:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_call(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if output is None:  # The denoiser raised.
-            self._interrupted()
-            return None
+            return self._interrupted()
         self._executor.end()
         progress = self._threads.here()
         call, progress.call, self._calling = progress.call, None, None
@@ -239,7 +239,7 @@ class DenoiserCache:
         self._attach_to_calls()
         self._executor.begin_run()
         compiled = is_compiled(component_of(self._pipe, self._name))
-        run = Run(config, self._executor, pipe, scheduler, compiled, progress.in_pipeline)
+        run = Run(config, self._executor, pipe, scheduler, compiled, progress.in_pipeline, progress.partial)
         self._latest = progress.begin(run)
         self._guard.answers = config.any_skipped
         if config.plan is not None and not config.force_plan and not self._warned_of_guidance:

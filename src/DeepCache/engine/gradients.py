@@ -21,11 +21,11 @@ def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[
 
     One is wanted by any argument or parameter that requires it while gradients are enabled, by a denoiser in training
     mode then, and by a transform of `torch.func` or forward-mode differentiation; also by an argument that requires it
-    under `no_grad`: reentrant checkpointing calls the denoiser so first, and later with gradients.
+    under `no_grad` in training mode: reentrant checkpointing calls the denoiser so first, and later with gradients.
+    Training mode alone says nothing there, since diffusers' motion U-Nets are in it until somebody calls `eval()`.
 
-    Under `no_grad` training mode says nothing, since diffusers' motion U-Nets are in it until somebody calls `eval()`,
-    and this takes the same time for any denoiser. With gradients enabled it goes through the parameters until one
-    requires a gradient.
+    Under `no_grad` this takes the same time for any denoiser. With gradients enabled it goes through the parameters
+    until one requires a gradient.
 
     Args:
         denoiser: the denoiser.
@@ -43,7 +43,7 @@ def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return GRADIENT
     if not torch.is_grad_enabled():
-        given = (*args, *kwargs.values())
+        given = (*args, *kwargs.values()) if denoiser.training else ()
         return GRADIENT if any(isinstance(each, torch.Tensor) and each.requires_grad for each in given) else ""
     if denoiser.training:
         return TRAINING

@@ -32,6 +32,7 @@ class Progress:
         pipe: the pipeline whose run it is.
         in_pipeline: whether its loop is one of diffusers' own, which makes the same calls at every step and none to
             warm up.
+        partial: whether one over the same list was left unfinished, so that it may have begun within a step of that.
         call: the call in flight, where it is a step.
         begun: a call that the guard has begun and the hook has not seen yet.
     """
@@ -41,6 +42,10 @@ class Progress:
         self.running = False
         self.pipe = self._applied_to = pipe
         self.in_pipeline = False
+        self.partial = False
+        self._finished = True
+        # Addresses of lists. One that is freed and taken by another list costs that a step.
+        self._unfinished: set[int] = set()
         self.call: Call | None = None
         self.begun: Call | None = None
         self._denoiser, self._name = denoiser, name
@@ -58,9 +63,10 @@ class Progress:
             timestep: its timestep.
             purpose: what it is for.
         """
-        scheduler = scheduler_of(self.pipe, self._name)
+        scheduler, before = scheduler_of(self.pipe, self._name), self._trajectory.list_address
         info = self._trajectory.locate(timestep, scheduler, again=purpose.calls > 0)
         if not info.starts:
+            self._finished = info.ends
             return self._without_doubt(info)
         running = running_pipeline(self._denoiser, self._name)
         self.in_pipeline = running is not None and is_from_diffusers(running)
@@ -68,6 +74,9 @@ class Progress:
         if scheduler_of(self.pipe, self._name) is not scheduler:
             self._trajectory.reset()
             info = self._trajectory.locate(timestep, scheduler_of(self.pipe, self._name))
+        if not self._finished:
+            self._unfinished.add(before)
+        self.partial, self._finished = self._trajectory.list_address in self._unfinished, info.ends
         return self._without_doubt(info)
 
     def _without_doubt(self, info: StepInfo) -> StepInfo:
@@ -79,11 +88,19 @@ class Progress:
 
     def end_run(self) -> None:
         """Forgets the run and all that its steps stored; what was noted of it stays."""
+        if not self._finished:
+            self._unfinished.add(self._trajectory.list_address)
         self.call = self.begun = None
         self.running = False
         self.pipe = self._applied_to
         self.run.forget()
         self._trajectory.reset()
+
+    def finish(self) -> None:
+        """Ends a run that has come to its end, so that the next call is the first of another image."""
+        self.end_run()
+        self._finished = True
+        self._unfinished.clear()
 
 
 class Threads:
@@ -110,4 +127,3 @@ class Threads:
         """Ends the runs of all threads."""
         for progress in self._progress.values():
             progress.end_run()
-        self._progress = {}

@@ -51,6 +51,7 @@ class Run:
         scheduler: the pipeline's scheduler for it.
         compiled: whether `torch.compile` is on the denoiser.
         ordered: see `Store`.
+        partial: see `Store`.
 
     Attributes:
         planner: decides what each call does.
@@ -69,9 +70,10 @@ class Run:
         scheduler: Any = None,
         compiled: bool = False,
         ordered: bool = False,
+        partial: bool = False,
     ) -> None:
         self._config, self._executor, self._pipe, self._scheduler = config, executor, pipe, scheduler
-        self.compiled, self._ordered = compiled, ordered
+        self.compiled, self._ordered, self._partial = compiled, ordered, partial
         self.forget()
         self.record = RunRecord(tuple(executor.cuts))
         self.listening = [layer for layer in executor.deep_attention if may_write(layer)]
@@ -80,7 +82,7 @@ class Run:
 
     def forget(self) -> None:
         """Drops all that is kept; what was noted stays."""
-        self.planner, self.store = Planner(self._config), Store(self._ordered)
+        self.planner, self.store = Planner(self._config), Store(self._ordered, self._partial)
 
     def call(self, sample: torch.Tensor, info: StepInfo, purpose: Purpose) -> Call:
         """What a call does, and with what of that which is kept.

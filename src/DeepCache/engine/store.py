@@ -19,13 +19,14 @@ class Purpose:
 
     Args:
         ordered: whether the order of several such calls within a step is known to stay as it is.
+        partial: whether the run may have begun within a step, so that the first one had fewer calls.
 
     Attributes:
         calls: how many of them the step has had.
     """
 
-    def __init__(self, ordered: bool) -> None:
-        self._ordered = ordered
+    def __init__(self, ordered: bool, partial: bool = False) -> None:
+        self._ordered, self._partial = ordered, partial
         self.calls = 0
         self._before: int | None = None
         self._second_before: int | None = None
@@ -37,7 +38,8 @@ class Purpose:
         The first of several could as well be the last of them (calls to warm up, and then the loop), until a step has
         had as many as the one before it.
         """
-        return self._ordered or self._before == 1 or self._before == self._second_before
+        alone = self._before == 1 and not self._partial
+        return self._ordered or alone or self._before == self._second_before
 
     def begin_step(self) -> bool:
         """Begins a step, and says whether the purpose is still in use."""
@@ -61,6 +63,7 @@ class Store:
     Args:
         ordered: whether calls with the same conditioning within a step are known to come in the same order at every
             step.
+        partial: whether the run may have begun within a step.
 
     Example:
         >>> store, cond, uncond = Store(), torch.ones(1, 3, 8), torch.zeros(1, 3, 8)
@@ -72,8 +75,8 @@ class Store:
         [0, 0, 1, 2]
     """
 
-    def __init__(self, ordered: bool = False) -> None:
-        self._ordered = ordered
+    def __init__(self, ordered: bool = False, partial: bool = False) -> None:
+        self._ordered, self._partial = ordered, partial
         self._slots: dict[SlotKey, Slot] = {}
         self._named: dict[Hashable, Purpose] = {}
         self._conditioned: dict[Hashable, tuple[Purpose, torch.Tensor, torch.Tensor]] = {}
@@ -108,7 +111,7 @@ class Store:
         except TypeError as error:
             raise TypeError(f"slot_key must return a hashable value, got {name!r}") from error
         if purpose is None:
-            purpose = self._named[name] = Purpose(ordered=self._ordered or name is not None)
+            purpose = self._named[name] = Purpose(self._ordered or name is not None, self._partial)
         return purpose
 
     def key(self, purpose: Purpose) -> SlotKey:
@@ -142,7 +145,7 @@ class Store:
         if known is not None:
             purpose, _, values = self._conditioned.pop(known)
         else:
-            purpose, values = Purpose(self._ordered), conditioning.detach().clone()
+            purpose, values = Purpose(self._ordered, self._partial), conditioning.detach().clone()
         # Held, so that its address is given to no other. The values in it may be written over.
         self._conditioned[place] = purpose, conditioning, values
         return purpose

@@ -98,6 +98,12 @@ class Trajectory:
         self._unlisted: Any = None
         self._standing: Any = None
 
+    @property
+    def list_address(self) -> int:
+        """What tells the list that it stands in from others that there are at the time."""
+        source = self._place.source if self._place is not None else None
+        return source.data_ptr() if isinstance(source, torch.UntypedStorage) else id(source)
+
     def reset(self) -> None:
         """The next call starts a new trajectory."""
         self.__init__()  # type: ignore[misc]

@@ -1,0 +1,99 @@
+"""Random sequences of programs over one denoiser, one after the other, in turn, or each in a thread."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from tests.random_sequences.programs import PROGRAMS
+from tests.random_sequences.session import Session
+
+__all__ = ["Outcome", "Sequence", "shrunk"]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What a sequence does.
+
+    Args:
+        seed: of the denoiser, the settings, and every choice.
+        programs: the names of its programs, each with a seed of its own.
+        order: `after`, `turns` or `threads`.
+    """
+
+    seed: int
+    programs: tuple[tuple[str, int], ...]
+    order: str
+
+    @classmethod
+    def random(cls, seed: int) -> Sequence:
+        random = Random(seed)
+        names = random.choices(list(PROGRAMS), (6, 2, 2, 1, 1, 1, 2, 1, 2, 1), k=random.randint(1, 4))
+        order = random.choices(["after", "turns", "threads"], (6, 2, 1))[0]
+        return cls(seed, tuple((name, random.randrange(2**32)) for name in names), order)
+
+    def play(self) -> Outcome:
+        """Plays it, and returns what was counted.
+
+        Raises:
+            Finding: DeepCache did what it must not.
+        """
+        session = Session(self.seed)
+        if self.order == "threads":
+            self._in_threads(session)
+        elif self.order == "turns":
+            random = Random(self.seed)
+            going = [self._program(session, *each) for each in self.programs]
+            while going:
+                chosen = random.choice(going)
+                if next(chosen, self) is self:
+                    going.remove(chosen)
+        else:
+            for each in self.programs:
+                for _ in self._program(session, *each):
+                    pass
+        session.close()
+        return Outcome(session.calls, session.shallow, Counter(name for name, _ in self.programs))
+
+    def _program(self, session: Session, name: str, seed: int):  # type: ignore[no-untyped-def]
+        return PROGRAMS[name](session, Random(seed), torch.Generator().manual_seed(seed))
+
+    def _in_threads(self, session: Session) -> None:
+        """Each program in a thread of its own: by turns, as the requests of a server are."""
+        random = Random(self.seed)
+        going = {self._program(session, *each): ThreadPoolExecutor(1) for each in self.programs}
+        while going:
+            chosen = random.choice(list(going))
+            if going[chosen].submit(next, chosen, self).result() is self:
+                going.pop(chosen).shutdown()
+
+
+@dataclass
+class Outcome:
+    """What was counted.
+
+    Args:
+        calls: calls of the denoiser that were compared.
+        shallow: how many of them were shallow.
+        programs: how often each program was played.
+    """
+
+    calls: int
+    shallow: int
+    programs: Counter[str]
+
+
+def shrunk(sequence: Sequence) -> Sequence:
+    """The sequence without the programs that it fails without."""
+    for number in range(len(sequence.programs)):
+        fewer = sequence.programs[:number] + sequence.programs[number + 1 :]
+        shorter = Sequence(sequence.seed, fewer, sequence.order)
+        try:
+            shorter.play()
+        except Exception:
+            return shrunk(shorter)
+    return sequence
