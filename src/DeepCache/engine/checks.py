@@ -74,21 +74,27 @@ def check_run(
             "take between='shallow'"
         )
     if config.any_guidance_reuse and call:
-        sample, args, kwargs = call
-        reason = why_not_two_halves(pipe, denoiser, sample)
-        if not reason and any(map(may_write, executor.deep_attention)):
-            reason = "the pipeline reads the attention maps of whole batches"
-        if not reason and counts_parts(executor.attention):
-            reason = "an attention processor of the U-Net counts on the whole batch"
-        if not reason and several_prompts(args, kwargs, sample):
-            reason = "the batch of the U-Net has the same latents with several prompts in one half"
-        table = table_of_unknown_rows(kwargs, sample)
-        if not reason and table:
-            reason = (
-                f"{table!r} of its cross_attention_kwargs has as many rows as the batch, which may be something else"
-            )
+        reason = _why_no_guidance_reuse(executor, denoiser, pipe, *call)
         if reason:
             raise ValueError(f"guidance_reuse runs half of a guided batch, and {reason}; turn it off")
+
+
+def _why_no_guidance_reuse(
+    executor: Executor, denoiser: nn.Module, pipe: Any, sample: Any, args: Any, kwargs: dict[str, Any]
+) -> str:
+    reason = why_not_two_halves(pipe, denoiser, sample)
+    if reason:
+        return reason
+    if any(map(may_write, executor.deep_attention)):
+        return "the pipeline reads the attention maps of whole batches"
+    if counts_parts(executor.attention):
+        return "an attention processor of the U-Net counts on the whole batch"
+    if several_prompts(args, kwargs, sample):
+        return "the batch of the U-Net has the same latents with several prompts in one half"
+    table = table_of_unknown_rows(kwargs, sample)
+    if table:
+        return f"{table!r} of its cross_attention_kwargs has as many rows as the batch, which may be something else"
+    return ""
 
 
 def refuse_another_thread(calling: int, denoiser: nn.Module) -> None:

@@ -95,13 +95,16 @@ class _CompiledCall:
 
 def is_compiled(unet: nn.Module) -> bool:
     """Whether `torch.compile` is on a U-Net as the pipeline has it, whole or in part, whoever put it there."""
-    return _is_wrapped(unet) or any(_compiled_call(module) is not None for module in unet.modules())
+    compiled = any(_is_wrapper(module) or _compiled_call(module) is not None for module in unet.modules())
+    return compiled or _is_dynamo_function(unet.forward)
 
 
 def is_compiled_by_others(unet: nn.Module) -> bool:
     """Whether somebody else put it there."""
+    if _is_dynamo_function(unet.forward) or any(map(_is_wrapper, unet.modules())):
+        return True
     calls = (_compiled_call(module) for module in unet.modules())
-    return _is_wrapped(unet) or any(call is not None and not isinstance(call, _CompiledCall) for call in calls)
+    return any(call is not None and not isinstance(call, _CompiledCall) for call in calls)
 
 
 def _compiled_call(module: nn.Module) -> Any:
@@ -109,9 +112,12 @@ def _compiled_call(module: nn.Module) -> Any:
     return call.hidden if isinstance(call, CallGuard) else call
 
 
-def _is_wrapped(unet: nn.Module) -> bool:
-    wrapped = any(isinstance(module, torch._dynamo.OptimizedModule) for module in unet.modules())
-    return wrapped or hasattr(unet.forward, "_torchdynamo_orig_callable")
+def _is_wrapper(module: nn.Module) -> bool:
+    return isinstance(module, torch._dynamo.OptimizedModule)
+
+
+def _is_dynamo_function(forward: Any) -> bool:
+    return hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def static_timestep(timestep: Any, unet: nn.Module, sample: torch.Tensor) -> torch.Tensor:

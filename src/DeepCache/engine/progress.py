@@ -63,11 +63,12 @@ class Progress:
             timestep: its timestep.
             purpose: what it is for.
         """
-        scheduler, before = scheduler_of(self.pipe, self._name), self._trajectory.list_address
+        scheduler = scheduler_of(self.pipe, self._name)
         info = self._trajectory.locate(timestep, scheduler, again=purpose.calls > 0)
         if not info.starts:
             self._finished = info.ends
             return self._without_doubt(info)
+        before = self._trajectory.list_address_before
         running = running_pipeline(self._denoiser, self._name)
         self.in_pipeline = running is not None and is_from_diffusers(running)
         self.pipe = self._applied_to if running is None else running

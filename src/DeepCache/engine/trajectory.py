@@ -86,6 +86,7 @@ class Trajectory:
 
     def __init__(self) -> None:
         self._place: _Place | None = None
+        self._place_before: _Place | None = None
         self._scheduler: Any = None
         self._start = 0
         self._slot = 0
@@ -101,7 +102,15 @@ class Trajectory:
     @property
     def list_address(self) -> int:
         """What tells the list that it stands in from others that there are at the time."""
-        source = self._place.source if self._place is not None else None
+        return self._address_of(self._place)
+
+    @property
+    def list_address_before(self) -> int:
+        """That of the list that the run before it stood in."""
+        return self._address_of(self._place_before)
+
+    def _address_of(self, place: _Place | None) -> int:
+        source = place.source if place is not None else None
         return source.data_ptr() if isinstance(source, torch.UntypedStorage) else id(source)
 
     def reset(self) -> None:
@@ -130,7 +139,7 @@ class Trajectory:
             or not place.same_list(last)
             or place.position < last.position
         ):
-            self._start, self._slot, self._gap = place.position, 0, 1
+            self._start, self._slot, self._gap, self._place_before = place.position, 0, 1, last
             starts, gap = True, 0
         else:
             gap = place.position - last.position
