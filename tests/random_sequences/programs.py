@@ -154,7 +154,7 @@ def random_timesteps(session: Session, random: Random, generator: torch.Generato
     values = [value + 13 * (number % 2) * 30 for number, value in enumerate(random.sample(range(0, 500, 3), 9))]
     listed, kind = torch.tensor(values), random.choice(["list", "tensors", "numbers"])
     # Up and down, so that no four of them look like a run.
-    zigzag = [value if number % 2 else 999 - value % 400 for number, value in enumerate(values)]
+    zigzag = [value % 400 if number % 2 else 999 - value % 400 for number, value in enumerate(values)]
     session.pipe.scheduler = scheduler = SimpleNamespace(timesteps=None)
     for number in range(len(values)):
         timestep: Any = listed[number]
