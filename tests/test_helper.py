@@ -401,3 +401,18 @@ def test_a_subclass_that_changes_no_rule_is_fine():
         helper.set_params(cache_branch_id=1)
         pipe.call(1, 0), pipe.call(1, 1)
         assert helper.stats.pattern == "F."
+
+
+def test_settings_made_while_the_helper_has_no_pipeline_are_those_of_the_next_enable():
+    pipe = Pipeline(DummyUNet())
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=3)
+    helper.enable()
+    helper.disable()
+    helper.pipe = None
+    helper.set_params(cache_interval=2)
+    helper.pipe = pipe
+    helper.enable()
+    for step in range(4):
+        pipe.call(1, step)
+    assert helper.stats.pattern == "F.F."

@@ -141,6 +141,9 @@ class DeepCacheSDHelper:
             engine = DeepCacheEngine(pipe, self._config)
             self.disable()
             self.pipe, self._engine = pipe, engine
+        elif self._engine.config != self._config:
+            # They were set while the helper had no pipeline, or another.
+            self._engine.configure(self._config)
         self._engine.attach()
 
     def disable(self) -> None:

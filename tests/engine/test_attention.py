@@ -174,3 +174,24 @@ def test_an_error_on_a_full_step_leaves_no_hook(unet):
     with pytest.raises(RuntimeError):
         unet(torch.zeros(1, 9, 8, 8), timesteps[0], PROMPT)
     assert not any(module._forward_pre_hooks for module in unet.modules() if module is not unet)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+@torch.no_grad()
+def test_an_editor_that_counts_layers_is_refused_and_a_name_that_is_not_bound_is_not(unet, bound):
+    class Editor:
+        num_att_layers = 4
+
+    layer = next(module for module in unet.modules() if hasattr(module, "processor"))
+    original = layer.forward
+
+    def forward(*args, **kwargs):
+        return original(*args, **kwargs) if not args else (editor, original(*args, **kwargs))[1]
+
+    if bound:
+        editor = Editor()
+    layer.forward = forward
+    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=torch.tensor([3, 2, 1])))
+    apply_deepcache(pipe, DeepCacheConfig(2))
+    with pytest.raises(ValueError if bound else NameError, match="a Editor counts the calls" if bound else "editor"):
+        unet(torch.zeros(1, 4, 8, 8), pipe.scheduler.timesteps[0], PROMPT)

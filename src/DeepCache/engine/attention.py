@@ -122,8 +122,13 @@ def counting_editor(modules: Iterable[nn.Module]) -> str:
     layer it is at (Prompt-to-Prompt, MasaCtrl); an empty string where there is none."""
     for module in modules:
         for cell in getattr(vars(module).get("forward"), "__closure__", None) or ():
-            if hasattr(cell.cell_contents, "num_att_layers"):
-                return type(cell.cell_contents).__name__
+            try:
+                held = cell.cell_contents
+            except ValueError:
+                # A name that is not bound.
+                continue
+            if hasattr(held, "num_att_layers"):
+                return type(held).__name__
     return ""
 
 
