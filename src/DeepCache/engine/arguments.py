@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import nn
 from DeepCache.engine.compilation import static_timestep
 from DeepCache.engine.guidance import tensors_in
 
-__all__ = ["CallArguments"]
+__all__ = ["CallArguments", "SlotName"]
+
+SlotName = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
+"""Names what a call is for by its positional and keyword arguments."""
 
 # What guidance exchanges from call to call, in this order: the text, the class, or the image where there is no text.
 _CONDITIONINGS = ("encoder_hidden_states", "context", "class_labels", "y", "added_cond_kwargs")
@@ -80,6 +84,12 @@ class CallArguments:
             if tensor is not None:
                 return tensor
         return None
+
+    def name_or_conditioning(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], name: SlotName | None
+    ) -> tuple[Hashable, torch.Tensor | None]:
+        """What a call is for, as the program names it; without names, what it is conditioned on."""
+        return (None, self.conditioning(args, kwargs)) if name is None else (name(args, kwargs), None)
 
     def with_static_timestep(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: nn.Module, sample: torch.Tensor

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.arguments import SlotName
 from DeepCache.engine.checks import check_settings
 from DeepCache.engine.compilation import is_compiled_by_others
-from DeepCache.engine.denoiser_cache import DenoiserCache, SlotName
+from DeepCache.engine.denoiser_cache import DenoiserCache
 from DeepCache.engine.follow import follow_unets, unfollow_unets
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import component_of, unets_of

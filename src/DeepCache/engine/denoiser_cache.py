@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.engine.arguments import CallArguments
+from DeepCache.engine.arguments import CallArguments, SlotName
 from DeepCache.engine.call_guard import CallGuard
 from DeepCache.engine.checks import check_run, refuse_another_thread, refuse_within_a_call
 from DeepCache.engine.compilation import is_compiled
@@ -27,10 +27,7 @@ from DeepCache.engine.trajectory import StepInfo
 from DeepCache.engine.unets import component_of, scheduler_of
 from DeepCache.schedule import Step
 
-__all__ = ["DenoiserCache", "SlotName"]
-
-SlotName = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
-"""Names what a call is for by its positional and keyword arguments."""
+__all__ = ["DenoiserCache"]
 
 _END_OF_RUN = "_reset_stateful_cache"
 
@@ -221,13 +218,14 @@ class DenoiserCache:
             return None
         sample = self._arguments.sample(args, kwargs)
         timestep = self._arguments.timestep(args, kwargs)
-        name = None if self.slot_key is None else self.slot_key(args, kwargs)
-        conditioning = self._arguments.conditioning(args, kwargs) if self.slot_key is None else None
-        purpose = progress.run.store.purpose(name, conditioning)
+        meant = self._arguments.name_or_conditioning(args, kwargs, self.slot_key)
+        purpose = progress.run.store.purpose(*meant)
         info = progress.locate(timestep, purpose)
         if info.starts:
             self._start_run(progress, info, (sample, args, kwargs))
-            purpose = progress.run.store.purpose(name, conditioning)
+            purpose = progress.run.store.purpose(*meant)
+        elif info.slot:
+            purpose = progress.run.store.purpose(*meant, within_step=True)
         return progress.run.call(sample, info, purpose)
 
     def _start_run(self, progress: Progress, info: StepInfo, call: Sequence[Any]) -> None:

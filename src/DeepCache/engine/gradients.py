@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import CheckpointFunction
 
 from DeepCache.engine.guidance import tensors_in
 
@@ -15,14 +18,15 @@ __all__ = ["GRADIENT", "TRAINING", "why_differentiated"]
 GRADIENT = "a gradient is wanted"
 TRAINING = "the denoiser is in training mode (call its eval())"
 
+_CHECKPOINT = CheckpointFunction.forward.__code__
+
 
 def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Why a gradient may be taken through a call; an empty string where none can be.
 
     One is wanted by any argument or parameter that requires it while gradients are enabled, by a denoiser in training
-    mode then, and by a transform of `torch.func` or forward-mode differentiation; also by an argument that requires it
-    under `no_grad` in training mode: reentrant checkpointing calls the denoiser so first, and later with gradients.
-    Training mode alone says nothing there, since diffusers' motion U-Nets are in it until somebody calls `eval()`.
+    mode then, and by a transform of `torch.func` or forward-mode differentiation. Reentrant checkpointing calls the
+    denoiser under `no_grad` first, and later with gradients.
 
     Under `no_grad` this takes the same time for any denoiser. With gradients enabled it goes through the parameters
     until one requires a gradient.
@@ -43,11 +47,20 @@ def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return GRADIENT
     if not torch.is_grad_enabled():
-        given = (*args, *kwargs.values()) if denoiser.training else ()
-        return GRADIENT if any(isinstance(each, torch.Tensor) and each.requires_grad for each in given) else ""
+        return GRADIENT if _is_checkpointed() else ""
     if denoiser.training:
         return TRAINING
     wanted = any(tensor.requires_grad for tensor in tensors_in([args, kwargs])) or any(
         parameter.requires_grad for parameter in denoiser.parameters()
     )
     return GRADIENT if wanted else ""
+
+
+def _is_checkpointed() -> bool:
+    """Whether the call is made within reentrant checkpointing."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _CHECKPOINT:
+            return True
+        frame = frame.f_back
+    return False

@@ -67,6 +67,8 @@ class Progress:
         info = self._trajectory.locate(timestep, scheduler, again=purpose.calls > 0)
         if not info.starts:
             self._finished = info.ends
+            if info.ends and self.partial:
+                self._unfinished.discard(self._trajectory.list_address)
             return self._without_doubt(info)
         before = self._trajectory.list_address_before
         running = running_pipeline(self._denoiser, self._name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 
@@ -53,6 +54,14 @@ SlotKey = tuple[Purpose, int]
 """A purpose, and how many calls of it came before within a step."""
 
 
+class _Held(NamedTuple):
+    """The tensor that a purpose was last given, where it lies, and the values of the first."""
+
+    place: Hashable
+    tensor: torch.Tensor
+    values: torch.Tensor
+
+
 class Store:
     """The slots of a run. A slot that a step did not use is dropped: when it comes back it is another one.
 
@@ -79,7 +88,8 @@ class Store:
         self._ordered, self._partial = ordered, partial
         self._slots: dict[SlotKey, Slot] = {}
         self._named: dict[Hashable, Purpose] = {}
-        self._conditioned: dict[Hashable, tuple[Purpose, torch.Tensor, torch.Tensor]] = {}
+        self._held: dict[Purpose, _Held] = {}
+        self._places: dict[Hashable, Purpose | None] = {}
         self._calls = 0
 
     @property
@@ -92,20 +102,24 @@ class Store:
         self._calls = 0
         self._slots = {key: slot for key, slot in self._slots.items() if key[0].calls > key[1]}
         self._named = {name: purpose for name, purpose in self._named.items() if purpose.begin_step()}
-        self._conditioned = {place: each for place, each in self._conditioned.items() if each[0].begin_step()}
+        self._held = {purpose: each for purpose, each in self._held.items() if purpose.begin_step()}
+        if len(self._places) > len(self._held):
+            held = {each.place for each in self._held.values()}
+            self._places = {place: purpose for place, purpose in self._places.items() if place in held}
 
-    def purpose(self, name: Hashable, conditioning: torch.Tensor | None) -> Purpose:
+    def purpose(self, name: Hashable, conditioning: torch.Tensor | None, within_step: bool = False) -> Purpose:
         """What a call is for.
 
         Args:
             name: what the program calls it; None where it has no name.
             conditioning: what it is conditioned on, where it has no name; None without conditioning.
+            within_step: whether it is known to be a further call of a step that has begun.
 
         Raises:
             TypeError: the name is not hashable.
         """
         if conditioning is not None:
-            return self._purpose_of(conditioning)
+            return self._purpose_of(conditioning, within_step)
         try:
             purpose = self._named.get(name)
         except TypeError as error:
@@ -121,7 +135,8 @@ class Store:
         if self._calls > _MOST_SLOTS:
             self._slots.clear()
             self._named.clear()
-            self._conditioned.clear()
+            self._held.clear()
+            self._places.clear()
         return purpose, purpose.calls - 1
 
     def find(self, key: SlotKey) -> Slot | None:
@@ -137,18 +152,23 @@ class Store:
         """Forgets a slot."""
         self._slots.pop(key, None)
 
-    def _purpose_of(self, conditioning: torch.Tensor) -> Purpose:
+    def _purpose_of(self, conditioning: torch.Tensor, within_step: bool) -> Purpose:
         place = _place(conditioning)
-        if place in self._conditioned:
-            return self._conditioned[place][0]
-        known = next((key for key, each in self._conditioned.items() if _is_equal(each[2], conditioning)), None)
-        if known is not None:
-            purpose, _, values = self._conditioned.pop(known)
+        known = self._places.get(place)
+        if known is not None and not (within_step and known.calls and _may_be_written_unseen(conditioning)):
+            return known
+        equal = next((each for each, held in self._held.items() if _is_equal(held.values, conditioning)), None)
+        if equal is None:
+            equal, values = Purpose(self._ordered, self._partial), conditioning.detach().clone()
         else:
-            purpose, values = Purpose(self._ordered, self._partial), conditioning.detach().clone()
+            before, _, values = self._held[equal]
+            if before != place and self._places[before] is equal:
+                del self._places[before]
         # Held, so that its address is given to no other. The values in it may be written over.
-        self._conditioned[place] = purpose, conditioning, values
-        return purpose
+        self._held[equal] = _Held(place, conditioning, values)
+        # A buffer that several conditionings are written into stands for none of them.
+        self._places[place] = equal if self._places.get(place, equal) is equal else None
+        return equal
 
 
 def _place(tensor: torch.Tensor) -> Hashable:
@@ -156,6 +176,12 @@ def _place(tensor: torch.Tensor) -> Hashable:
     # Writing into a tensor of inference mode is not counted.
     version = -1 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, version
+
+
+def _may_be_written_unseen(tensor: torch.Tensor) -> bool:
+    """Whether values may change while the version does not, as by NumPy or in inference mode. On another device that
+    is looked at in inference mode alone, since to compare values waits for the device."""
+    return tensor.is_inference() or tensor.device.type == "cpu"
 
 
 def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:

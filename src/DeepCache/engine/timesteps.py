@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["host_values", "is_denoising", "is_list_in", "is_one_value", "next_occurrence", "step_index"]
+__all__ = ["host_values", "is_denoising", "is_list_in", "is_one_value", "is_set", "next_occurrence", "step_index"]
 
 
 def is_one_value(timestep: torch.Tensor) -> bool:
@@ -43,6 +43,12 @@ def is_denoising(values: list[float]) -> bool:
         return False
     sizes = [abs(gap) for gap in gaps]
     return len(gaps) >= 5 or max(sizes) <= 1.5 * min(sizes)
+
+
+def is_set(scheduler: Any) -> bool:
+    """Whether the timesteps of a scheduler were set for a run. Until then many of diffusers list all those that the
+    model was trained on, in which any value stands."""
+    return getattr(scheduler, "num_inference_steps", 0) is not None
 
 
 def step_index(scheduler: Any) -> int | None:

@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from DeepCache.engine.timesteps import host_values, is_denoising, is_list_in, is_one_value, next_occurrence, step_index
+from DeepCache.engine.timesteps import (
+    host_values,
+    is_denoising,
+    is_list_in,
+    is_one_value,
+    is_set,
+    next_occurrence,
+    step_index,
+)
 
 __all__ = ["SEVERAL_TIMESTEPS", "StepInfo", "Trajectory"]
 
@@ -169,7 +177,7 @@ class Trajectory:
         value = values.pop()
         before, self._last_value = self._last_value, value
         listed = self._listed(timesteps)
-        if value in listed and self._unlisted is not timesteps:
+        if value in listed and self._unlisted is not timesteps and is_set(scheduler):
             return self._find_listed(value, timesteps, step_index(scheduler), again)
         if listed and hasattr(scheduler, "step_index") and self._standing is not timesteps:
             # The U-Net is told something other than the timestep (the latent upscaler's log sigma).

@@ -7,8 +7,8 @@ import torch
 
 from DeepCache.engine.arguments import CallArguments
 from DeepCache.engine.slot import Slot
-from tests.random_sequences.sequence import Sequence, shrunk
-from tests.random_sequences.session import Finding
+from tests.fuzz.sequence import Sequence, shrunk
+from tests.fuzz.session import Finding
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""`python -m tests.random_sequences --sequences 5000`: plays random sequences, and writes what was found."""
+"""`python -m tests.fuzz --sequences 5000`: plays random sequences, and writes what was found."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
-from tests.random_sequences.sequence import Sequence, shrunk
+from tests.fuzz.sequence import Sequence, shrunk
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.random_sequences", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--sequences", type=int, default=5000, help="how many sequences to play")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the first; each has the next one")
     parser.add_argument("--output", type=Path, help="a JSON file for the result")

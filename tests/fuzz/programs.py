@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tests.random_sequences.session import Finding, Session
+from tests.fuzz.session import Finding, Session
 
 __all__ = ["PROGRAMS", "Program"]
 

@@ -9,8 +9,8 @@ from random import Random
 
 import torch
 
-from tests.random_sequences.programs import PROGRAMS
-from tests.random_sequences.session import Session
+from tests.fuzz.programs import PROGRAMS
+from tests.fuzz.session import Session
 
 __all__ = ["Outcome", "Sequence", "shrunk"]
 

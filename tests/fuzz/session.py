@@ -15,8 +15,8 @@ from torch import nn
 
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from tests.engine.slots import kept_slots
-from tests.random_sequences.denoisers import DENOISERS, PRODUCERS, make_denoiser
-from tests.random_sequences.oracle import Oracle, gradients, prediction
+from tests.fuzz.denoisers import DENOISERS, PRODUCERS, make_denoiser
+from tests.fuzz.oracle import Oracle, gradients, prediction
 
 __all__ = ["Finding", "Interruption", "Session"]
 

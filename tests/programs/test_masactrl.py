@@ -1,0 +1,175 @@
+"""Editors in the manner of MasaCtrl and Prompt-to-Prompt replace the `forward` of each attention layer and count their
+calls to know which layer and step they are at. A shallow step calls fewer, so they are refused by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+
+from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
+from tests.engine.tiny_pipeline import draw, tiny_pipeline
+
+INTERVAL = DeepCacheConfig(3, forecast="none")
+
+
+class MutualSelfAttention:
+    """Counts, and from a step and a layer on takes the keys and values of the first image for all."""
+
+    def __init__(self, first_step=1, first_layer=4):
+        self.num_att_layers = -1
+        self.step, self.layer = 0, 0
+        self._first = first_step, first_layer
+
+    def __call__(self, attention, hidden_states, context):
+        chosen = (self.step, self.layer) >= self._first and context is None
+        self.layer += 1
+        if self.layer == self.num_att_layers:
+            self.step, self.layer = self.step + 1, 0
+        if chosen:
+            context = hidden_states[:1].expand_as(hidden_states)
+        return type(attention).forward(attention, hidden_states, context)
+
+
+def register(unet, editor):
+    """Puts an editor on all attention layers, and returns what takes it off."""
+
+    def edited(attention):
+        def forward(hidden_states, encoder_hidden_states=None, **options):
+            return editor(attention, hidden_states, encoder_hidden_states)
+
+        return forward
+
+    layers = [module for module in unet.modules() if type(module).__name__ == "Attention"]
+    for layer in layers:
+        layer.forward = edited(layer)
+    editor.num_att_layers = len(layers)
+
+    def unregister():
+        for layer in layers:
+            del layer.forward
+
+    return unregister
+
+
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_it_is_refused_by_name_at_the_first_call(registered):
+    pipe, plain = tiny_pipeline(), tiny_pipeline()
+    editor, of_plain = MutualSelfAttention(), MutualSelfAttention()
+    if registered == "before":
+        unregister = register(pipe.unet, editor)
+    helper = DeepCacheSDHelper(pipe)
+    helper.enable()
+    if registered == "after":
+        unregister = register(pipe.unet, editor)
+    helper.set_params(cache_interval=3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a MutualSelfAttention counts the calls of attention layers"):
+            draw(pipe)
+    assert (editor.step, editor.layer) == (0, 0)
+    helper.disable()
+    register(plain.unet, of_plain)
+    assert torch.equal(draw(pipe), draw(plain))
+    assert editor.step == of_plain.step
+    unregister()
+
+
+def test_without_it_the_pipeline_is_cached_again():
+    pipe, other = tiny_pipeline(), tiny_pipeline()
+    apply_deepcache(other, INTERVAL)
+    unregister = register(pipe.unet, MutualSelfAttention())
+    engine = apply_deepcache(pipe, INTERVAL)
+    with pytest.raises(ValueError, match="MutualSelfAttention"):
+        draw(pipe)
+    unregister()
+    assert torch.equal(draw(pipe), draw(other))
+    assert engine.pattern == "F..F.."
+
+
+def test_at_the_next_run():
+    pipe = tiny_pipeline()
+    apply_deepcache(pipe, INTERVAL)
+    draw(pipe)
+    unregister = register(pipe.unet, MutualSelfAttention())
+    with pytest.raises(ValueError, match="MutualSelfAttention"):
+        draw(pipe)
+    unregister()
+    draw(pipe)
+
+
+def test_where_every_step_is_full_it_works():
+    pipe, plain = tiny_pipeline(), tiny_pipeline()
+    editor, of_plain = MutualSelfAttention(), MutualSelfAttention()
+    register(pipe.unet, editor)
+    register(plain.unet, of_plain)
+    apply_deepcache(pipe, DeepCacheConfig(1, forecast="none"))
+    assert torch.equal(draw(pipe), draw(plain))
+    assert editor.step == of_plain.step == 6
+
+
+def test_a_forward_that_counts_nothing_is_no_editor():
+    """Attention that is replaced by a closure over something else is cached."""
+    pipe = tiny_pipeline()
+    scale = torch.tensor(0.5)
+
+    def scaled(attention):
+        def forward(hidden_states, encoder_hidden_states=None, **options):
+            return scale * type(attention).forward(attention, hidden_states, encoder_hidden_states)
+
+        return forward
+
+    for module in pipe.unet.modules():
+        if type(module).__name__ == "Attention":
+            module.forward = scaled(module)
+    engine = apply_deepcache(pipe, INTERVAL)
+    draw(pipe)
+    assert engine.pattern == "F..F.."
+
+
+def test_a_closure_over_a_name_that_is_not_bound():
+    pipe = tiny_pipeline()
+    layer = next(module for module in pipe.unet.modules() if type(module).__name__ == "Attention")
+
+    def forward(hidden_states, encoder_hidden_states=None, **options):
+        return (
+            never(hidden_states)
+            if "never" in options
+            else type(layer).forward(layer, hidden_states, encoder_hidden_states)
+        )
+
+    if pipe is None:
+        never = None
+    layer.forward = forward
+    engine = apply_deepcache(pipe, INTERVAL)
+    draw(pipe)
+    assert engine.pattern == "F..F.."
+
+
+class Counting(AttnProcessor):
+    """Prompt-to-Prompt of today: each layer has a processor, and all share a controller."""
+
+    def __init__(self, controller, place):
+        self.controller, self._place = controller, place
+
+    def __call__(self, attention, hidden_states, encoder_hidden_states=None, **options):
+        self.controller.seen.append((self.controller.step, self.controller.layer, self._place))
+        self.controller.layer += 1
+        if self.controller.layer == self.controller.num_att_layers:
+            self.controller.step, self.controller.layer = self.controller.step + 1, 0
+        return super().__call__(attention, hidden_states, encoder_hidden_states)
+
+
+def test_processors_that_share_a_controller_count_each_layer():
+    """A shallow step calls the deep layers for them."""
+    pipes = tiny_pipeline(), tiny_pipeline()
+    engine = apply_deepcache(pipes[0], INTERVAL)
+    seen = []
+    for pipe in pipes:
+        controller = SimpleNamespace(seen=[], step=0, layer=0, num_att_layers=len(pipe.unet.attn_processors))
+        pipe.unet.set_attn_processor({name: Counting(controller, name) for name in pipe.unet.attn_processors})
+        draw(pipe)
+        seen.append(controller.seen)
+    assert engine.pattern == "F..F.."
+    assert seen[0] == seen[1]

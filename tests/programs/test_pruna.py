@@ -1,0 +1,125 @@
+"""Pruna enables the helper, goes through its `function_dict`, puts compiled functions into it, keeps the helper on the
+pipeline and compiles the rest; its settings come from a search and are numpy's."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from DeepCache import DeepCacheSDHelper
+from tests.engine.dummy_unet import DummyUNet, Pipeline
+from tests.engine.tiny_pipeline import draw
+from tests.programs.by_hand import scheduled
+from tests.programs.quick_unet import quick_pipeline
+
+SCHEDULE = "F..F.."
+
+
+def by_hand(pipe, pattern=SCHEDULE, **call):
+    return draw(quick_pipeline(scheduled(pipe.unet, pattern)), **call)
+
+
+def smashed(pipe, interval=3):
+    """What Pruna makes of a pipeline."""
+    pipe.function_dict = {"pre_deepcache_call": type(pipe).__call__}
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
+    helper.enable()
+    pipe.deepcache_unet_helper = helper
+    helper.function_dicts = [helper.function_dict]
+    return pipe
+
+
+@pytest.fixture
+def pipe():
+    return quick_pipeline()
+
+
+def test_its_pipeline_follows_the_schedule(pipe):
+    expected = by_hand(pipe)
+    smashed(pipe)
+    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.array, torch.tensor], ids=str)
+def test_settings_of_a_search(pipe, kind):
+    expected = by_hand(pipe)
+    smashed(pipe, kind(3))
+    assert pipe.deepcache_unet_helper.params == {
+        "cache_interval": 3,
+        "cache_layer_id": 0,
+        "cache_block_id": 0,
+        "skip_mode": "uniform",
+    }
+    assert type(pipe.deepcache_unet_helper.params["cache_interval"]) is int
+    assert torch.equal(draw(pipe), expected)
+
+
+def test_the_functions_that_it_goes_through(pipe):
+    smashed(pipe)
+    functions = pipe.deepcache_unet_helper.function_dict
+    assert functions.pop("unet_forward").__self__ is pipe.unet
+    assert {key[0] for key in functions} == {"down", "mid", "up"}
+    assert all(callable(function) and len(key) == 4 for key, function in functions.items())
+    layers = {key: function.__self__ for key, function in functions.items() if key[1] == "resnet"}
+    assert layers["up", "resnet", 0, 0] is pipe.unet.up_blocks[-1].resnets[-1]
+
+
+def test_what_it_puts_in_their_place_changes_nothing(pipe):
+    expected = by_hand(pipe)
+    smashed(pipe)
+    helper = pipe.deepcache_unet_helper
+    for key in helper.function_dict:
+        if key != "unet_forward" and key[1] != "block":
+            helper.function_dict[key] = torch.compile(helper.function_dict[key], backend="eager")
+    assert torch.equal(draw(pipe), expected)
+    helper.disable()
+    assert torch.equal(draw(pipe), by_hand(pipe, "F"))
+    assert helper.function_dict == {}
+
+
+def test_off_and_on_between_two_generations(pipe):
+    expected = by_hand(pipe)
+    smashed(pipe)
+    for _ in range(2):
+        pipe.deepcache_unet_helper.disable()
+        pipe.deepcache_unet_helper.enable()
+        assert torch.equal(draw(pipe), expected)
+
+
+def test_a_pipeline_that_holds_its_helper_is_copied(pipe):
+    expected = by_hand(pipe)
+    twin = copy.deepcopy(smashed(pipe))
+    assert torch.equal(draw(twin), expected)
+    twin.deepcache_unet_helper.disable()
+    assert not torch.equal(draw(twin), expected)
+    assert torch.equal(draw(pipe), expected)
+
+
+def test_attributes_of_the_reference_package_may_be_set(pipe):
+    """Servers that warm up empty the caches of the reference package by hand."""
+    expected = by_hand(pipe)
+    helper = smashed(pipe).deepcache_unet_helper
+    draw(pipe, steps=3)
+    helper.cached_output, helper.start_timestep, helper.cur_timestep = {}, None, 0
+    assert torch.equal(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("compiled", ["the module", "its call"])
+@torch.no_grad()
+def test_compiled_after_it_is_enabled(compiled):
+    torch.compiler.reset()
+    pipe, alone = Pipeline(DummyUNet()), Pipeline(DummyUNet())
+    for each in (pipe, alone):
+        smashed(each)
+    if compiled == "the module":
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    else:
+        pipe.unet.compile(backend="eager")
+    assert [pipe.call(1 + step, step) for step in range(5)] == [alone.call(1 + step, step) for step in range(5)]
+    assert pipe.deepcache_unet_helper.stats.pattern == "F..F."
+    torch.compiler.reset()

@@ -1,0 +1,199 @@
+"""SD.Next makes one helper when a model is loaded, enables it before each generation and disables it after, and in
+between swaps schedulers, pipelines and U-Nets."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+
+from DeepCache import DeepCacheSDHelper
+from tests.engine.tiny_pipeline import draw
+from tests.programs.by_hand import Calls, scheduled, text
+from tests.programs.quick_unet import quick_pipeline, quick_unet
+
+SCHEDULE = "F..F.."
+
+
+def by_hand(pipe, pattern=SCHEDULE, **call):
+    other = quick_pipeline(scheduled(pipe.unet, pattern))
+    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    return draw(other, **call)
+
+
+class Program:
+    def __init__(self):
+        self.model = quick_pipeline()
+        self.worker = DeepCacheSDHelper(pipe=self.model)
+        self.worker.set_params(cache_interval=3, cache_branch_id=0)
+
+    def check_deepcache(self, enable):
+        if enable:
+            self.worker.enable()
+        else:
+            self.worker.disable()
+
+    def generate(self, **call):
+        self.check_deepcache(enable=True)
+        image = draw(self.model, **call)
+        self.check_deepcache(enable=False)
+        return image
+
+
+def everything(pipe):
+    return type(pipe), set(vars(pipe)), {module: set(vars(module)) for module in pipe.unet.modules()}
+
+
+def test_on_and_off_around_each_generation():
+    program = Program()
+    plain = draw(program.model)
+    before = everything(program.model)
+    for seed in (0, 0, 1):
+        assert torch.equal(program.generate(seed=seed), by_hand(program.model, seed=seed))
+        assert everything(program.model) == before
+        assert torch.equal(draw(program.model), plain)
+
+
+def test_off_more_than_once():
+    program = Program()
+    for _ in range(2):
+        program.check_deepcache(enable=False)
+    program.check_deepcache(enable=True)
+    program.check_deepcache(enable=True)
+    assert torch.equal(program.generate(), by_hand(program.model))
+
+
+@pytest.mark.parametrize("while_on", [False, True])
+def test_another_scheduler_for_each_generation(while_on):
+    program = Program()
+    for kind in (EulerAncestralDiscreteScheduler, UniPCMultistepScheduler, HeunDiscreteScheduler, DDIMScheduler):
+        if while_on:
+            program.check_deepcache(enable=True)
+        program.model.scheduler = kind.from_config(program.model.scheduler.config)
+        pattern = "F.." * 4 if kind is HeunDiscreteScheduler else SCHEDULE
+        assert torch.equal(program.generate(), by_hand(program.model, pattern[:11]))
+
+
+def test_the_pipeline_is_switched_by_from_pipe():
+    program = Program()
+    expected = by_hand(program.model)
+    program.check_deepcache(enable=True)
+    other = StableDiffusionImg2ImgPipeline.from_pipe(program.model)
+    back = StableDiffusionPipeline.from_pipe(other)
+    back.set_progress_bar_config(disable=True)
+    assert (type(other), type(back)) == (StableDiffusionImg2ImgPipeline, StableDiffusionPipeline)
+    assert torch.equal(draw(back), expected)
+    program.model = back
+    assert torch.equal(draw(program.model), expected)
+    program.check_deepcache(enable=False)
+    assert torch.equal(draw(back), by_hand(back, "F"))
+    assert torch.equal(draw(program.worker.pipe), by_hand(back, "F"))
+
+
+def test_the_unet_is_replaced_while_it_is_on():
+    program = Program()
+    first = program.model.unet
+    program.check_deepcache(enable=True)
+    program.model.unet = quick_unet(seed=1)
+    assert torch.equal(draw(program.model), by_hand(program.model))
+    program.check_deepcache(enable=False)
+    assert not first._forward_hooks
+    assert torch.equal(draw(program.model), by_hand(program.model, "F"))
+
+
+@pytest.mark.parametrize("while_on", [False, True])
+def test_the_unet_is_taken_out_and_another_put_in(while_on):
+    program = Program()
+    program.generate()
+    if while_on:
+        program.check_deepcache(enable=True)
+    program.model.unet = None
+    program.check_deepcache(enable=False)
+    program.model.unet = quick_unet(seed=1)
+    assert torch.equal(program.generate(), by_hand(program.model))
+
+
+def test_a_unet_that_is_taken_out_can_be_freed():
+    program = Program()
+    program.check_deepcache(enable=True)
+    draw(program.model)
+    unet = weakref.ref(program.model.unet)
+    program.check_deepcache(enable=False)
+    program.model.unet = None
+    program.model.unet = quick_unet(seed=1)
+    program.generate()
+    gc.collect()
+    assert unet() is None
+
+
+def test_without_a_unet_it_is_refused_and_works_again_with_one():
+    program = Program()
+    program.model.unet = None
+    with pytest.raises(TypeError, match="needs a denoiser"):
+        program.check_deepcache(enable=True)
+    program.model.unet = quick_unet()
+    assert torch.equal(program.generate(), by_hand(program.model))
+
+
+def test_a_generation_that_is_interrupted():
+    program = Program()
+
+    def interrupt(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 2
+        return tensors
+
+    program.check_deepcache(enable=True)
+    draw(program.model, callback_on_step_end=interrupt)
+    assert torch.equal(draw(program.model), by_hand(program.model))
+    program.check_deepcache(enable=False)
+    assert torch.equal(program.generate(), by_hand(program.model))
+
+
+def test_a_second_pass_at_another_size():
+    program = Program()
+    program.check_deepcache(enable=True)
+    for size in (64, 128, 64):
+        assert torch.equal(draw(program.model, size=size), by_hand(program.model, size=size))
+
+
+def test_prompts_that_change_within_a_run():
+    """A prompt for each part of the run, put in by a callback."""
+    program = Program()
+    calls = []
+    program.model.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["encoder_hidden_states"].clone()), with_kwargs=True
+    )
+    second = torch.cat([text(8), text(9)])
+
+    def change(pipe, step, timestep, tensors):
+        return {"prompt_embeds": second} if step == 3 else {}
+
+    call = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    expected = by_hand(program.model, "F..FF.", **call)
+    program.check_deepcache(enable=True)
+    assert torch.equal(draw(program.model, **call), expected)
+    assert torch.equal(calls[-1], second)
+
+
+def test_a_callback_that_calls_the_unet_once_more():
+    """A look at what another prompt would make of the latents."""
+    program = Program()
+    calls = Calls(program.model.unet)
+    program.check_deepcache(enable=True)
+
+    def look(pipe, step, timestep, tensors):
+        calls(tensors["latents"], timestep, encoder_hidden_states=text(9), purpose="look")
+        return tensors
+
+    assert torch.equal(draw(program.model, callback_on_step_end=look), by_hand(program.model))
+    assert calls.take() == SCHEDULE

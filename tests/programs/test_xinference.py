@@ -1,0 +1,146 @@
+"""xinference has one helper for all of its pipelines: for each request it sets `helper.pipe`, enables it, disables it
+and sets `helper.pipe = None`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
+
+from DeepCache import DeepCacheSDHelper
+from tests.engine.tiny_pipeline import draw
+from tests.programs.by_hand import scheduled
+from tests.programs.quick_unet import quick_pipeline, quick_unet
+
+SCHEDULE = "F..F.."
+
+
+class Server:
+    def __init__(self, model):
+        self.model = model
+        self.helper = DeepCacheSDHelper()
+        self.helper.set_params(cache_interval=3, cache_branch_id=0)
+
+    @contextmanager
+    def deepcache(self, model):
+        self.helper.pipe = model
+        self.helper.enable()
+        try:
+            yield
+        finally:
+            self.helper.disable()
+            self.helper.pipe = None
+
+    def request(self, model, **call):
+        with self.deepcache(model):
+            return draw(model, **call)
+
+
+def by_hand(pipe, pattern=SCHEDULE, **call):
+    other = quick_pipeline(scheduled(pipe.unet, pattern))
+    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    return draw(other, **call)
+
+
+def test_a_request_after_the_other():
+    pipe = quick_pipeline()
+    server, plain = Server(pipe), draw(pipe)
+    for seed in range(2):
+        assert torch.equal(server.request(pipe, seed=seed), by_hand(pipe, seed=seed))
+        assert server.helper.stats.pattern == SCHEDULE
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_pipelines_in_turn():
+    one, two = quick_pipeline(), quick_pipeline(quick_unet(seed=1))
+    server, plain = Server(one), [draw(one), draw(two)]
+    for _ in range(2):
+        for pipe in (one, two):
+            assert torch.equal(server.request(pipe), by_hand(pipe))
+        assert torch.equal(draw(one), plain[0])
+        assert torch.equal(draw(two), plain[1])
+
+
+def test_a_pipeline_with_the_same_unet():
+    pipe = quick_pipeline()
+    server = Server(pipe)
+    image_to_image = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    for model in (image_to_image, pipe, image_to_image):
+        with server.deepcache(model):
+            assert server.helper.pipe is model
+            assert torch.equal(draw(pipe), by_hand(pipe))
+        assert not pipe.unet._forward_hooks
+
+
+def test_the_helper_is_moved_while_it_is_on():
+    one, two = quick_pipeline(), quick_pipeline(quick_unet(seed=1))
+    plain, helper = draw(one), DeepCacheSDHelper(one)
+    helper.set_params(cache_interval=3)
+    helper.enable()
+    helper.pipe = two
+    helper.enable()
+    assert torch.equal(draw(one), plain)
+    assert torch.equal(draw(two), by_hand(two))
+    helper.disable()
+    assert torch.equal(draw(two), by_hand(two, "F"))
+
+
+def test_settings_between_the_assignment_and_enable():
+    one, two = quick_pipeline(), quick_pipeline(quick_unet(seed=1))
+    helper = DeepCacheSDHelper(one)
+    helper.set_params(cache_interval=3)
+    helper.enable()
+    draw(one)
+    helper.pipe = two
+    helper.set_params(cache_interval=2)
+    helper.enable()
+    assert torch.equal(draw(two), by_hand(two, "F.F.F."))
+    assert helper.stats.pattern == "F.F.F."
+    assert not one.unet._forward_hooks
+
+
+def test_settings_between_two_requests():
+    pipe = quick_pipeline()
+    server = Server(pipe)
+    assert torch.equal(server.request(pipe), by_hand(pipe))
+    server.helper.set_params(cache_interval=2, cache_branch_id=0)
+    assert server.helper.params["cache_interval"] == 2
+    assert torch.equal(server.request(pipe), by_hand(pipe, "F.F.F."))
+
+
+def test_without_a_pipeline_it_is_off():
+    pipe = quick_pipeline()
+    server = Server(pipe)
+    server.request(pipe)
+    with pytest.raises(ValueError, match="no pipeline to enable DeepCache on"):
+        server.helper.enable()
+    assert server.helper.params["cache_interval"] == 3
+    assert server.helper.function_dict == {}
+    server.helper.disable()
+
+
+def test_a_request_that_fails():
+    pipe = quick_pipeline()
+    server = Server(pipe)
+
+    def fail(pipe, step, timestep, tensors):
+        raise InterruptedError
+
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            server.request(pipe, callback_on_step_end=fail)
+        assert torch.equal(draw(pipe), by_hand(pipe, "F"))
+        assert torch.equal(server.request(pipe), by_hand(pipe))
+
+
+def test_another_sampler_for_the_length_of_a_request():
+    pipe = quick_pipeline()
+    server, default = Server(pipe), pipe.scheduler
+    for scheduler in (EulerDiscreteScheduler(), default, EulerDiscreteScheduler()):
+        with server.deepcache(pipe):
+            pipe.scheduler = scheduler
+            assert torch.equal(draw(pipe), by_hand(pipe))
+            pipe.scheduler = default
+            assert torch.equal(draw(pipe), by_hand(pipe))
