@@ -280,7 +280,7 @@ def test_steps_that_a_program_leaves_out(pipe, positions, kinds):
     pipe.scheduler.set_timesteps(9)
     calls = loop(pipe, positions=positions)
     if kinds is None:
-        # It went back: a new run, of which alone is told.
+        # It went back: a new run, and stats has that one alone.
         calls, kinds = calls[2:], "F00F"
     assert "".join(call.kind for call in calls) == kinds
     assert said(engine.stats) == recorded(calls)

@@ -33,7 +33,7 @@ class Held:
 
 
 class Views:
-    """Views of one tensor, made anew for each call."""
+    """Views of one tensor, created for each call."""
 
     def __init__(self):
         self._both = torch.cat([UNCOND, COND])

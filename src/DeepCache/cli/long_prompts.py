@@ -1,4 +1,4 @@
-"""Says which prompts are longer than the model reads, in the place of the warnings of diffusers and transformers."""
+"""Says which prompts are longer than the model reads, instead of the warnings of diffusers and transformers."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _describe(value: Any, levels: int) -> Any:
     if isinstance(value, torch.Tensor):
         return "tensor", _shape(value)
     if isinstance(value, CachedFeature):
-        # In the place of none.
+        # Stands for no value.
         return None
     if isinstance(value, Enum):
         return _number(kind), value.name

@@ -61,7 +61,7 @@ def step_index(scheduler: Any) -> int | None:
 
 
 def host_values(timestep: Any) -> set[float]:
-    """The values of a timestep. One made anew for a call tells them only by a transfer, where it lies on a device."""
+    """The values of a timestep. Reading those of a tensor on a device waits for a transfer."""
     return set(timestep.flatten().tolist()) if isinstance(timestep, torch.Tensor) else {float(timestep)}
 
 

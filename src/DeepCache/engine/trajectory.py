@@ -215,7 +215,7 @@ class Trajectory:
                 # It turned back: a new run.
                 self._values, position = [value], 0
         doubt = "" if is_denoising(self._values) else NO_LIST
-        # The first two values are not enough, whatever the third is.
+        # Nothing is kept of the first two values: the third cannot confirm them.
         return _Place(timesteps, position, None, doubt, alone=len(self._values) < 3)
 
     def _last_in(self, timesteps: Any) -> _Place | None:
