@@ -44,7 +44,7 @@ python_maximum_signature_line_length = 88
 # Names of other packages are not linked to: that would ask their sites for a list while building.
 nitpick_ignore_regex = [(r"py:.*", r"(collections|diffusers|os|pathlib|PIL|torch|types|typing)\..*")]
 # Imported for the type checker alone, so that autodoc does not know their modules; and a type variable.
-nitpick_ignore = [("py:class", name) for name in ("DiffusionPipeline", "Image", "LoadedPipeline", "Path", "SlotKey")]
+nitpick_ignore = [("py:class", name) for name in ("DiffusionPipeline", "Image", "LoadedPipeline", "Path", "SlotName")]
 nitpick_ignore += [("py:class", f"DeepCache.{name}") for name in ("engine.layouts._L", "prompts.sampling._Item")]
 
 html_theme = "furo"

@@ -105,6 +105,20 @@ def no_plan(pipe, folder):
     DeepCacheSDHelper(pipe).set_params(plan="p.json")
 
 
+def counting_editor(pipe, folder):
+    class MutualSelfAttentionControl:
+        num_att_layers = 32
+
+    layer, editor = pipe.unet.mid_block, MutualSelfAttentionControl()
+    original = layer.forward
+    layer.forward = lambda *args, **kwargs: (editor, original(*args, **kwargs))[1]
+    try:
+        apply_deepcache(pipe, DeepCacheConfig(3))
+        pipe("a red circle", num_inference_steps=2)
+    finally:
+        del layer.forward
+
+
 WRONG = (
     without_a_unet,
     of_transformers,
@@ -118,6 +132,7 @@ WRONG = (
     compiled_already,
     unknown_key,
     no_plan,
+    counting_editor,
 )
 # These come of the reference package, of the tables in docs/compatibility.md, and of the option of a command.
 ELSEWHERE = ("cannot import name", "DeepCacheSDHelper.set_params() got", "cannot cut a UNet2DModel", "got 40")

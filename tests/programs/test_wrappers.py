@@ -75,7 +75,7 @@ def twice(inner):
     return Engine(Forwarding(inner))
 
 
-WRAPPERS = [Forwarding, WithSettings, Engine, Beside, twice, nn.DataParallel]
+WRAPPERS = [Forwarding, WithSettings, Engine, Beside, twice]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
@@ -140,7 +140,7 @@ def test_it_is_taken_off_again_while_deepcache_is_on(wrap):
     assert not unet._forward_hooks
 
 
-@pytest.mark.parametrize("wrap", [Forwarding, Engine, nn.DataParallel])
+@pytest.mark.parametrize("wrap", [Forwarding, Engine])
 def test_training_through_it(wrap):
     pipe, plain = quick_pipeline(), quick_unet()
     pipe.unet = wrap(pipe.unet)

@@ -98,7 +98,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     """The denoiser itself, where `torch.compile`, peft, DeepSpeed or a program has wrapped a module around it."""
     if isinstance(module, torch._dynamo.OptimizedModule):
         return _unwrapped(module._orig_mod)
-    if is_recognised(module):
+    # DataParallel calls copies of what is in it.
+    if is_recognised(module) or isinstance(module, nn.DataParallel):
         return module
     return next((inner for inner in module.modules() if inner is not module and _is_called_as_one(inner)), module)
 
