@@ -45,7 +45,7 @@ def test_its_pipeline_follows_the_schedule(pipe):
     assert torch.equal(draw(pipe), expected)
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.array, torch.tensor], ids=str)
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.array, torch.tensor], ids=lambda kind: kind.__name__)
 def test_settings_of_a_search(pipe, kind):
     expected = by_hand(pipe)
     smashed(pipe, kind(3))
