@@ -270,7 +270,7 @@ def test_other_files_are_refused_by_their_names(tmp_path):
     with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
         Explorer.from_file(tmp_path)
     (tmp_path / "text.json").write_bytes(b"\xff\xfe no text")
-    with pytest.raises(ValueError, match=r"text\.json' is no JSON"):
+    with pytest.raises(ValueError, match=r"text\.json': it is not UTF-8 text"):
         Explorer.from_file(tmp_path / "text.json")
 
 

@@ -586,7 +586,7 @@ def test_images_that_are_no_numbers_are_told_with_the_remedy(tmp_path, model):
     for weight in pipe.vae.parameters():
         weight.data.fill_(math.nan)
     model(lambda: pipe)
-    with pytest.raises(ValueError, match=r"without caching: the pipeline drew what is no number.*float32"):
+    with pytest.raises(ValueError, match=r"without caching: the model in float32 produced NaN.*Use float32"):
         run(tmp_path, settings())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from types import ModuleType
@@ -38,7 +38,7 @@ def test_the_command_can_be_typed_again_and_names_no_folder_of_the_machine(argum
 def test_it_has_the_time_the_seed_and_the_versions_that_are_installed():
     made = provenance(7)
     assert made["seed"] == 7
-    assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(made["date"]) < timedelta(days=1)
+    assert timedelta() <= datetime.now(timezone.utc) - datetime.fromisoformat(made["date"]) < timedelta(days=1)
     assert made["versions"] == {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
     assert json.loads(json.dumps(made)) == made
 

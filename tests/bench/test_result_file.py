@@ -145,7 +145,7 @@ def test_a_file_that_is_no_result_is_refused(content, words, tmp_path):
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "other.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"other\.json' is no JSON"):
+    with pytest.raises(ValueError, match=r"other\.json': it is not UTF-8 text \(byte 0\)"):
         read_result(tmp_path / "other.json")
 
 
@@ -264,7 +264,7 @@ def test_a_long_value_is_cut_short_in_a_message(stopped):
     [
         (b"", "is no JSON"),
         (b'{"format": "DeepCache bench', "is no JSON"),
-        (b"\xff\xfe", "is no JSON"),
+        (b"\xff\xfe", "is not UTF-8 text"),
         (b"null", "holds no JSON object"),
         (b"{}", "format is null there"),
     ],

@@ -157,6 +157,7 @@ def test_the_response_of_predictions_of_another_shape_is_refused_at_the_first_st
         with pytest.raises(ValueError, match=message):
             pipe.unet(torch.ones(1, 1, 1, 1), pipe.scheduler.timesteps[0])
     engine.configure(DeepCacheConfig(3, forecast="limited", between="skipped"))
+    pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
     for timestep in pipe.scheduler.timesteps:
         pipe.unet(torch.ones(1, 1, 1, 1), timestep)
     assert engine.stats.pattern == "F--F--F"

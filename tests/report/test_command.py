@@ -62,7 +62,7 @@ def test_a_result_that_is_not_there(run):
 
 
 def test_a_result_that_is_a_folder(run):
-    complain(run("."), "directory")
+    complain(run("."), "it is a folder")
 
 
 @pytest.mark.parametrize(

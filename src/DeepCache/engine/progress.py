@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from DeepCache.engine.run import Call, Run
@@ -14,6 +15,8 @@ from DeepCache.engine.trajectory import SEVERAL_TIMESTEPS, StepInfo, Trajectory
 from DeepCache.engine.unets import is_from_diffusers, running_pipeline, scheduler_of
 
 __all__ = ["Progress", "Threads"]
+
+_MOST_LISTS = 64
 
 
 class Progress:
@@ -44,12 +47,16 @@ class Progress:
         self.in_pipeline = False
         self.partial = False
         self._finished = True
-        # Addresses of lists. One that is freed and taken by another list costs that a step.
-        self._unfinished: set[int] = set()
+        self._unfinished = _Lists()
         self.call: Call | None = None
         self.begun: Call | None = None
         self._denoiser, self._name = denoiser, name
         self._trajectory = Trajectory()
+
+    @property
+    def places(self) -> tuple[int | None, int]:
+        """Where the first and the last call of the run stand in their list; None and 0 before the first."""
+        return self._trajectory.places
 
     def begin(self, run: Run) -> Run:
         """Begins a run, and returns it."""
@@ -68,9 +75,9 @@ class Progress:
         if not info.starts:
             self._finished = info.ends
             if info.ends and self.partial:
-                self._unfinished.discard(self._trajectory.list_address)
+                self._unfinished.discard(self._trajectory.source)
             return self._without_doubt(info)
-        before = self._trajectory.list_address_before
+        before = self._trajectory.source_before
         running = running_pipeline(self._denoiser, self._name)
         self.in_pipeline = running is not None and is_from_diffusers(running)
         self.pipe = self._applied_to if running is None else running
@@ -79,7 +86,7 @@ class Progress:
             info = self._trajectory.locate(timestep, scheduler_of(self.pipe, self._name))
         if not self._finished:
             self._unfinished.add(before)
-        self.partial, self._finished = self._trajectory.list_address in self._unfinished, info.ends
+        self.partial, self._finished = self._trajectory.source in self._unfinished, info.ends
         return self._without_doubt(info)
 
     def _without_doubt(self, info: StepInfo) -> StepInfo:
@@ -92,7 +99,7 @@ class Progress:
     def end_run(self) -> None:
         """Forgets the run and all that its steps stored; what was noted of it stays."""
         if not self._finished:
-            self._unfinished.add(self._trajectory.list_address)
+            self._unfinished.add(self._trajectory.source)
         self.call = self.begun = None
         self.running = False
         self.pipe = self._applied_to
@@ -104,6 +111,35 @@ class Progress:
         self.end_run()
         self._finished = True
         self._unfinished.clear()
+
+
+class _Lists:
+    """Lists of timesteps, the latest few. They are held: the address of one that is freed may be the next one's."""
+
+    def __init__(self) -> None:
+        self._lists: dict[int, Any] = {}
+
+    def __contains__(self, timesteps: Any) -> bool:
+        return _address(timesteps) in self._lists
+
+    def __reduce__(self) -> tuple[type[_Lists], tuple[()]]:
+        # Copied runs go over copied lists.
+        return _Lists, ()
+
+    def add(self, timesteps: Any) -> None:
+        self._lists[_address(timesteps)] = timesteps
+        if len(self._lists) > _MOST_LISTS:
+            del self._lists[next(iter(self._lists))]
+
+    def discard(self, timesteps: Any) -> None:
+        self._lists.pop(_address(timesteps), None)
+
+    def clear(self) -> None:
+        self._lists.clear()
+
+
+def _address(timesteps: Any) -> int:
+    return timesteps.data_ptr() if isinstance(timesteps, torch.UntypedStorage) else id(timesteps)
 
 
 class Threads:

@@ -108,18 +108,19 @@ class Trajectory:
         self._standing: Any = None
 
     @property
-    def list_address(self) -> int:
-        """What tells the list that it stands in from others that there are at the time."""
-        return self._address_of(self._place)
+    def places(self) -> tuple[int | None, int]:
+        """Where the first and the last call stand in their list; None and 0 before the first."""
+        return (None, 0) if self._place is None else (self._start, self._place.position)
 
     @property
-    def list_address_before(self) -> int:
-        """That of the list that the run before it stood in."""
-        return self._address_of(self._place_before)
+    def source(self) -> Any:
+        """The list that it stands in, or its storage; None before the first call."""
+        return None if self._place is None else self._place.source
 
-    def _address_of(self, place: _Place | None) -> int:
-        source = place.source if place is not None else None
-        return source.data_ptr() if isinstance(source, torch.UntypedStorage) else id(source)
+    @property
+    def source_before(self) -> Any:
+        """That of the run before it."""
+        return None if self._place_before is None else self._place_before.source
 
     def reset(self) -> None:
         """The next call starts a new trajectory."""

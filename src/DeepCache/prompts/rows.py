@@ -14,7 +14,7 @@ PROMPT_NAMES = ("prompt", "caption", "text")
 """What the value with the prompt may be called; where there are several, the first of these is it."""
 
 _SHORTENED = Repr()
-_SHORTENED.maxstring = 60
+_SHORTENED.maxstring = 120
 
 
 @dataclass(frozen=True)
