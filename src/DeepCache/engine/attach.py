@@ -77,6 +77,12 @@ class DeepCacheEngine:
         return next(iter(self._caches.values())).pattern
 
     @property
+    def places(self) -> tuple[int | None, int]:
+        """Where the first and the latest step of this thread's run stand in the list of timesteps, from 0; None and 0
+        where none is in progress. Of a pipeline with several U-Nets, those of the first."""
+        return next(iter(self._caches.values())).places
+
+    @property
     def unet_stats(self) -> dict[str, TrajectoryStats]:
         """`stats` of every U-Net by the name of its component."""
         return {name: cache.stats for name, cache in self._caches.items()}

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from DeepCache.engine.torch_versions import bytes_of
+
 __all__ = ["AttentionCalls", "Listener", "copy_processor", "may_write"]
 
 _PLAIN = (bool, int, float, str)
@@ -37,7 +39,7 @@ class AttentionCalls:
     def bytes(self) -> int:
         """Size of the tensors that are kept for it."""
         kept = {
-            id(value): value.nbytes
+            id(value): bytes_of(value)
             for _, args, kwargs in self._calls
             for value in (*args, *kwargs.values())
             if isinstance(value, torch.Tensor)

@@ -10,14 +10,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
+
+from DeepCache.engine.extended_class import extend_class, restore_class
+from DeepCache.engine.torch_versions import CALLS_WHAT_IS_COMPILED, not_compiled
 
 __all__ = ["CallGuard"]
 
 _CALL = "_compiled_call_impl"
+
+
+class _Guarded:
+    """A module of torch 2.0, whose `__call__` runs nothing in place of the module."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return vars(self)[_CALL](*args, **kwargs)
 
 
 class CallGuard:
@@ -49,12 +59,15 @@ class CallGuard:
             self.detach()
             self._module, self.hidden = module, vars(module).get(_CALL)
             vars(module)[_CALL] = self
+            if not CALLS_WHAT_IS_COMPILED:
+                extend_class(module, _Guarded)
 
     def detach(self) -> None:
         """Leaves the module as it was found; without effect where the guard is not on one."""
         module = self._module
         # First taken away and then forgotten: Ctrl-C may come in between.
         if module is not None and vars(module).get(_CALL) is self:
+            restore_class(module, _Guarded)
             if self.hidden is None:
                 del vars(module)[_CALL]
             else:
@@ -66,7 +79,7 @@ class CallGuard:
         return self.hidden is not None
 
     # Not compiled itself, while the module that it calls may be.
-    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
+    @partial(not_compiled, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self._module
         assert module is not None

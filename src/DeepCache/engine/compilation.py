@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from DeepCache.engine.call_guard import CallGuard
+from DeepCache.engine.torch_versions import not_compiled
 
 __all__ = ["ISOLATED", "Compilation", "is_compiled", "is_compiled_by_others", "static_timestep"]
 
@@ -75,7 +76,7 @@ class _CompiledCall:
         self._told = False
 
     # Whoever compiles the U-Net around it calls it as it is.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mode = self._mode
         if mode in _WITHOUT_CUDA_GRAPHS and (reason := _why_no_cuda_graphs(self.module)):
@@ -108,7 +109,7 @@ def is_compiled_by_others(unet: nn.Module) -> bool:
 
 
 def _compiled_call(module: nn.Module) -> Any:
-    call = module._compiled_call_impl
+    call = getattr(module, _COMPILED, None)
     return call.hidden if isinstance(call, CallGuard) else call
 
 

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from DeepCache.engine.attention import copy_processor
 from DeepCache.engine.cost_key import attributes_of, call_key, structure_key
 from DeepCache.engine.layouts import Layout, SkipBranch, layout_of
 from DeepCache.engine.patch import ShallowPatch
 
-__all__ = ["Costs", "capture_unet_call", "count_costs", "on_meta"]
+__all__ = ["Costs", "capture_unet_call", "copy_on_meta", "count_costs", "on_meta"]
 
 # Torch notes for all threads together whether a dispatch mode is on. Two that count side by side may leave it noted for
 # good (seen with torch 2.6), and then nothing is compiled any more.
@@ -113,7 +112,7 @@ def _count_missing(
     wanted: list[int] | None,
 ) -> _Counted:
     """Counts what is not yet known of these branches, or of all of them."""
-    clone = _on_meta_without_hooks(unet, {}, {})
+    clone = copy_on_meta(unet)
     layout = layout_of(clone)
     if counted is None:
         counted = _count_full(clone, layout, args, kwargs)
@@ -193,6 +192,10 @@ def on_meta(value: Any) -> Any:
 
 
 def _count(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    try:
+        from torch.utils.flop_counter import FlopCounterMode
+    except ModuleNotFoundError:
+        raise NotImplementedError(f"torch {torch.__version__} counts no operations, torch 2.1 does") from None
     with torch.no_grad(), FlopCounterMode(display=False) as counter, _PlainNorms():  # type: ignore[no-untyped-call]
         unet(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
@@ -209,11 +212,13 @@ class _PlainNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs or {})
 
 
-def _on_meta_without_hooks(
-    module: nn.Module, done: dict[nn.Module, nn.Module], processors: dict[int, Any]
-) -> nn.Module:
+def copy_on_meta(module: nn.Module) -> nn.Module:
     """A copy of a module tree with meta parameters and no hooks, whoever put them there (offloading replaces `forward`
     on the instance), and with attention processors that write nothing into a pipeline's store."""
+    return _copy_on_meta(module, {}, {})
+
+
+def _copy_on_meta(module: nn.Module, done: dict[nn.Module, nn.Module], processors: dict[int, Any]) -> nn.Module:
     if module in done:
         return done[module]
     clone = module.__new__(type(module))
@@ -234,7 +239,7 @@ def _on_meta_without_hooks(
     }
     clone._buffers = {name: on_meta(value) for name, value in module._buffers.items()}
     clone._modules = {
-        name: None if child is None else _on_meta_without_hooks(child, done, processors)
+        name: None if child is None else _copy_on_meta(child, done, processors)
         for name, child in module._modules.items()
     }
     clone._compiled_call_impl = None

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,6 +22,7 @@ from DeepCache.engine.planner import NOT_ANSWERED, Decision
 from DeepCache.engine.progress import Progress, Threads
 from DeepCache.engine.run import Call, Run
 from DeepCache.engine.stats import TrajectoryStats
+from DeepCache.engine.torch_versions import ALWAYS_CALLED, not_compiled
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.engine.unets import component_of, scheduler_of
 from DeepCache.schedule import Step
@@ -50,15 +50,13 @@ class DenoiserCache:
     def __init__(
         self, denoiser: nn.Module, config: DeepCacheConfig, pipe: Any, name: str, slot_key: SlotName | None = None
     ) -> None:
-        self.denoiser = denoiser
-        self.slot_key = slot_key
+        self.denoiser, self.slot_key = denoiser, slot_key
         self._config, self._pipe, self._name = config, pipe, name
         self._arguments = CallArguments(denoiser)
         self._guard, self._threads = CallGuard(self._answer, self._interrupted), Threads(self._new_progress)
         self._handles: list[RemovableHandle] = []
         self._warned_of_guidance = False
-        # The thread whose call is in flight.
-        self._calling: int | None = None
+        self._calling: int | None = None  # the thread whose call is in flight
         self._prepare()
         self._latest = Run(config, self._executor)
 
@@ -74,6 +72,10 @@ class DenoiserCache:
     @property
     def stats(self) -> TrajectoryStats:
         return self._latest.record.stats(self.denoiser)
+
+    @property
+    def places(self) -> tuple[int | None, int]:
+        return self._threads.here().places
 
     def configure(self, config: DeepCacheConfig) -> None:
         """Changes the settings, which are fit for the denoiser. What is compiled is kept where it fits the new ones."""
@@ -91,7 +93,7 @@ class DenoiserCache:
             self._prepare()
         try:
             self._handles.append(self.denoiser.register_forward_pre_hook(self._before_call, with_kwargs=True))
-            self._handles.append(self.denoiser.register_forward_hook(self._after_call, always_call=True))
+            self._handles.append(self.denoiser.register_forward_hook(self._after_call, **ALWAYS_CALLED))
             self._attach_to_calls()
             # Diffusers calls this on every component of a pipeline at the end of a run.
             self.denoiser.__dict__[_END_OF_RUN] = self._reset
@@ -158,7 +160,7 @@ class DenoiserCache:
     def _new_progress(self) -> Progress:
         return Progress(Run(self._config, self._executor), self.denoiser, self._pipe, self._name)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _before_call(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -179,7 +181,7 @@ class DenoiserCache:
             args, kwargs = self._arguments.with_static_timestep(args, kwargs, denoiser, call.sample)
         return progress.run.begin(call, args, kwargs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _after_call(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if output is None:  # The denoiser raised.
             return self._interrupted()
@@ -195,7 +197,7 @@ class DenoiserCache:
             self._calling = None
             self._threads.here().end_run()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of a skipped step, without the denoiser; None where the call is another kind of step."""
         if self._calling is not None or why_differentiated(self.denoiser, args, kwargs):

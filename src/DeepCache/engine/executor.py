@@ -19,6 +19,7 @@ from DeepCache.engine.cut import Cut
 from DeepCache.engine.layouts import layout_of
 from DeepCache.engine.offload import are_grouped, load_groups
 from DeepCache.engine.patch import ClassSwap, ShallowPatch
+from DeepCache.engine.torch_versions import bytes_of
 
 __all__ = ["Executor"]
 
@@ -84,7 +85,7 @@ class Executor:
     @property
     def buffer_bytes(self) -> int:
         """Size of the buffers that compiled shallow steps read."""
-        return sum(buffer.nbytes for cut in self.cuts.values() for buffer in cut.buffers.values())
+        return sum(bytes_of(buffer) for cut in self.cuts.values() for buffer in cut.buffers.values())
 
     def attach(self) -> None:
         """Registers the feature captures and compiles the denoiser's call. Idempotent."""

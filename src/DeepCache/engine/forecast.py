@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+from DeepCache.engine.torch_versions import bytes_of
 from DeepCache.schedule import FORECAST_ORDERS, ForecastRule
 
 __all__ = ["Forecast"]
@@ -68,7 +69,7 @@ class Forecast:
     def bytes(self) -> int:
         """Size of what is kept."""
         limited = [] if self._limited is None else [self._limited]
-        return sum(tensor.nbytes for tensor in (*self._differences, *limited))
+        return sum(bytes_of(tensor) for tensor in (*self._differences, *limited))
 
     def add(self, place: float, value: torch.Tensor) -> None:
         """Takes a further value, at a place beyond that of the last one. The tensor is kept and must not change."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 
 from DeepCache.engine.forecast import Forecast
+from DeepCache.engine.torch_versions import bytes_of
 from DeepCache.schedule import ForecastRule
 
 __all__ = ["PredictionForecast"]
@@ -45,7 +46,7 @@ class PredictionForecast:
     @property
     def bytes(self) -> int:
         """Size of what is kept."""
-        return self._predictions.bytes + (0 if self._sample is None else self._sample.nbytes)
+        return self._predictions.bytes + (0 if self._sample is None else bytes_of(self._sample))
 
     def add(self, place: float, sample: torch.Tensor, prediction: torch.Tensor) -> None:
         """Takes a further prediction and the input that it is of, at a place beyond the last one's. Both are kept and
