@@ -377,16 +377,17 @@ def test_a_pipeline_assigned_to_the_helper_is_the_one_that_is_enabled():
     assert [second.call(1, step) for step in range(2)] == [33, 43]
 
 
-@pytest.mark.parametrize("name", ["is_skip_step", "wrap_unet_forward", "wrap_modules", "reset_states"])
-def test_rules_of_the_reference_package_are_refused_and_not_ignored(name, monkeypatch):
-    message = rf"defines {name}\(\), which DeepCache does not call. .*ExplicitSchedule"
+@pytest.mark.parametrize(
+    "name", ["is_enter_position", "wrap_unet_forward", "wrap_block_forward", "cached_output", "cur_timestep"]
+)
+def test_what_nothing_works_by_is_refused_and_not_ignored(name, monkeypatch):
+    message = rf"defines {name}, which nothing in DeepCache works by. .*ExplicitSchedule"
     with pytest.raises(TypeError, match=f"Mine {message}"):
         type("Mine", (DeepCacheSDHelper,), {name: lambda self: None})
     helper = DeepCacheSDHelper(Pipeline(DummyUNet()))
-    setattr(helper, name, lambda: None)
     with pytest.raises(TypeError, match=message):
-        helper.enable()
-    monkeypatch.setattr(DeepCacheSDHelper, name, lambda self: None, raising=False)
+        setattr(helper, name, lambda: None)
+    monkeypatch.setattr(DeepCacheSDHelper, name, lambda self: None)
     with pytest.raises(TypeError, match=message):
         DeepCacheSDHelper(Pipeline(DummyUNet())).enable()
 

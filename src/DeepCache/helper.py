@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from DeepCache.config import CompileMode, DeepCacheConfig
 from DeepCache.engine.attach import DeepCacheEngine
@@ -16,19 +16,24 @@ from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import unets_of
 from DeepCache.plan import Plan
 from DeepCache.schedule import Between, ForecastRule, Schedule, SkipMode
+from DeepCache.skip_rule import BlockType, Layer, Question, is_deep, with_rule
 
 __all__ = ["DeepCacheSDHelper"]
 
-# Subclasses and patches of the reference package's helper change its rules by these.
-_RULES = (
-    "is_skip_step",
+# What the reference package works by, and subclasses and patches of its helper change, and nothing works by here.
+_NOT_USED = (
     "is_enter_position",
     "wrap_unet_forward",
     "wrap_block_forward",
-    "wrap_modules",
-    "unwrap_modules",
-    "reset_states",
+    "function_dict",
+    "cached_output",
+    "cur_timestep",
+    "start_timestep",
 )
+
+
+# Programs empty the state of the reference package's helper by hand.
+_EMPTIED = {"cached_output": {}, "cur_timestep": 0, "start_timestep": None}
 
 
 class DeepCacheSDHelper:
@@ -43,6 +48,10 @@ class DeepCacheSDHelper:
     of `set_params`, the output is bit-identical to the reference package's. Enabling takes the place of any engine that
     is on the same U-Net already, so a notebook cell may be run twice. After `helper.pipe = other`, the next `enable`
     is for the other pipeline.
+
+    The methods of the reference package's helper are there under their names. A subclass may define `is_skip_step`,
+    which is asked at the start of a run about every layer at every step, and `wrap_modules`, `unwrap_modules` and
+    `reset_states`, which `enable` and `disable` call. To define what nothing works by here is a `TypeError`.
 
     Example:
         >>> from DeepCache import DeepCacheSDHelper
@@ -62,9 +71,20 @@ class DeepCacheSDHelper:
         ...     image = pipe("a red circle", num_inference_steps=6).images[0]
     """
 
+    _asked: Question | None = None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse_rules(cls, vars(cls))
+        _refuse(cls.__name__, vars(cls))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _EMPTIED and value == _EMPTIED[name]:
+            self.reset_states()
+            return
+        _refuse(type(self).__name__, [name])
+        super().__setattr__(name, value)
+        if name == "is_skip_step" and self._engine is not None:
+            self._engine.configure(self._with_rule(self.pipe, self._config))
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe = pipe
@@ -118,8 +138,9 @@ class DeepCacheSDHelper:
         if self.pipe is not None:
             for name, unet in unets_of(self.pipe).items():
                 check_settings(config, unet, self.pipe, name)
+        applied = self._with_rule(self.pipe, config)
         if self._engine is not None and self._engine.pipe is self.pipe:
-            self._engine.configure(config)
+            self._engine.configure(applied)
         self._config = config
 
     def enable(self, pipe: Any = None) -> None:
@@ -129,27 +150,30 @@ class DeepCacheSDHelper:
             pipe: another pipeline to work on from now on; the one before is set free.
 
         Raises:
-            TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut, or the helper was given a rule of
-                the reference package's (`is_skip_step`), which nothing calls here.
+            TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut or ask a rule of.
             ValueError: no pipeline was given, or the branch is too deep for its U-Net.
         """
         pipe = self.pipe if pipe is None else pipe
         if pipe is None:
             raise ValueError("no pipeline to enable DeepCache on: give one to DeepCacheSDHelper(pipe=...) or enable()")
-        _refuse_rules(self, vars(self))
+        _refuse_patches()
+        config = self._with_rule(pipe, self._config)
         if self._engine is None or pipe is not self._engine.pipe:
-            engine = DeepCacheEngine(pipe, self._config)
+            engine = DeepCacheEngine(pipe, config)
             self.disable()
             self.pipe, self._engine = pipe, engine
-        elif self._engine.config != self._config:
+        elif self._engine.config != config:
             # They were set while the helper had no pipeline, or another.
-            self._engine.configure(self._config)
-        self._engine.attach()
+            self._engine.configure(config)
+        if not self._engine.attached:
+            self.reset_states()
+        self.wrap_modules()
 
     def disable(self) -> None:
         """Takes DeepCache off the pipeline, which is then as it was before. Without effect where it is not on."""
         if self._engine is not None:
-            self._engine.detach()
+            self.unwrap_modules()
+            self.reset_states()
 
     def __enter__(self) -> DeepCacheSDHelper:
         self.enable()
@@ -168,20 +192,78 @@ class DeepCacheSDHelper:
     @property
     def params(self) -> dict[str, Any]:
         """The settings under the names of the reference package, with the branch as a block and a layer within it."""
-        number = self._config.cache_branch_id
-        if self.pipe is None:
-            # Nothing to read the structure from yet: that of Stable Diffusion.
-            block, layer = divmod(number, 3)
+        if self._asked is not None:
+            return self._asked.params
+        return _params(self._config, self.pipe)
+
+    def is_skip_step(self, block_i: int, layer_i: int, blocktype: BlockType = "down") -> bool:
+        """Whether a block or a layer is skipped at `cur_timestep` by the rule of the reference package, a uniform
+        schedule. A subclass that defines it says by it which steps are full.
+
+        Args:
+            block_i: the block, from the shallowest.
+            layer_i: the place in the block, from the shallowest; 0 for the block itself.
+            blocktype: `"down"`, `"mid"` or `"up"`.
+        """
+        params = self.params
+        if (self.cur_timestep - (self.start_timestep or 0)) % params["cache_interval"] == 0:
+            return False
+        return is_deep(Layer(block_i, layer_i, blocktype, ""), (params["cache_block_id"], params["cache_layer_id"]))
+
+    def is_enter_position(self, block_i: int, layer_i: int) -> bool:
+        """Whether the U-Net is cut at a layer, by the numbers of `is_skip_step`."""
+        params = self.params
+        return (block_i, layer_i) == (params["cache_block_id"], params["cache_layer_id"])
+
+    @property
+    def cur_timestep(self) -> int:
+        """The place of the step in progress, or of the last one, in the scheduler's list of timesteps; 0 before."""
+        if self._asked is not None:
+            return self._asked.timestep
+        return self._engine.places[1] if self._engine is not None else 0
+
+    @property
+    def start_timestep(self) -> int | None:
+        """The place of the first step of the run in progress; None before and after."""
+        if self._asked is not None:
+            return self._asked.start
+        return self._engine.places[0] if self._engine is not None else None
+
+    def wrap_modules(self) -> None:
+        """Puts DeepCache on the pipeline; `enable` calls it."""
+        if self._engine is None:
+            self.enable()
         else:
-            branch = branch_of(_first_unet(self.pipe), number)
-            # Only diffusers' block layout numbers layers within a block.
-            block, layer = (branch.down_block, branch.layers) if isinstance(branch, BlockBranch) else (number, 0)
-        return {
-            "cache_interval": self._config.cache_interval,
-            "cache_layer_id": layer,
-            "cache_block_id": block,
-            "skip_mode": self._config.skip_mode,
-        }
+            self._engine.attach()
+
+    def unwrap_modules(self) -> None:
+        """Takes DeepCache off the pipeline; `disable` calls it."""
+        if self._engine is not None:
+            self._engine.detach()
+
+    def reset_states(self) -> None:
+        """Forgets all that is kept: the next step is the first of a run. `enable` and `disable` call it; a new image
+        takes no call."""
+        if self._engine is not None:
+            self._engine.end_run()
+
+    def wrap_unet_forward(self) -> NoReturn:
+        """Not here: DeepCache replaces no `forward`.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "DeepCache replaces no forward: enable() puts all of it on, and disable() takes it off"
+        )
+
+    def wrap_block_forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not here: see `wrap_unet_forward`.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        self.wrap_unet_forward()
 
     @property
     def function_dict(self) -> dict[Any, Callable[..., Any]]:
@@ -192,16 +274,66 @@ class DeepCacheSDHelper:
             return {}
         return _forwards(_first_unet(self.pipe))
 
+    @property
+    def cached_output(self) -> NoReturn:
+        """Not here: DeepCache keeps a deep feature for each call and no outputs of layers.
 
-def _refuse_rules(where: Any, defined: Mapping[str, Any]) -> None:
-    """Refuses what the reference package calls and this one does not, wherever it was defined."""
-    name = next((name for name in _RULES if name in defined or hasattr(DeepCacheSDHelper, name)), None)
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(
+            "DeepCache keeps a deep feature for each call and no cached_output of layers: reset_states() forgets what "
+            "is kept, and helper.stats.bytes_kept says how much it was"
+        )
+
+    def _with_rule(self, pipe: Any, config: DeepCacheConfig) -> DeepCacheConfig:
+        """The settings, with the rule of a subclass in them."""
+        if pipe is None or getattr(self.is_skip_step, "__func__", None) is _OWN["is_skip_step"]:
+            return config
+        return with_rule(config, pipe, type(self).__name__, self._answer, _params(config, pipe))
+
+    def _answer(self, question: Question, *layer: Any) -> bool:
+        """What the rule says of a layer at a step."""
+        self._asked = question
+        try:
+            return self.is_skip_step(*layer)
+        finally:
+            self._asked = None
+
+
+_OWN = {name: vars(DeepCacheSDHelper)[name] for name in ("is_skip_step", *_NOT_USED)}
+
+
+def _refuse(owner: str, defined: Iterable[str]) -> None:
+    """Refuses what the reference package works by and this one does not, wherever it was defined."""
+    name = next((name for name in _NOT_USED if name in defined), None)
     if name is not None:
-        owner = where.__name__ if isinstance(where, type) else type(where).__name__
         raise TypeError(
-            f"{owner} defines {name}(), which DeepCache does not call. Say which steps are full by "
+            f"{owner} defines {name}, which nothing in DeepCache works by. Say which steps are full by is_skip_step(), "
             "set_params(schedule=ExplicitSchedule(...)) or WindowSchedule(...), and change a call of the U-Net by hooks"
         )
+
+
+def _refuse_patches() -> None:
+    """Refuses it where it was put on the class."""
+    _refuse("DeepCacheSDHelper", [name for name in _NOT_USED if vars(DeepCacheSDHelper)[name] is not _OWN[name]])
+
+
+def _params(config: DeepCacheConfig, pipe: Any) -> dict[str, Any]:
+    number = config.cache_branch_id
+    if pipe is None:
+        # Nothing to read the structure from yet: that of Stable Diffusion.
+        block, layer = divmod(number, 3)
+    else:
+        branch = branch_of(_first_unet(pipe), number)
+        # Only diffusers' block layout numbers layers within a block.
+        block, layer = (branch.down_block, branch.layers) if isinstance(branch, BlockBranch) else (number, 0)
+    return {
+        "cache_interval": config.cache_interval,
+        "cache_layer_id": layer,
+        "cache_block_id": block,
+        "skip_mode": config.skip_mode,
+    }
 
 
 def _first_unet(pipe: Any) -> Any:

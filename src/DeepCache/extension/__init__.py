@@ -1,0 +1,1 @@
+"""Where the reference package has its helper."""
