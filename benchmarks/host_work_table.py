@@ -96,7 +96,7 @@ def _pipelines(result: dict[str, Any]) -> str:
     heads = [f"{PIPELINES[pipeline]}, {scheduler}" for pipeline, scheduler in columns]
     rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for method, name in {"no caching": "no caching", **METHODS}.items():
-        waits = [cells[method, *column] for column in columns]
+        waits = [cells[(method, *column)] for column in columns]
         rows.append(f"| {name} | {' | '.join(f'{each[0]}, then {max(each[1:])}' for each in waits)} |")
     lead = "**Whole pipelines**: waits of the first step, and the most of a later one."
     return lead + "\n\n" + "\n".join(rows)

@@ -13,10 +13,11 @@ import json
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+import tomllib
 
 from DeepCache.bench.provenance import describe_machine, provenance
 from DeepCache.bench.result_file import write_result

@@ -164,7 +164,7 @@ class Stress:
             every += [(what, moment) for moment, whats in MOMENTS.items() for what in whats]
         # Those that came least often so far, so that all come.
         self._random.shuffle(every)
-        every.sort(key=lambda fault: self.came[engine, *fault])
+        every.sort(key=lambda fault: self.came[(engine, *fault)])
         # The file of the job is written once: what is to go wrong with it comes first, and last what leaves it there.
         return sorted(every[:number], key=lambda fault: (fault[1].startswith("job"), fault[1] != "job after rename"))
 

@@ -10,10 +10,10 @@ import importlib.util
 import io
 import re
 import shlex
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 from typer.main import get_command
 from typer.testing import CliRunner

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def provenance(seed: int) -> dict[str, Any]:
     """Command, date, machine and versions of this run, and its seed."""
     return {
         "command": _command(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "seed": seed,

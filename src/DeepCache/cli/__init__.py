@@ -20,6 +20,10 @@ def main() -> None:
         from DeepCache.cli.interruption import on_interrupt
 
         with on_interrupt():
+            from DeepCache.extras import why_missing
+
+            if missing := why_missing("cli"):
+                sys.exit(f"deepcache: {missing}")
             from DeepCache.cli.commands import app
 
             app(prog_name="deepcache")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -42,12 +42,15 @@ def show_pattern(pattern: str) -> str:
     return pattern.replace(".", "·")
 
 
+_Shown = TypeVar("_Shown", bound="_Display")
+
+
 class _Display:
     """What shows itself for the length of a context."""
 
     _progress: Progress
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Shown) -> _Shown:
         keep_on_interrupt()
         self._progress.start()
         return self

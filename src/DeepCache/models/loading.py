@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from DeepCache.extras import require
 from DeepCache.models.architectures import ARCHITECTURES, architecture_names, random_pipeline
 from DeepCache.models.damage import why_not_loaded
 from DeepCache.models.device import resolve_device, resolve_dtype
@@ -68,6 +69,7 @@ def load_pipeline(
         ValueError: the name, dtype or device is unknown, the device is not in this machine, or
             there are options for an architecture.
         TypeError: the pipeline has no U-Net, or one that DeepCache cannot work on.
+        ImportError: what `DeepCache[cli]` brings is missing, or too old.
 
     Example:
         >>> pipe = load_pipeline("shapes", device="cpu")
@@ -75,6 +77,7 @@ def load_pipeline(
         >>> image.size
         (64, 64)
     """
+    require("cli", "load_pipeline")
     found_device = resolve_device(device)
     found_dtype = resolve_dtype(dtype, found_device)
     shown = os.fspath(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from DeepCache.report.fidelity import unfinished_groups
@@ -112,7 +112,7 @@ def date_in_words(date: str) -> str:
         found = datetime.fromisoformat(date)
     except ValueError:
         return date
-    return found.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if found.tzinfo is not None else date
+    return found.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if found.tzinfo is not None else date
 
 
 def _device(device: Mapping[str, Any]) -> str:
