@@ -6,6 +6,7 @@ files, so that none there is typed by hand.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from benchmarks.narrowed_unet import draw_narrowed_unet
 from benchmarks.tables import HERE, SCHEDULES, _read
+from DeepCache.app.explorer import SHIPPED_ABLATION
 
 HOW = HERE.parent / "docs" / "how-it-works.md"
 IMAGES = HERE.parent / "docs" / "images"
@@ -69,7 +71,9 @@ def split(text: str) -> tuple[str, str, str]:
 
 
 def ablation() -> dict[str, Any]:
-    return _read("ablation")
+    """The ablation that the package has, for the page to explore."""
+    found: dict[str, Any] = json.loads(SHIPPED_ABLATION.read_text(encoding="utf-8"))
+    return found
 
 
 def cell(
@@ -117,7 +121,7 @@ def choosing(result: dict[str, Any]) -> str:
     parts = [
         f"The model in the box, {len(settings['prompts'])} held-out prompts, guidance {settings['guidance']:g}, each "
         "picture against the same one without caching "
-        "([ablation.json](../benchmarks/ablation.json)). I is the interval. Left is cheaper, up is nearer.",
+        "([ablation.json](../src/DeepCache/app/ablation.json)). I is the interval. Left is cheaper, up is nearer.",
         "### Forecast, guidance reuse and plan",
         "![PSNR against the share of multiply-accumulates at branch 0, for re-use, linear and quadratic forecasts, "
         "guidance reuse, tuned plans and fewer steps, in four panels](images/forecasts.png)",

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
+from DeepCache.app.explorer import SHIPPED_ABLATION
 from DeepCache.bench.result_file import read_result
 
 FOLDER = Path(gpu.HERE)
-RESULTS = sorted([FOLDER / "ablation.json", FOLDER / "sd15_512_cpu.json", *FOLDER.glob("gpu/*/*.json")])
+RESULTS = sorted([SHIPPED_ABLATION, FOLDER / "sd15_512_cpu.json", *FOLDER.glob("gpu/*/*.json")])
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
@@ -27,15 +28,15 @@ def test_a_result_is_as_its_schema_says_and_complete(path):
 
 
 def test_the_pictures_of_the_ablation_are_there():
-    result = read_result(FOLDER / "ablation.json")
+    result, folder = read_result(SHIPPED_ABLATION), SHIPPED_ABLATION.parent
     named = [cell["samples"] for group in result["groups"] for cell in (group["reference"], *group["cells"])]
-    assert all((FOLDER / name).is_file() for name in named)
-    there = {path.relative_to(FOLDER).as_posix() for path in (FOLDER / "ablation-samples").rglob("*.png")}
+    assert all((folder / name).is_file() for name in named)
+    there = {path.relative_to(folder).as_posix() for path in (folder / "ablation-samples").rglob("*.png")}
     assert there == set(named)
 
 
 def test_the_report_holds_the_results_as_they_are():
     page = (FOLDER / "report.html").read_text(encoding="utf-8")
     held = [json.loads(base64.b64decode(data)) for data in re.findall(r"data:application/json;base64,([\w+/=]+)", page)]
-    for path in (FOLDER / "sd15_512_cpu.json", FOLDER / "ablation.json"):
+    for path in (FOLDER / "sd15_512_cpu.json", SHIPPED_ABLATION):
         assert json.loads(path.read_text(encoding="utf-8")) in held
