@@ -10,6 +10,7 @@ import typer
 from DeepCache.cli.ablate import ablate_command
 from DeepCache.cli.batch import batch_command
 from DeepCache.cli.benchmark import benchmark_command
+from DeepCache.cli.env import env_command
 from DeepCache.cli.errors import Command, CommandGroup
 from DeepCache.cli.generate import generate_command
 from DeepCache.cli.info import info_command
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "info": info_command,
     "report": report_command,
     "tune": tune_command,
+    "env": env_command,
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name, cls=Command)(_function)

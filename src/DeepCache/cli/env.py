@@ -1,0 +1,34 @@
+"""`deepcache env`: what a report of a fault must say of the environment."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+__all__ = ["env_command"]
+
+
+def env_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as a JSON object, for programs.")] = False,
+) -> None:
+    """Show versions, devices and the dtypes that they compute in, for a report of a fault.
+
+    Example: deepcache env
+    """
+    from DeepCache.bench.environment import describe_environment
+
+    found = describe_environment()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    for name, value in found.items():
+        if isinstance(value, dict):
+            console.print(f"{name}:")
+            for key, each in value.items():
+                console.print(f"  {key}: {each}")
+        else:
+            console.print(f"{name}: {value}")
