@@ -1,18 +1,23 @@
-"""Which tests pass with the oldest versions that pyproject.toml admits, and which with the newest there are.
+"""Which tests pass with which versions of Python, torch, diffusers and transformers.
 
-Makes one environment of each in a folder of its own (torch of the package index brings its CUDA libraries: about 6 GB
-each) and runs the fast tests in it. With `--environments oldest` the result of the other one stays as it is.
+The core's tests (`tests/core.txt`) run in an environment for each row of `MATRIX`, and the fast tests of everything
+with the lower bounds of `DeepCache[cli]`, all together, and with the newest versions. Rows of one Python and one torch
+share an environment, whose other packages are exchanged. Torch of the package index brings its CUDA libraries, about
+6 GB.
 
-    python -m benchmarks.versions --output benchmarks/versions.json
+    python -m benchmarks.versions                       # all that the result file lacks
+    python -m benchmarks.versions --environments newest # again, and the others stay as they are
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,54 +28,127 @@ from DeepCache.bench.provenance import describe_machine, provenance
 from DeepCache.bench.result_file import write_result
 
 ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "versions.json"
 # No torchao works with both the oldest torch and peft; the tests of quantisation are skipped there.
 NOT_WITH_THE_OLDEST = "torchao"
 # Other packages warn of other things in other versions.
-TESTS = ["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-W", "default", "-m", "not slow"]
+PYTEST = [
+    *("-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-W", "default", "-m", "not slow"),
+    *("--numprocesses", "logical", "--dist", "loadscope"),
+]
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Row:
+    """An environment.
+
+    Args:
+        name: what it is called in the result.
+        python: version of Python, of which an interpreter `python3.x` is there.
+        torch: version of torch; an empty string for the newest.
+        pins: requirements beside it.
+        whole: whether it runs the tests of everything, and not those of the core.
+    """
+
+    name: str
+    python: str
+    torch: str
+    pins: tuple[str, ...] = ()
+    whole: bool = False
+
+    @property
+    def folder(self) -> str:
+        kind = "-whole" if self.whole else ""
+        return f"python{self.python}-torch{self.torch or '-newest'}{kind}"
+
+
+def pinned(diffusers: str, transformers: str, *others: str) -> tuple[str, ...]:
+    """Requirements of one diffusers and one transformers, and what these two take."""
+    return (f"diffusers=={diffusers}", f"transformers=={transformers}", *others)
+
+
+_BEFORE_2024 = ("huggingface_hub<0.26", "numpy<2", "peft==0.10.0", "accelerate==0.28.0")
+_OF_2025 = ("huggingface_hub<1", "numpy<2", "peft==0.14.0", "accelerate==1.2.0")
+
+MATRIX = (
+    Row("IDM-VTON", "3.10", "2.0.1", pinned("0.25.0", "4.36.2", *_BEFORE_2024)),
+    Row("diffusers 0.27", "3.10", "2.0.1", pinned("0.27.2", "4.38.2", *_BEFORE_2024)),
+    Row("MuseTalk", "3.10", "2.0.1", pinned("0.30.2", "4.39.2", *_BEFORE_2024)),
+    Row("LatentSync", "3.10", "2.5.1", pinned("0.32.2", "4.48.0", *_OF_2025)),
+    Row("diffusers 0.35", "3.10", "2.5.1", pinned("0.35.2", "4.57.6", *_OF_2025)),
+    Row("diffusers 0.38", "3.12", "2.13.0", pinned("0.38.0", "5.6.2")),
+    Row("Python 3.10", "3.10", "2.13.0", ("diffusers", "transformers")),
+    Row("Python 3.11", "3.11", "2.13.0", ("diffusers", "transformers")),
+    Row("Python 3.13", "3.13", "", ("diffusers", "transformers")),
+    Row("oldest", "3.11", "2.6.0", whole=True),
+    Row("newest", "3.11", "", whole=True),
+)
+
+
+def main() -> int:
     options = _options()
-    for name in options.environments:
-        folder = options.folder / name
-        python = _build(folder, oldest_versions() if name == "oldest" else [])
-        if name == "oldest":
-            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", NOT_WITH_THE_OLDEST], check=True)
-        environment = _provenance() | {"versions": _versions(python)}
-        if not options.build_only:
-            environment |= _run_tests(python, folder)
-            _add(options.output, name, environment)
-        print(name, json.dumps(environment, indent=2))
-
-
-def _provenance() -> dict[str, Any]:
-    known = provenance(0)
-    tests = " ".join(["python", *TESTS]).replace("not slow", '"not slow"')
-    return {"command": known["command"], "date": known["date"], "machine": describe_machine(), "tests": tests}
-
-
-def _add(output: Path, name: str, environment: dict[str, Any]) -> None:
-    """Writes the result of one environment and leaves that of the other as it is."""
-    result = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"environments": {}}
-    result["environments"][name] = environment
-    write_result(output, result)
+    failed = False
+    for row in MATRIX:
+        wanted = row.name in options.environments if options.environments else row.name not in _known(options.output)
+        if not wanted:
+            continue
+        print(f"{row.name}: Python {row.python}, torch {row.torch or 'newest'}, {', '.join(row.pins)}", flush=True)
+        python = _build(options.folder / row.folder, row)
+        environment = _origin(row) | {"versions": _versions(python)} | _run_tests(python, options.folder, row)
+        _add(options.output, row.name, environment)
+        shown = environment.get("not_run") or f"{environment['passed']} passed, {environment['failed']} failed"
+        print(f"{row.name}: {shown}", flush=True)
+        failed = failed or bool(environment.get("failures", True))
+    return int(failed)
 
 
 def oldest_versions() -> list[str]:
-    """The lower bounds of pyproject.toml as exact versions."""
+    """The lower bounds of `DeepCache[cli]` as exact versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [requirement.replace(">=", "==") for requirement in project["dependencies"]]
+    return [requirement.replace(">=", "==") for requirement in project["optional-dependencies"]["cli"]]
 
 
-def _build(folder: Path, exactly: list[str]) -> Path:
-    """A fresh environment with the package, its tests' requirements and, of what is named, exactly that version."""
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+def _known(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))["environments"] if output.exists() else {}
+    return found
+
+
+def _origin(row: Row) -> dict[str, Any]:
+    known = provenance(0)
+    tests = " ".join(["python", *_tests(row)]).replace("not slow", '"not slow"')
+    return {"command": known["command"], "date": known["date"], "machine": describe_machine(), "tests": tests}
+
+
+def _tests(row: Row) -> list[str]:
+    return PYTEST if row.whole else [*PYTEST, "@tests/core.txt"]
+
+
+def _add(output: Path, name: str, environment: dict[str, Any]) -> None:
+    """Writes the result of one environment and leaves those of the others as they are."""
+    environments = _known(output) | {name: environment}
+    ordered = {row.name: environments[row.name] for row in MATRIX if row.name in environments}
+    write_result(output, {"environments": ordered})
+
+
+def _build(folder: Path, row: Row) -> Path:
+    """An environment with the package, what its tests take and, of what is pinned, exactly that version."""
     python = folder / "bin" / "python"
-    constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(exactly) + "\n", encoding="utf-8")
-    install = [python, "-m", "pip", "install", "--quiet"]
+    if not python.exists():
+        interpreter = shutil.which(f"python{row.python}") or sys.executable
+        subprocess.run([interpreter, "-m", "venv", folder], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    torch = [f"torch=={row.torch}"] if row.torch else ["torch"]
     subprocess.run([*install, "--upgrade", "pip"], check=True)
-    subprocess.run([*install, "--constraint", constraints, "--editable", ".", "--group", "test"], check=True, cwd=ROOT)
+    if row.whole:
+        exactly = oldest_versions() if row.name == "oldest" else []
+        constraints = folder / "constraints.txt"
+        constraints.write_text("\n".join(exactly) + "\n", encoding="utf-8")
+        command = [*install, "--constraint", constraints, "--editable", ".[cli]", "--group", "test"]
+        subprocess.run(command, check=True, cwd=ROOT)
+        if row.name == "oldest":
+            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", NOT_WITH_THE_OLDEST], check=True)
+    else:
+        subprocess.run([*install, *torch, *row.pins, "--editable", ".", "--group", "core"], check=True, cwd=ROOT)
     return python
 
 
@@ -81,10 +159,10 @@ def _versions(python: Path) -> dict[str, str]:
     return {"python": number} | {package["name"]: package["version"] for package in listed}
 
 
-def _run_tests(python: Path, folder: Path) -> dict[str, Any]:
-    report = folder / "report.xml"
+def _run_tests(python: Path, folder: Path, row: Row) -> dict[str, Any]:
+    report = folder.absolute() / "report.xml"
     started = time.monotonic()
-    finished = subprocess.run([python, *TESTS, f"--junit-xml={report}"], cwd=ROOT, check=False)
+    finished = subprocess.run([python, *_tests(row), f"--junit-xml={report}"], cwd=ROOT, check=False)
     # 0: all passed, 1: some failed; with anything else there is nothing to count.
     if finished.returncode not in (0, 1):
         return {"not_run": f"pytest ended with exit status {finished.returncode}"}
@@ -108,12 +186,11 @@ def read_report(report: Path) -> dict[str, Any]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/versions.json"))
-    parser.add_argument("--environments", nargs="+", choices=["oldest", "newest"], default=["oldest", "newest"])
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--environments", nargs="+", choices=[row.name for row in MATRIX], help="run again")
     parser.add_argument("--folder", type=Path, default=Path("build/versions"), help="where the environments are made")
-    parser.add_argument("--build-only", action="store_true", help="make the environments and run no test")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remov
 from DeepCache.schedule import BranchSchedule, UniformSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.releases import COUNTS
 
 
 @pytest.fixture
@@ -321,6 +322,7 @@ def test_a_pipeline_without_a_unet_is_refused():
         DeepCacheSDHelper().enable()
 
 
+@COUNTS
 def test_stats_before_and_after_a_run():
     helper = DeepCacheSDHelper()
     assert str(helper.stats) == "no trajectory yet"

@@ -256,7 +256,8 @@ def test_json_round_trip(schedule):
 
 def test_every_kind_is_saved_under_a_name_of_its_own():
     kinds = {type(schedule): schedule.kind for schedule in SCHEDULES}
-    assert set(kinds) == set(Schedule.__subclasses__())
+    # A rule is code, and is not saved.
+    assert set(kinds) == {kind for kind in Schedule.__subclasses__() if kind.__name__ != "SkipRule"}
     assert len(set(kinds.values())) == len(kinds)
 
 

@@ -25,6 +25,7 @@ from DeepCache.schedule import (
     schedule_from_dict,
 )
 from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.releases import CLI
 
 KINDS = {
     "float": float,
@@ -50,6 +51,13 @@ CONFIGS = {
     "schedule": lambda n: DeepCacheConfig(schedule=UniformSchedule(n(3), branch=n(2))),
     "plan": lambda n: DeepCacheConfig(plan=Plan(StepSchedule((Step(True), Step(False, n(2)))), {}, {})),
 }
+
+
+def _id(value):
+    """NumPy 1 shows its numbers as Python's."""
+    return f"{type(value).__name__} {value!r}"
+
+
 NOT_WHOLE = [True, np.True_, torch.tensor(True), 3.5, np.float32(3.5), torch.tensor(3.5), math.nan, math.inf]
 NOT_WHOLE += ["3", None, [3], (3,), np.array([3]), torch.tensor([3, 4]), 3j]
 
@@ -91,7 +99,7 @@ def test_a_mask_of_numpy_says_which_steps_are_full():
     assert repr(schedule) == repr(StepSchedule((Step(True), Step(False), Step(True))))
 
 
-@pytest.mark.parametrize("value", NOT_WHOLE, ids=repr)
+@pytest.mark.parametrize("value", NOT_WHOLE, ids=_id)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -127,7 +135,7 @@ def test_a_number_where_a_list_is_meant_is_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("number", [np.float64(0.25), np.float32(0.25), np.array(0.25), torch.tensor(0.25)], ids=repr)
+@pytest.mark.parametrize("number", [np.float64(0.25), np.float32(0.25), np.array(0.25), torch.tensor(0.25)], ids=_id)
 def test_thresholds_and_powers_of_another_kind(number):
     config = DeepCacheConfig(skip_mode="adaptive", threshold=number)
     assert config == DeepCacheConfig(skip_mode="adaptive", threshold=0.25)
@@ -140,7 +148,7 @@ def test_thresholds_and_powers_of_another_kind(number):
     assert repr(NonUniformSchedule(3, power=number + 1)).endswith("power=1.25, branch=0)")
 
 
-@pytest.mark.parametrize("value", [torch.tensor(True), np.True_, torch.tensor([0.1]), np.array("0.1"), 1j], ids=repr)
+@pytest.mark.parametrize("value", [torch.tensor(True), np.True_, torch.tensor([0.1]), np.array("0.1"), 1j], ids=_id)
 def test_a_threshold_that_is_no_number_is_refused(value):
     with pytest.raises(TypeError) as caught:
         DeepCacheConfig(threshold=value)
@@ -191,6 +199,7 @@ def test_no_steps_have_no_mean_cost():
         mean_cost([], Costs(100, {}, {}))
 
 
+@CLI
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
 def test_a_pipeline_of_no_steps_does_what_it_does_without_caching(scheduler):
     pipe = load_pipeline("shapes")

@@ -47,8 +47,8 @@ def count_ops_and_params(model: nn.Module, example_inputs: Any, layer_wise: bool
         layer_wise: whether to print a line for each layer.
 
     Returns:
-        The operations for one sample (a convolution or a linear layer: multiply-accumulates and biases), and the number
-        of parameters.
+        The operations for one sample, of a convolution or a linear layer its multiply-accumulates and biases, and the
+        number of parameters.
 
     Example:
         >>> import torch

@@ -248,7 +248,7 @@ class DeepCacheSDHelper:
             self._engine.end_run()
 
     def wrap_unet_forward(self) -> NoReturn:
-        """Not here: DeepCache replaces no `forward`.
+        """Raises, since DeepCache replaces no `forward`.
 
         Raises:
             NotImplementedError: always.
@@ -258,7 +258,7 @@ class DeepCacheSDHelper:
         )
 
     def wrap_block_forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not here: see `wrap_unet_forward`.
+        """Raises; see `wrap_unet_forward`.
 
         Raises:
             NotImplementedError: always.
@@ -276,7 +276,7 @@ class DeepCacheSDHelper:
 
     @property
     def cached_output(self) -> NoReturn:
-        """Not here: DeepCache keeps a deep feature for each call and no outputs of layers.
+        """Raises, since DeepCache keeps a deep feature for each call and no outputs of layers.
 
         Raises:
             AttributeError: always.

@@ -181,7 +181,7 @@ def test_a_layer_offloaded_alone(expected):
 @pytest.mark.companion("Group offload")
 @pytest.mark.skipif(
     # There, diffusers asks torch for an accelerator where there is none.
-    torch.__version__ < "2.7" and not torch.accelerator.is_available(),
+    torch.__version__ < "2.7" and not torch.cuda.is_available(),
     reason="torch 2.6 without an accelerator",
 )
 def test_group_offloading_of_diffusers(expected, plain):

@@ -5,6 +5,7 @@ from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.releases import COUNTS, before_diffusers
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_an_error_outside_the_unet_leaves_nothing_either():
     assert engine.stats.pattern == "F..F.."
 
 
+@before_diffusers("0.35", "a pipeline says nothing at its end")
 def test_an_interrupted_pipeline_leaves_nothing():
     pipe = tiny_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
@@ -191,6 +193,7 @@ def test_a_shallow_step_transfers_nothing_and_runs_no_deep_module(monkeypatch):
             pipe.unet(sample, t, encoder_hidden_states=prompt)
 
 
+@COUNTS
 def test_stats_say_so_where_the_cost_cannot_be_counted():
     class Stubborn(DummyUNet):
         def forward(self, noisy, when):

@@ -12,6 +12,7 @@ from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
+from tests.releases import COMPILES
 
 
 def _interrupted(pipe, at, error):
@@ -47,6 +48,7 @@ def test_what_interrupts_a_call_leaves_the_unet_as_it_was(error, at):
     assert engine.stats.pattern == "F"
 
 
+@COMPILES
 def test_the_guard_is_not_taken_for_a_compiled_call():
     from peft.utils.hotswap import prepare_model_for_compiled_hotswap
 
@@ -58,6 +60,7 @@ def test_the_guard_is_not_taken_for_a_compiled_call():
         prepare_model_for_compiled_hotswap(unet)
 
 
+@COMPILES
 def test_a_guard_that_was_lost_is_put_back_at_the_next_run():
     pipe = Pipeline(copy.deepcopy(_with_deepcache(DummyUNet())))
     assert pipe.unet._compiled_call_impl is None
@@ -70,6 +73,7 @@ def _with_deepcache(unet):
     return unet
 
 
+@COMPILES
 def test_a_call_compiled_after_enabling_is_kept_when_deepcache_goes():
     pipe = tiny_pipeline(small_unet())
     plain = draw(pipe)

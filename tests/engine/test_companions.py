@@ -17,6 +17,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel, UNet2DModel
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.layouts import skip_branches
 from tests.parity.tiny_unets import TINY_UNETS, TOKENS, WIDTH
+from tests.releases import HALF, UNWRITTEN, before_diffusers
 
 # 12 branches: four down blocks of two layers each, with downsamplers but for the last.
 BRANCHES = range(12)
@@ -143,7 +144,7 @@ class TestControlNet:
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8)).eval()
         zeros = torch.nn.ModuleList([*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block])
         for parameter in zeros.parameters():
-            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+            parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
         condition = _normal(8, BATCH, 3, 16, 16)
 
         def kwargs():
@@ -224,6 +225,7 @@ def _free_of_helper(unet):
         return unet(SAMPLE, 500, **_prompt()).sample
 
 
+@before_diffusers("0.28", "it takes other arguments")
 @pytest.mark.companion("IP-Adapter")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_ip_adapter(unet, branch):
@@ -307,6 +309,7 @@ def test_class_labels(branch, class_embed_type):
     assert not torch.equal(run(class_labels=labels.flip(0)), full)
 
 
+@UNWRITTEN
 @pytest.mark.companion("Attention slicing")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_attention_slicing(unet, branch):
@@ -314,6 +317,7 @@ def test_attention_slicing(unet, branch):
     assert _shallow_equals_full(unet, branch, _prompt)
 
 
+@UNWRITTEN
 @pytest.mark.companion("Attention slicing", "switched on within the run")
 def test_attention_slicing_switched_on_between_two_steps(unet):
     run = Run(unet, 2)
@@ -337,6 +341,7 @@ def test_autocast(unet, branch):
         pytest.param(torch.bfloat16, marks=pytest.mark.companion("bf16")),
     ],
 )
+@HALF
 def test_half_precision(unet, branch, dtype):
     unet.to(dtype)
     sample, prompt = SAMPLE.to(dtype), PROMPT.to(dtype)

@@ -30,8 +30,10 @@ from tests.engine.backend import use_backend
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.overwriting_graphs import OverwritingGraphs
 from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
+from tests.releases import COMPILES
 
 pytestmark = [
+    COMPILES,
     pytest.mark.usefixtures("nothing_is_counted"),
     # Torch's own, when inductor is imported.
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),

@@ -12,6 +12,9 @@ from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from DeepCache.schedule import BranchSchedule, Step, StepSchedule, UniformSchedule
 from tests.engine.backend import use_backend
 from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
+from tests.releases import COMPILES
+
+pytestmark = COMPILES
 
 
 def _pipeline():

@@ -11,6 +11,9 @@ from DeepCache.engine.cost import capture_unet_call, count_costs, on_meta
 from DeepCache.engine.layouts import skip_branches
 from tests.engine.dummy_unet import Pipeline
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.releases import COUNTS
+
+pytestmark = COUNTS
 
 
 class Down(nn.Module):

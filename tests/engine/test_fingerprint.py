@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-import peft
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
@@ -22,6 +21,9 @@ from DeepCache.engine.fingerprint import (
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
 from tests.engine.tiny_pipeline import tiny_unet
+from tests.releases import COMPILES, before_diffusers
+
+peft = pytest.importorskip("peft")
 
 
 def plan_for(unet=None, scheduler=None):
@@ -70,6 +72,7 @@ def test_it_is_the_same_in_another_memory_format_and_without_gradients():
     assert fingerprint(tiny_unet().requires_grad_(False)) == plain
 
 
+@COMPILES
 def test_it_is_the_same_where_torch_compile_has_been_asked_for():
     unet = tiny_unet()
     unet.compile(backend="eager")
@@ -116,6 +119,7 @@ def test_weights_that_are_out_of_reach_are_not_compared():
     assert other_model(plan_for(unreachable), tiny_unet()) == ""
 
 
+@before_diffusers("0.33", "it casts no layers")
 def test_weights_that_are_rounded_to_eight_bits_are_not_compared():
     unet = tiny_unet()
     unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
@@ -123,6 +127,7 @@ def test_weights_that_are_rounded_to_eight_bits_are_not_compared():
     assert other_model(plan_for(), unet) == ""
 
 
+@before_diffusers("0.35", "it offloads no groups to a disk")
 def test_weights_that_lie_on_disk_are_not_compared(tmp_path):
     unet = tiny_unet()
     unet.enable_group_offload(

@@ -100,10 +100,10 @@ def test_following_that_is_interrupted_leaves_nothing(monkeypatch):
     pipe = Pipeline(DummyUNet())
     before = type(pipe), set(vars(pipe)), set(vars(pipe.unet))
 
-    def interrupted(cls):
+    def interrupted(pipe, extension):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("DeepCache.engine.follow._following", interrupted)
+    monkeypatch.setattr("DeepCache.engine.follow.extend_class", interrupted)
     with pytest.raises(KeyboardInterrupt):
         apply_deepcache(pipe)
     assert (type(pipe), set(vars(pipe)), set(vars(pipe.unet))) == before

@@ -12,6 +12,7 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.releases import COUNTS
 
 RULES = ("none", "linear", "quadratic")
 UNEVEN = [0, 1, 3, 4, 9, 11]
@@ -430,6 +431,7 @@ class TestSeveralBranches:
             assert engine.stats.pattern == "F..F.."
         assert torch.equal(*pictures)
 
+    @COUNTS
     def test_the_cost_is_that_of_the_branches(self):
         pipe = tiny_pipeline()
         shares = {}

@@ -18,6 +18,7 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.releases import COUNTS
 
 REUSE = DeepCacheConfig(3, forecast="none", guidance_reuse=True)
 
@@ -104,6 +105,7 @@ class TestPipeline:
         assert torch.equal(first, draw(pipeline(), seed=1))
         assert torch.equal(second, draw(pipeline(), seed=2))
 
+    @COUNTS
     def test_at_interval_one_nothing_is_halved_or_refused(self):
         pipe = tiny_pipeline()
         plain, unguided = draw(pipe), draw(pipe, guidance_scale=1.0)
@@ -121,6 +123,7 @@ class TestPipeline:
         assert (first, deep) == ([2, 1, 2, 1], [2, 1])
         assert (engine.stats.pattern, engine.stats.halved_steps) == ("FF..", 2)
 
+    @COUNTS
     def test_guidance_reuse_needs_no_shallow_step(self):
         pipe = tiny_pipeline()
         each = (Step(True), *[Step(True, guidance_reuse=True)] * 3)
@@ -144,6 +147,7 @@ class TestPipeline:
             assert not kept_slots(engine)
 
 
+@COUNTS
 class TestCost:
     def call(self, batch):
         return (torch.zeros(batch, 4, 8, 8), torch.tensor(5)), {"encoder_hidden_states": torch.zeros(batch, 3, 8)}
@@ -365,6 +369,7 @@ class TestRefused:
 
 
 class TestGuidanceThatChangesInMidRun:
+    @COUNTS
     def test_where_it_is_cut_off_the_run_goes_on_without(self):
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, REUSE)

@@ -19,6 +19,7 @@ from diffusers import (
 
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.engine.layouts import skip_branches
+from tests.releases import COUNTS_OPERATIONS
 
 BLOCKS = {
     "sample_size": 8,
@@ -78,7 +79,8 @@ def _run(unet, branch, inputs, changed):
     shallow = unet(_normal(0, 2, 4, 8, 8), timesteps[1], **inputs | changed).sample
     engine.detach()
     assert engine.stats.pattern == "F."
-    assert engine.stats.mac_share < 1
+    if COUNTS_OPERATIONS:
+        assert engine.stats.mac_share < 1
     return full, shallow
 
 

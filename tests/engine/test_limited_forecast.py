@@ -12,6 +12,7 @@ from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.engine.forecast import Forecast
 from DeepCache.schedule import ExplicitSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
+from tests.releases import HALF
 
 pytestmark = pytest.mark.usefixtures("nothing_is_counted")
 
@@ -90,6 +91,7 @@ def test_it_is_the_line_where_slopes_agree_and_re_use_where_they_do_not_and_boun
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@HALF
 def test_in_half_precision_it_is_right_but_for_rounding(dtype, scale):
     values = (scale * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))).to(dtype)
     found = forecast_of((0, 3, 6), values).at(8, "limited")

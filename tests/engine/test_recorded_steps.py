@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch.utils.flop_counter import FlopCounterMode
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from DeepCache.schedule import (
@@ -23,6 +22,8 @@ from DeepCache.schedule import (
     WindowSchedule,
 )
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+
+FlopCounterMode = pytest.importorskip("torch.utils.flop_counter", reason="torch 2.0").FlopCounterMode
 
 # The layers on the way down whose outputs are the skip connections 1 to 5; that of `conv_in` is 0.
 LAYERS = [

@@ -21,6 +21,9 @@ from DeepCache.engine.cost import count_costs, on_meta
 from DeepCache.engine.cost_key import call_key, structure_key
 from tests.engine.test_cost import CHANNELS, FULL, SHALLOW, Toy
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.releases import COUNTS
+
+pytestmark = COUNTS
 
 CALL = ((torch.zeros(1, 2), 500), {})
 

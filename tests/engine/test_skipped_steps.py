@@ -16,6 +16,7 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.releases import COMPILES, COUNTS
 
 pytestmark = [
     # Torch's own, when a U-Net is compiled.
@@ -231,6 +232,7 @@ def test_the_unet_is_left_as_it_was_found_wherever_a_run_stopped(length):
         pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
 
 
+@COMPILES
 def test_what_was_compiled_before_is_there_again():
     pipe = Pipeline(DummyUNet())
     calls = []
@@ -248,6 +250,7 @@ def test_what_was_compiled_before_is_there_again():
     assert vars(pipe.unet)["_compiled_call_impl"] is compiled
 
 
+@COMPILES
 def test_a_skipped_step_that_is_due_is_not_taken_for_a_compiled_unet():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, SKIPPED)
@@ -386,6 +389,7 @@ def test_image_to_image_starts_full_at_any_strength():
         assert engine.stats.pattern == "F--F--F--F"[: round(10 * strength)]
 
 
+@COUNTS
 def test_the_cost_is_that_of_the_steps_that_ran():
     shares = {}
     for between in ("shallow", "skipped", "alternating"):

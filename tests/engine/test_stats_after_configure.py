@@ -4,6 +4,9 @@ import pytest
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.releases import COUNTS
+
+pytestmark = COUNTS
 
 OTHERS = [DeepCacheConfig(3, 4), DeepCacheConfig(2, 1), DeepCacheConfig(1), DeepCacheConfig(3, between="skipped")]
 

@@ -1,7 +1,10 @@
 """Diffusers' own Stable Diffusion pipeline on tiny random components."""
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from packaging.version import Version
+
+from tests.releases import DIFFUSERS
 
 
 def tiny_unet(seed=0):
@@ -31,10 +34,22 @@ def small_unet():
     ).eval()
 
 
+class _TextEncoder(torch.nn.Module):
+    """For releases of diffusers that ask it for its dtype and its LoRAs, and do not call it."""
+
+    dtype = torch.float32
+
+
+def _vae():
+    """None, but for releases of diffusers that ask it for its number of blocks."""
+    old = Version("0.33") > DIFFUSERS
+    return AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=4) if old else None
+
+
 def tiny_pipeline(unet=None):
     pipe = StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
+        vae=_vae(),
+        text_encoder=_TextEncoder() if Version("0.28") > DIFFUSERS else None,
         tokenizer=None,
         unet=tiny_unet() if unet is None else unet,
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),

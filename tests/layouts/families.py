@@ -7,13 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import HunyuanDiT2DModel, Kandinsky3UNet, StableCascadeUNet, UNet1DModel, UNet2DConditionModel
-from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UniDiffuserModel
-from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt
+from diffusers import (
+    HunyuanDiT2DModel,
+    Kandinsky3UNet,
+    StableCascadeUNet,
+    UNet1DModel,
+    UNet2DConditionModel,
+    UniDiffuserModel,
+)
+from packaging.version import Version
 from torch import nn
 
 from tests.compatibility.components import generator, seeded
 from tests.layouts.ldm_unet import TEXT, LayerByLayerUNet, LdmUNet
+from tests.releases import DIFFUSERS
+
+try:
+    from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt
+except ImportError:  # before diffusers 0.40
+    from diffusers.pipelines.wuerstchen import WuerstchenDiffNeXt
 
 __all__ = ["FAMILIES", "Family", "random"]
 
@@ -132,7 +144,7 @@ def _dance_diffusion() -> nn.Module:
     return UNet1DModel(
         sample_size=64,
         extra_in_channels=16,
-        time_embedding_dim=16,
+        **({"time_embedding_dim": 16} if Version("0.33") <= DIFFUSERS else {}),
         in_channels=2,
         out_channels=2,
         block_out_channels=(32, 32, 64),

@@ -15,6 +15,7 @@ from DeepCache.engine.attach import DeepCacheEngine
 from DeepCache.engine.layouts import skip_branches
 from tests.engine.slots import kept_slots
 from tests.layouts.families import FAMILIES, Family, denoiser_of
+from tests.releases import COMPILES, COUNTS_OPERATIONS
 
 LEVELS = (0.9, 0.75, 0.6, 0.4, 0.25, 0.1)
 # The others take as long each; one of every layout is enough while one works.
@@ -103,8 +104,9 @@ def test_only_layers_above_the_branch_run_on_shallow_steps(family):
     assert all(shallow < ran[0] for shallow in (ran[1], ran[2], ran[4], ran[5]))
     stats = engine.stats
     assert stats.pattern == "F..F.."
-    assert stats.uncounted == ""
-    assert 1 / 3 < stats.mac_share < 1
+    if COUNTS_OPERATIONS:
+        assert stats.uncounted == ""
+        assert 1 / 3 < stats.mac_share < 1
     assert stats.bytes_kept > 0
 
 
@@ -164,6 +166,7 @@ def test_a_skipped_step_runs_no_layer(family):
         for family in FAMILIES
     ],
 )
+@COMPILES
 def test_there_are_two_graphs_and_none_more(family):
     torch.compiler.reset()
     expected = denoiser_of(family)

@@ -15,6 +15,7 @@ from DeepCache.engine.compilation import is_compiled_by_others
 from DeepCache.engine.denoiser_cache import DenoiserCache
 from DeepCache.engine.follow import follow_unets, unfollow_unets
 from DeepCache.engine.stats import TrajectoryStats
+from DeepCache.engine.torch_versions import CALLS_WHAT_IS_COMPILED
 from DeepCache.engine.unets import component_of, unets_of
 
 __all__ = ["DeepCacheEngine", "apply_deepcache", "remove_deepcache"]
@@ -179,6 +180,8 @@ class DeepCacheEngine:
                 del cache.denoiser.__dict__[_ENGINE]
 
     def _refuse_to_compile_twice(self, config: DeepCacheConfig) -> None:
+        if not CALLS_WHAT_IS_COMPILED and self._compiled_by_others():
+            raise ValueError(f"the U-Net is compiled, and DeepCache on it takes torch 2.1; this is {torch.__version__}")
         if config.compile != "none" and self._compiled_by_others():
             raise ValueError(f"compile={config.compile!r} and the U-Net is compiled already: leave out one of the two")
 

@@ -27,7 +27,7 @@ class _Guarded:
     """A module of torch 2.0, whose `__call__` runs nothing in place of the module."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return vars(self)[_CALL](*args, **kwargs)
+        return vars(self).get(_CALL, self._call_impl)(*args, **kwargs)
 
 
 class CallGuard:

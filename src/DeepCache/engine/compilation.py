@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from DeepCache.engine.call_guard import CallGuard
-from DeepCache.engine.torch_versions import not_compiled
+from DeepCache.engine.torch_versions import CALLS_WHAT_IS_COMPILED, not_compiled
 
 __all__ = ["ISOLATED", "Compilation", "is_compiled", "is_compiled_by_others", "static_timestep"]
 
@@ -41,11 +41,13 @@ class Compilation:
         mode: one of `COMPILE_MODES`.
 
     Raises:
-        ValueError: the mode is `regional`, and the U-Net has no transformer blocks.
+        ValueError: the mode is `regional`, and the U-Net has no transformer blocks; or torch is 2.0.
     """
 
     def __init__(self, unet: nn.Module, mode: str) -> None:
         self._calls: list[_CompiledCall] = []
+        if mode != "none" and not CALLS_WHAT_IS_COMPILED:
+            raise ValueError(f"compile={mode!r} takes torch 2.1, and this is torch {torch.__version__}: leave it out")
         if mode == "regional":
             # The blocks share their code, and so what is compiled of it.
             self._calls = [_CompiledCall(block, "default", {}) for block in _transformer_blocks(unet)]

@@ -46,7 +46,7 @@ def fingerprint(unet: nn.Module) -> dict[str, Any]:
     listing = "\n".join(f"{name} {tuple(weight.shape)}" for name, weight in sorted(named, key=lambda each: each[0]))
     chosen = [named[index * len(named) // _SAMPLED_WEIGHTS][1] for index in range(min(_SAMPLED_WEIGHTS, len(named)))]
     reachable = not offloaded_to_disk(unet) and all(
-        weight.device.type != "meta" and weight.is_floating_point() and weight.itemsize > 1 for weight in chosen
+        weight.device.type != "meta" and weight.is_floating_point() and weight.element_size() > 1 for weight in chosen
     )
     return {
         "unet": type(unet).__name__,
