@@ -1,0 +1,64 @@
+"""Every public name of the reference package does here what docs/reference-names.md says."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import DeepCache
+from DeepCache import DeepCacheSDHelper, flops
+from DeepCache.extension.deepcache import DeepCacheSDHelper as ExtensionHelper
+from tests.engine.tiny_pipeline import tiny_pipeline
+from tests.parity.names import ANSWERS, FILE, REFUSED_MODULES, names_of_flops, names_of_helper, page
+from tests.parity.reference import FOLDER
+
+HELPER = DeepCacheSDHelper(tiny_pipeline())
+
+
+def test_the_page_is_made_of_them():
+    assert FILE.read_text(encoding="utf-8") == page(), "run: python -m tests.parity.names"
+
+
+def test_every_name_of_the_helper_has_an_answer():
+    assert names_of_helper() == set(ANSWERS)
+
+
+@pytest.mark.parametrize(("name", "answer"), ANSWERS.items(), ids=ANSWERS)
+def test_what_a_name_of_the_helper_does(name, answer):
+    assert hasattr(DeepCacheSDHelper, name) or name in vars(HELPER)
+    if "an `AttributeError`" in answer:
+        with pytest.raises(AttributeError, match=name):
+            getattr(HELPER, name)
+    elif "a `NotImplementedError`" in answer:
+        with pytest.raises(NotImplementedError):
+            getattr(HELPER, name)()
+    else:
+        getattr(HELPER, name)
+    if "to define it" in answer:
+        with pytest.raises(TypeError, match=f"Mine defines {name}"):
+            type("Mine", (DeepCacheSDHelper,), {name: None})
+    if "a subclass may" in answer:
+        type("Mine", (DeepCacheSDHelper,), {name: getattr(DeepCacheSDHelper, name)})
+
+
+def test_the_helper_is_where_programs_take_it_from():
+    assert ExtensionHelper is DeepCacheSDHelper is DeepCache.DeepCacheSDHelper
+
+
+@pytest.mark.parametrize("module", REFUSED_MODULES)
+def test_copies_of_an_older_diffusers_say_what_to_take(module):
+    pipeline = REFUSED_MODULES[module].split("`")[1]
+    with pytest.raises(ImportError, match=rf"{module} .*`from diffusers import {pipeline}`"):
+        importlib.import_module(module)
+    with pytest.raises(ImportError, match=f"from diffusers import {pipeline}"):
+        importlib.import_module(f"{module}.unet_2d_condition")
+
+
+def test_flops_has_what_programs_call_and_no_more():
+    assert [name for name in names_of_flops() if hasattr(flops, name)] == ["count_ops_and_params"]
+
+
+def test_there_are_no_other_modules():
+    found = {path.name for path in (FOLDER / "DeepCache").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert found - {"__pycache__"} == {"__init__.py", "extension", "flops.py", "sd", "sdxl", "svd"}
