@@ -1,9 +1,10 @@
-# `make demo` and `make test` set everything up in .venv by themselves.
+# Each command sets up what it takes in .venv: `make demo` the package with its command, the others the tools as well.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+TOOLS := $(VENV)/tools
 REFERENCE := build/reference/DeepCache
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # A process for each core; the tests of a file stay in one, since they share what is made once.
@@ -13,27 +14,31 @@ PROMPT := a red circle left of a blue square
 export PIP_NO_INPUT := 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint format docs clean
+.PHONY: demo test test-core test-all lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/deepcache generate "$(PROMPT)" --compare --output deepcache-output
 
-test: $(INSTALLED) $(REFERENCE)
+test: $(TOOLS) $(REFERENCE)
 	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "not slow"
 
-test-all: $(INSTALLED) $(REFERENCE)
+# The engine, the helper, settings and plans: for the daily loop.
+test-core: $(TOOLS) $(REFERENCE)
+	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "not slow" @tests/core.txt
+
+test-all: $(TOOLS) $(REFERENCE)
 	$(BIN)/python -m pytest --quiet $(IN_PARALLEL)
 
-lint: $(INSTALLED)
+lint: $(TOOLS)
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy --no-error-summary
 
-format: $(INSTALLED)
+format: $(TOOLS)
 	$(BIN)/ruff check --quiet --fix
 	$(BIN)/ruff format --quiet
 
-docs: $(INSTALLED)
+docs: $(TOOLS)
 	@rm -rf build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet --doctree-dir build/doctrees docs build/docs
 	@echo "The site is in build/docs: open build/docs/index.html"
@@ -47,11 +52,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt --upgrade pip
-	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --editable . --group dev
+	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --editable '.[cli]'
+	@touch $@
+
+$(TOOLS): $(INSTALLED)
+	@echo "Adding the tools for tests, lint and docs"
+	@$(PIP) install --constraint constraints.txt --group dev
 	@touch $@
 
 # The reference implementation, for the parity tests: unpacked, loaded by path, never installed.
-$(REFERENCE): tests/parity/reference.txt | $(INSTALLED)
+$(REFERENCE): tests/parity/reference.txt | $(TOOLS)
 	@rm -rf $(@D)
 	@$(PIP) download --no-deps --only-binary :all: --require-hashes --requirement $< --dest $(@D)
 	@$(BIN)/python -m zipfile -e $(@D)/*.whl $(@D)
