@@ -75,11 +75,6 @@ MATRIX = (
     Row("diffusers 0.27", "3.10", "2.0.1", pinned("0.27.2", "4.38.2", *_BEFORE_2024)),
     Row("MuseTalk", "3.10", "2.0.1", pinned("0.30.2", "4.39.2", *_BEFORE_2024)),
     Row("LatentSync", "3.10", "2.5.1", pinned("0.32.2", "4.48.0", *_OF_2025)),
-    Row("diffusers 0.35", "3.10", "2.5.1", pinned("0.35.2", "4.57.6", *_OF_2025)),
-    Row("diffusers 0.38", "3.12", "2.13.0", pinned("0.38.0", "5.6.2")),
-    Row("Python 3.10", "3.10", "2.13.0", ("diffusers", "transformers")),
-    Row("Python 3.11", "3.11", "2.13.0", ("diffusers", "transformers")),
-    Row("Python 3.13", "3.13", "", ("diffusers", "transformers")),
     Row("oldest", "3.11", "2.6.0", whole=True),
     Row("newest", "3.11", "", whole=True),
 )

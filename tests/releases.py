@@ -18,6 +18,7 @@ __all__ = [
     "COUNTS_OPERATIONS",
     "DIFFUSERS",
     "HALF",
+    "OFFLOADS_ALL",
     "UNWRITTEN",
     "WITHOUT_PIPELINES",
     "before_diffusers",
@@ -36,3 +37,6 @@ COMPILES = pytest.mark.skipif(not hasattr(torch, "compiler"), reason="torch 2.0 
 def before_diffusers(least: str, reason: str) -> pytest.MarkDecorator:
     """Leaves a test out with diffusers before a release."""
     return pytest.mark.skipif(Version(least) > DIFFUSERS, reason=f"diffusers before {least}: {reason}")
+
+
+OFFLOADS_ALL = before_diffusers("0.28", "the stand-in for a text encoder has no weights to offload")

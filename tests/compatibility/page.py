@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import warnings
 from collections import defaultdict
@@ -19,6 +20,7 @@ import pytest
 import transformers
 from packaging.version import Version
 
+from benchmarks.versions import RESULT
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.layouts import skip_branches
 from DeepCache.engine.unets import unets_of
@@ -37,7 +39,7 @@ _HEAD = """\
 
 *Made by `python -m tests.compatibility.page` from the tests, with diffusers {diffusers}. The tests fail when this \
 page is not in step with them, and when diffusers has a pipeline or a scheduler that is not on it. \
-[versions.json](../benchmarks/versions.json) has the tests with the oldest and the newest versions of everything.*
+Below, [versions](#versions) are those of releases that were tried.*
 
 {counts}
 
@@ -63,6 +65,16 @@ layer and downsampler: diffusers' U-Nets
 
 For any other structure, `enable()` raises a `TypeError` that says why. The caches of diffusers (`enable_cache`) are \
 made for transformers without long skips.
+"""
+
+_VERSIONS = """\
+## Versions
+
+The package takes Python 3.10 and torch 2.0 or newer, and the helper works with these releases of diffusers and \
+transformers, some of which programs pin. The tests are those of the engine, the helper, settings and plans; some are \
+left out where a release lacks what they need. `compile=` and the share of multiply-accumulates take torch 2.1, \
+and what comes with `DeepCache[cli]` takes torch 2.6, diffusers 0.40 and transformers 5.6, the row *oldest* \
+([versions.json](../benchmarks/versions.json)).
 """
 
 
@@ -93,6 +105,7 @@ def page() -> str:
         "## Pipelines that are refused\n\n`enable()` raises a `TypeError` that begins with this reason.\n",
         _table(("pipeline", "reason", "note"), refused),
     ]
+    sections.insert(1, _VERSIONS + _table(("", "Python", "torch", "diffusers", "transformers", "tests"), versions()))
     if BROKEN:
         sections += [
             "## Pipelines that fail in diffusers itself, without DeepCache too\n",
@@ -109,6 +122,20 @@ def page() -> str:
         _table(("companion", "note"), [(name, "; ".join(notes)) for name, notes in companion_notes.items()]),
     ]
     return "\n".join(sections)
+
+
+def versions() -> list[tuple[str, ...]]:
+    """What ran with which versions, from the committed result."""
+    environments = json.loads(RESULT.read_text(encoding="utf-8"))["environments"]
+    rows = []
+    for name, environment in environments.items():
+        installed = environment["versions"]
+        found = (installed[each] for each in ("python", "torch", "diffusers", "transformers"))
+        failed = f", {environment['failed']} failed" if environment["failed"] else ""
+        skipped = f", {environment['skipped']} left out" if environment["skipped"] else ""
+        whole = " of everything" if "core.txt" not in environment["tests"] else ""
+        rows.append((name, *found, f"{environment['passed']} passed{failed}{skipped}{whole}"))
+    return rows
 
 
 def companions() -> dict[str, list[str]]:

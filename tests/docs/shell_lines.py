@@ -71,6 +71,9 @@ def _pip(words: list[str]) -> None:
     for name in named:
         assert not name.startswith("-"), f"no check for pip's option {name}"
         here = re.fullmatch(r"\.(\[(?P<extras>[\w,-]+)\])?", name)
+        if name.endswith(".whl") and "@" not in name:
+            assert name.startswith(f"deepcache-{_PROJECT['project']['version']}-"), name
+            continue
         requirement = Requirement(f"DeepCache[{here['extras'] or ''}]" if here else name)
         if requirement.name == "DeepCache":
             assert requirement.extras <= _PROJECT["project"]["optional-dependencies"].keys(), name

@@ -9,6 +9,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 
 from DeepCache import DeepCacheSDHelper
 from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.releases import OFFLOADS_ALL
 
 pytestmark = pytest.mark.usefixtures("nothing_is_counted")
 
@@ -39,7 +40,7 @@ def _group_offload(unet):
 OFFLOADS = [
     _align,
     pytest.param(_model_offload, marks=pytest.mark.companion("Model offload")),
-    pytest.param(_sequential_offload, marks=pytest.mark.companion("Sequential offload")),
+    pytest.param(_sequential_offload, marks=(OFFLOADS_ALL, pytest.mark.companion("Sequential offload"))),
     _two_hooks,
 ]
 
@@ -148,6 +149,7 @@ def test_offload_removed_in_the_middle_of_a_run(expected, witness):
     assert seen.take() == "F..F.."
 
 
+@OFFLOADS_ALL
 @pytest.mark.companion("Model offload")
 @pytest.mark.companion("Sequential offload")
 def test_disable_between_two_kinds_of_offload(expected, plain):

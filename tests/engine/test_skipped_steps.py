@@ -16,7 +16,7 @@ from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.slots import kept_slots
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
-from tests.releases import COMPILES, COUNTS
+from tests.releases import COMPILES, COUNTS, OFFLOADS_ALL
 
 pytestmark = [
     # Torch's own, when a U-Net is compiled.
@@ -411,6 +411,7 @@ def test_what_is_kept_is_counted_and_set_free():
         assert not kept_slots(engine)
 
 
+@OFFLOADS_ALL
 @pytest.mark.companion("accelerate offloading")
 @pytest.mark.parametrize("first", ["offloading", "DeepCache"])
 def test_offloading_changes_nothing(first):

@@ -37,7 +37,7 @@ def small_unet():
 class _TextEncoder(torch.nn.Module):
     """For releases of diffusers that ask it for its dtype and its LoRAs, and do not call it."""
 
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
 
 
 def _vae():
