@@ -26,8 +26,11 @@ _CALL = "_compiled_call_impl"
 class _Guarded:
     """A module of torch 2.0, whose `__call__` runs nothing in place of the module."""
 
+    _call_impl: Callable[..., Any]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return vars(self).get(_CALL, self._call_impl)(*args, **kwargs)
+        guard = vars(self).get(_CALL)
+        return (self._call_impl if guard is None else guard)(*args, **kwargs)
 
 
 class CallGuard:
