@@ -68,13 +68,11 @@ def pinned(diffusers: str, transformers: str, *others: str) -> tuple[str, ...]:
 
 
 _BEFORE_2024 = ("huggingface_hub<0.26", "numpy<2", "peft==0.10.0", "accelerate==0.28.0")
-_OF_2025 = ("huggingface_hub<1", "numpy<2", "peft==0.14.0", "accelerate==1.2.0")
 
 MATRIX = (
     Row("IDM-VTON", "3.10", "2.0.1", pinned("0.25.0", "4.36.2", *_BEFORE_2024)),
     Row("diffusers 0.27", "3.10", "2.0.1", pinned("0.27.2", "4.38.2", *_BEFORE_2024)),
     Row("MuseTalk", "3.10", "2.0.1", pinned("0.30.2", "4.39.2", *_BEFORE_2024)),
-    Row("LatentSync", "3.10", "2.5.1", pinned("0.32.2", "4.48.0", *_OF_2025)),
     Row("oldest", "3.11", "2.6.0", whole=True),
     Row("newest", "3.11", "", whole=True),
 )

@@ -72,9 +72,9 @@ _VERSIONS = """\
 
 The package takes Python 3.10 and torch 2.0 or newer, and the helper works with these releases of diffusers and \
 transformers, some of which programs pin. The tests are those of the engine, the helper, settings and plans; some are \
-left out where a release lacks what they need. `compile=` and the share of multiply-accumulates take torch 2.1, \
-and what comes with `DeepCache[cli]` takes torch 2.6, diffusers 0.40 and transformers 5.6, the row *oldest* \
-([versions.json](../benchmarks/versions.json)).
+left out where a release lacks what they need. Torch 2.0 has neither `compile=` nor the share of multiply-accumulates; \
+`compile=` is tried with torch 2.6 and newer. What comes with `DeepCache[cli]` takes torch 2.6, diffusers 0.40 and \
+transformers 5.6, the row *oldest* ([versions.json](../benchmarks/versions.json)).
 """
 
 
@@ -105,7 +105,9 @@ def page() -> str:
         "## Pipelines that are refused\n\n`enable()` raises a `TypeError` that begins with this reason.\n",
         _table(("pipeline", "reason", "note"), refused),
     ]
-    sections.insert(1, _VERSIONS + _table(("", "Python", "torch", "diffusers", "transformers", "tests"), versions()))
+    sections.insert(
+        1, _VERSIONS + "\n" + _table(("", "Python", "torch", "diffusers", "transformers", "tests"), versions())
+    )
     if BROKEN:
         sections += [
             "## Pipelines that fail in diffusers itself, without DeepCache too\n",
