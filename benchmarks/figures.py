@@ -119,7 +119,7 @@ def choosing(result: dict[str, Any]) -> str:
     groups = result["groups"]
     settings = result["settings"]
     parts = [
-        f"The model in the box, {len(settings['prompts'])} held-out prompts, guidance {settings['guidance']:g}, each "
+        f"The bundled model, {len(settings['prompts'])} held-out prompts, guidance {settings['guidance']:g}, each "
         "picture against the same one without caching "
         "([ablation.json](../src/DeepCache/app/ablation.json)). I is the interval. Left is cheaper, up is nearer.",
         "### Forecast, guidance reuse and plan",

@@ -131,7 +131,7 @@ def test_a_rule_that_no_shallow_step_follows_is_an_error_before_the_first_call()
 def test_a_rule_beside_another_schedule_is_refused(other):
     helper = by_params(DeepCacheSDHelper)(tiny_pipeline())
     value = {"schedule": ExplicitSchedule((0, 2), branch=0), "skip_mode": "adaptive"}[other]
-    with pytest.raises(ValueError, match=rf"Windowed.is_skip_step\(\) says which steps are full, and so does {other}"):
+    with pytest.raises(ValueError, match=rf"Windowed.is_skip_step\(\) cannot be combined with {other}"):
         helper.set_params(**{other: value})
 
 

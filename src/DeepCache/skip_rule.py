@@ -169,7 +169,7 @@ def with_rule(
     other = next((name for name, given in others.items() if given), None)
     if other is not None:
         raise ValueError(
-            f"{owner}.is_skip_step() says which steps are full, and so does {other}: leave out one of them"
+            f"{owner}.is_skip_step() cannot be combined with {other}: each of them says which steps are full"
         )
     denoisers = unets_of(pipe)
     if len(denoisers) > 1 or any(not isinstance(layout_of(each), BlocksLayout) for each in denoisers.values()):

@@ -1,5 +1,5 @@
-"""What DeepCache must return, worked out by hand: a copy of the U-Net that it never saw, in which a hook puts the deep
-feature of an earlier call instead of the one that was computed.
+"""What DeepCache must return, worked out by hand: a copy of the U-Net without it, in which a hook puts the
+deep feature of an earlier call instead of the one that was computed.
 
 All tests cut at branch 0, where a shallow step runs the first convolution and the last layer of the last up block.
 """

@@ -1,4 +1,4 @@
-"""`deepcache env`: what a report of a fault must say of the environment."""
+"""`deepcache env`: the environment, for bug reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["env_command"]
 def env_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as a JSON object, for programs.")] = False,
 ) -> None:
-    """Show versions, devices and the dtypes that they compute in, for a report of a fault.
+    """Show versions, devices and supported dtypes for a bug report.
 
     Example: deepcache env
     """

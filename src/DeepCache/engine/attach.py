@@ -181,7 +181,7 @@ class DeepCacheEngine:
 
     def _refuse_to_compile_twice(self, config: DeepCacheConfig) -> None:
         if not CALLS_WHAT_IS_COMPILED and self._compiled_by_others():
-            raise ValueError(f"the U-Net is compiled, and DeepCache on it takes torch 2.1; this is {torch.__version__}")
+            raise ValueError(f"DeepCache on a compiled U-Net requires torch 2.1, got {torch.__version__}")
         if config.compile != "none" and self._compiled_by_others():
             raise ValueError(f"compile={config.compile!r} and the U-Net is compiled already: leave out one of the two")
 

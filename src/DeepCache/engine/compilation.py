@@ -47,7 +47,9 @@ class Compilation:
     def __init__(self, unet: nn.Module, mode: str) -> None:
         self._calls: list[_CompiledCall] = []
         if mode != "none" and not CALLS_WHAT_IS_COMPILED:
-            raise ValueError(f"compile={mode!r} takes torch 2.1, and this is torch {torch.__version__}: leave it out")
+            raise ValueError(
+                f"compile={mode!r} requires torch 2.1 or newer, this is torch {torch.__version__}. Remove it"
+            )
         if mode == "regional":
             # The blocks share their code, and so what is compiled of it.
             self._calls = [_CompiledCall(block, "default", {}) for block in _transformer_blocks(unet)]
