@@ -10,9 +10,10 @@ import copy
 from typing import Any
 
 import torch
+from diffusers import EulerDiscreteScheduler
 from torch import nn
 
-__all__ = ["ByHand", "Calls", "PlainCopy", "scheduled", "tensor_of", "text"]
+__all__ = ["ByHand", "Calls", "PlainCopy", "sampled_to_the_end", "scheduled", "tensor_of", "text"]
 
 
 def text(seed: int, batch: int = 1) -> torch.Tensor:
@@ -23,6 +24,16 @@ def text(seed: int, batch: int = 1) -> torch.Tensor:
 def tensor_of(output: Any) -> torch.Tensor:
     """The prediction in the output of a U-Net."""
     return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def sampled_to_the_end() -> EulerDiscreteScheduler:
+    """A scheduler that another run has stepped to its end."""
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    scheduler.is_scale_input_called = True
+    for t in scheduler.timesteps:
+        scheduler.step(torch.ones(1), t, torch.ones(1))
+    return scheduler
 
 
 class PlainCopy:

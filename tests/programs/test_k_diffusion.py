@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteSchedul
 
 from DeepCache import DeepCacheConfig, apply_deepcache
 from tests.engine.tiny_pipeline import draw
-from tests.programs.by_hand import Calls, scheduled, text
+from tests.programs.by_hand import Calls, sampled_to_the_end, scheduled, text
 from tests.programs.quick_unet import quick_pipeline, quick_unet
 
 COND, UNCOND = text(0), text(1)
@@ -41,16 +41,6 @@ def short():
     return scheduler
 
 
-def stale():
-    """One that another run has taken to its end."""
-    scheduler = EulerDiscreteScheduler()
-    scheduler.set_timesteps(4)
-    scheduler.is_scale_input_called = True
-    for t in scheduler.timesteps:
-        scheduler.step(torch.ones(1), t, torch.ones(1))
-    return scheduler
-
-
 def halfway():
     """One that another run has left in the middle."""
     scheduler = EulerDiscreteScheduler()
@@ -67,7 +57,7 @@ def of_one_step():
     return scheduler
 
 
-SCHEDULERS = [none, unused, short, stale, halfway, of_one_step]
+SCHEDULERS = [none, unused, short, sampled_to_the_end, halfway, of_one_step]
 
 
 class Sampler:
@@ -176,7 +166,7 @@ def test_a_list_of_one_step_of_another_pipeline():
         assert calls.take() == "FFFF"
 
 
-@pytest.mark.parametrize("scheduler", [stale, halfway])
+@pytest.mark.parametrize("scheduler", [sampled_to_the_end, halfway])
 def test_a_stale_index_of_the_scheduler(scheduler):
     """Its own timesteps by value, without a step of it in between."""
     sampler = Sampler(scheduler())
@@ -185,7 +175,7 @@ def test_a_stale_index_of_the_scheduler(scheduler):
         assert_only_its_own(sampler.sample(timesteps, as_given=float))
 
 
-@pytest.mark.parametrize("scheduler", [stale, halfway])
+@pytest.mark.parametrize("scheduler", [sampled_to_the_end, halfway])
 def test_one_level_for_ever_with_a_stale_index(scheduler):
     sampler = Sampler(scheduler())
     with torch.no_grad():

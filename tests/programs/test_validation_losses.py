@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDPMScheduler
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from tests.programs.by_hand import Calls, text
+from tests.programs.by_hand import Calls, sampled_to_the_end, text
 from tests.programs.quick_unet import quick_unet
 
 IMAGES = 24
@@ -65,15 +65,6 @@ def new():
 def after_sampling():
     scheduler = DDPMScheduler()
     scheduler.set_timesteps(50)
-    return scheduler
-
-
-def sampled_to_the_end():
-    scheduler = EulerDiscreteScheduler()
-    scheduler.set_timesteps(4)
-    scheduler.is_scale_input_called = True
-    for t in scheduler.timesteps:
-        scheduler.step(torch.ones(1), t, torch.ones(1))
     return scheduler
 
 
