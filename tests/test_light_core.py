@@ -140,7 +140,8 @@ def test_the_command_says_it_in_one_line(installed, capsys):
     installed(typer=None)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert stopped.value.code == "deepcache: it needs typer: pip install 'DeepCache[cli]'"
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "deepcache: it needs typer: pip install 'DeepCache[cli]'\n"
 
 
 def test_loading_a_pipeline_says_it_too(installed):

@@ -23,7 +23,8 @@ def main() -> None:
             from DeepCache.extras import why_missing
 
             if missing := why_missing("cli"):
-                sys.exit(f"deepcache: {missing}")
+                print(f"deepcache: {missing}", file=sys.stderr)
+                sys.exit(2)
             from DeepCache.cli.commands import app
 
             app(prog_name="deepcache")
