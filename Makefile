@@ -14,17 +14,21 @@ PROMPT := a red circle left of a blue square
 export PIP_NO_INPUT := 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-core test-all lint format docs clean
+.PHONY: demo test test-thorough test-core test-all lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/deepcache generate "$(PROMPT)" --compare --output deepcache-output
 
 test: $(TOOLS) $(REFERENCE)
-	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "not slow and not thorough"
+
+# The others that must pass before a change is merged, by tests/thorough.txt.
+test-thorough: $(TOOLS) $(REFERENCE)
+	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "thorough and not slow"
 
 # The engine, the helper, settings and plans: for the daily loop.
 test-core: $(TOOLS) $(REFERENCE)
-	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "not slow" @tests/core.txt
+	$(BIN)/python -m pytest --quiet $(IN_PARALLEL) -m "not slow and not thorough" @tests/core.txt
 
 test-all: $(TOOLS) $(REFERENCE)
 	$(BIN)/python -m pytest --quiet $(IN_PARALLEL)

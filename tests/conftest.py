@@ -1,5 +1,7 @@
 import gc
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +47,20 @@ def browser():
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what `make test` leaves out, see tests/thorough.txt."""
+    lines = (Path(__file__).parent / "thorough.txt").read_text(encoding="utf-8").splitlines()
+    names = [re.compile(line) for line in lines if line and not line.startswith("#")]
+    unused = set(names)
+    for item in items:
+        found = [name for name in names if name.match(item.nodeid)]
+        unused.difference_update(found)
+        if found:
+            item.add_marker(pytest.mark.thorough)
+    if unused and config.args == config.getini("testpaths"):
+        raise pytest.UsageError(f"no test has the name {next(iter(unused)).pattern!r} in tests/thorough.txt")
 
 
 def pytest_collection_finish() -> None:

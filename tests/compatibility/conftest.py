@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.compatibility.case import PipelineCase
+from DeepCache import DeepCacheSDHelper
+from tests.compatibility.case import INTERVALS, PipelineCase
 from tests.compatibility.pipelines import CASES
 
 # Of several kinds of U-Nets, one of them called several times a step.
@@ -65,11 +66,37 @@ def _deepest(denoiser: Any) -> nn.Module:
     return first[0] if isinstance(first, nn.ModuleList) else first
 
 
+class Session:
+    """Two runs of a pipeline between `enable` and `disable`, the second with other settings.
+
+    Attributes:
+        first, second: what they returned.
+        patterns, second_patterns: the calls of each denoiser in them.
+        before, after: the attributes of each denoiser before `enable` and after `disable`.
+    """
+
+    def __init__(self, case: PipelineCase, pipe: Any, helper: DeepCacheSDHelper, again: bool) -> None:
+        denoisers = {name: getattr(pipe, name) for name in case.calls}
+        self.before = {name: dict(vars(denoiser)) for name, denoiser in denoisers.items()}
+        witnesses = {name: Witness(denoiser) for name, denoiser in denoisers.items()}
+        try:
+            with helper:
+                self.first = case.run(pipe)
+                self.patterns = {name: witness.take() for name, witness in witnesses.items()}
+                self.second = case.run_other(pipe) if again else None
+                self.second_patterns = {name: witness.take() for name, witness in witnesses.items()}
+        finally:
+            for witness in witnesses.values():
+                witness.remove()
+        self.after = {name: dict(vars(denoiser)) for name, denoiser in denoisers.items()}
+
+
 class Subject:
     """The pipeline of a case, made when first asked for and used by all its tests."""
 
     def __init__(self, case: PipelineCase) -> None:
         self.case = case
+        self._sessions: dict[int, Session] = {}
 
     @cached_property
     def pipe(self) -> Any:
@@ -81,6 +108,18 @@ class Subject:
     def plain(self) -> torch.Tensor:
         """What the pipeline gives without DeepCache."""
         return self.case.run(self.pipe)
+
+    def helper(self, interval: int) -> DeepCacheSDHelper:
+        helper = DeepCacheSDHelper(self.pipe)
+        helper.set_params(cache_interval=interval, cache_branch_id=0)
+        return helper
+
+    def session(self, interval: int) -> Session:
+        """With DeepCache at this interval; at the longest, two runs after each other."""
+        if interval not in self._sessions:
+            again = interval == max(INTERVALS)
+            self._sessions[interval] = Session(self.case, self.pipe, self.helper(interval), again)
+        return self._sessions[interval]
 
 
 def expect_warnings(case: Any) -> None:

@@ -9,61 +9,39 @@ import torch
 
 from DeepCache import DeepCacheSDHelper
 from tests.compatibility.case import INTERVALS, BrokenCase, RefusedCase
-from tests.compatibility.conftest import Subject, Witness, expect_warnings
+from tests.compatibility.conftest import expect_warnings
 from tests.compatibility.pipelines import BROKEN, REFUSED
-
-
-def _helper(subject: Subject, interval: int) -> DeepCacheSDHelper:
-    helper = DeepCacheSDHelper(subject.pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=0)
-    return helper
 
 
 def test_with_interval_one_no_bit_differs(subject):
     plain = subject.plain
     assert plain.isfinite().all()
-    with _helper(subject, 1):
+    with subject.helper(1):
         assert torch.equal(subject.case.run(subject.pipe), plain)
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
 def test_full_steps_fall_where_the_schedule_says(subject, interval):
-    witnesses = {name: Witness(getattr(subject.pipe, name)) for name in subject.case.calls}
-    try:
-        with _helper(subject, interval):
-            cached = subject.case.run(subject.pipe)
-    finally:
-        for witness in witnesses.values():
-            witness.remove()
+    session = subject.session(interval)
     expected = {name: patterns[interval] for name, patterns in subject.case.calls.items()}
-    assert {name: witness.take() for name, witness in witnesses.items()} == expected
-    assert cached.isfinite().all()
+    assert session.patterns == expected
+    assert session.first.isfinite().all()
     shallow = any("." in pattern for pattern in expected.values())
-    assert torch.equal(cached, subject.plain) == (not shallow)
+    assert torch.equal(session.first, subject.plain) == (not shallow)
 
 
 def test_a_second_call_with_other_settings_starts_full(subject):
-    with _helper(subject, 3):
+    with subject.helper(3):
         alone = subject.case.run_other(subject.pipe)
-    with _helper(subject, 3):
-        subject.case.run(subject.pipe)
-        witnesses = [Witness(getattr(subject.pipe, name)) for name in subject.case.calls]
-        after_another = subject.case.run_other(subject.pipe)
-    for witness in witnesses:
-        witness.remove()
-        assert witness.take().startswith("F")
-    assert torch.equal(after_another, alone)
+    session = subject.session(3)
+    assert all(pattern.startswith("F") for pattern in session.second_patterns.values())
+    assert torch.equal(session.second, alone)
 
 
 def test_disable_restores(subject):
-    plain = subject.plain
-    before = {name: dict(vars(getattr(subject.pipe, name))) for name in subject.case.calls}
-    helper = _helper(subject, 3)
-    helper.enable()
-    subject.case.run(subject.pipe)
-    helper.disable()
-    assert {name: dict(vars(getattr(subject.pipe, name))) for name in subject.case.calls} == before
-    assert torch.equal(subject.case.run(subject.pipe), plain)
+    session = subject.session(3)
+    assert session.after == session.before
+    assert torch.equal(subject.case.run(subject.pipe), subject.plain)
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)

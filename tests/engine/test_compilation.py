@@ -30,7 +30,7 @@ from tests.engine.backend import use_backend
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.overwriting_graphs import OverwritingGraphs
 from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
-from tests.releases import COMPILES
+from tests.releases import COMPILES, COMPILES_AGAIN
 
 pytestmark = [
     COMPILES,
@@ -140,6 +140,7 @@ def test_the_timestep_of_a_graph():
         assert static_timestep(listed[1], other, sample).dtype == torch.int64
 
 
+@COMPILES_AGAIN
 def test_off_and_on_again_compiles_nothing_anew(graphs):
     pipe = _pipeline()
     plain = draw(pipe)
@@ -284,6 +285,7 @@ class TestCudaGraphs:
             "take a CUDA device"
         ]
 
+    @COMPILES_AGAIN
     def test_offloaded_weights_cannot_be_captured(self, monkeypatch, caplog):
         # The compiler does not look into accelerate's hooks.
         use_backend(monkeypatch, "eager", fullgraph=False)

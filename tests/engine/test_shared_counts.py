@@ -184,7 +184,7 @@ CHANGES = {
     "chunked feed-forward": lambda unet: (
         unet.down_blocks[0].attentions[0].transformer_blocks[0].set_chunk_feed_forward(1, 1)
     ),
-    "another activation": lambda unet: setattr(unet.get_submodule("conv_act"), "inplace", True),
+    "another activation": lambda unet: setattr(unet, "conv_act", nn.SiLU(inplace=True)),
     "a function": lambda unet: setattr(unet, "conv_act", nn.GELU()),
     "a class of the same name": lambda unet: _with_class(unet, type(unet.mid_block).forward),
     "a layer less": lambda unet: unet.mid_block.resnets.__delitem__(1),
