@@ -1,9 +1,10 @@
 """Which tests pass with which versions of Python, torch, diffusers and transformers.
 
 The core's tests (`tests/core.txt`) run in an environment for each row of `MATRIX`, and the fast tests of everything
-with the lower bounds of `DeepCache[cli]`, all together, and with the newest versions. Rows of one Python and one torch
-share an environment, whose other packages are exchanged. Torch of the package index brings its CUDA libraries, about
-6 GB.
+with the lower bounds of `DeepCache[cli]`, all together, and with the newest versions. Where the core's tests run, the
+package is installed last, from a wheel, and `changed` lists the packages whose versions that changed. Rows of one
+Python and one torch share an environment, whose other packages are exchanged. Torch of the package index brings its
+CUDA libraries, about 6 GB.
 
     python -m benchmarks.versions                       # all that the result file lacks
     python -m benchmarks.versions --environments newest # again, and the others stay as they are
@@ -16,6 +17,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +70,17 @@ def pinned(diffusers: str, transformers: str, *others: str) -> tuple[str, ...]:
 
 
 _BEFORE_2024 = ("huggingface_hub<0.26", "numpy<2", "peft==0.10.0", "accelerate==0.28.0")
+_OF_2025 = ("huggingface_hub<1", "numpy<2", "peft==0.14.0", "accelerate==1.2.0")
 
 MATRIX = (
     Row("IDM-VTON", "3.10", "2.0.1", pinned("0.25.0", "4.36.2", *_BEFORE_2024)),
     Row("diffusers 0.27", "3.10", "2.0.1", pinned("0.27.2", "4.38.2", *_BEFORE_2024)),
     Row("MuseTalk", "3.10", "2.0.1", pinned("0.30.2", "4.39.2", *_BEFORE_2024)),
+    Row("LatentSync", "3.10", "2.5.1", pinned("0.32.2", "4.48.0", *_OF_2025)),
+    Row("diffusers 0.35", "3.10", "2.5.1", pinned("0.35.2", "4.57.6", "huggingface_hub<1", "numpy<2", "peft==0.17.1")),
+    Row("diffusers 0.38", "3.12", "2.13.0", pinned("0.38.0", "5.6.2")),
+    Row("Python 3.10", "3.10", "2.13.0", ("diffusers", "transformers")),
+    Row("Python 3.13", "3.13", "", ("diffusers", "transformers")),
     Row("oldest", "3.11", "2.6.0", whole=True),
     Row("newest", "3.11", "", whole=True),
 )
@@ -86,8 +94,14 @@ def main() -> int:
         if not wanted:
             continue
         print(f"{row.name}: Python {row.python}, torch {row.torch or 'newest'}, {', '.join(row.pins)}", flush=True)
-        python = _build(options.folder / row.folder, row)
-        environment = _origin(row) | {"versions": _versions(python)} | _run_tests(python, options.folder, row)
+        python, installed = _build(options.folder / row.folder, row)
+        if options.install_only:
+            origin = {f"install_{name}": value for name, value in _origin(row).items() if name in ("command", "date")}
+            _add(options.output, row.name, _known(options.output)[row.name] | origin | installed)
+            print(f"{row.name}: installed, changed {installed['changed'] or 'nothing'}", flush=True)
+            continue
+        environment = _origin(row) | installed | {"versions": _versions(python)}
+        environment |= _run_tests(python, options.folder, row)
         _add(options.output, row.name, environment)
         shown = environment.get("not_run") or f"{environment['passed']} passed, {environment['failed']} failed"
         print(f"{row.name}: {shown}", flush=True)
@@ -123,26 +137,37 @@ def _add(output: Path, name: str, environment: dict[str, Any]) -> None:
     write_result(output, {"environments": ordered})
 
 
-def _build(folder: Path, row: Row) -> Path:
+def _build(folder: Path, row: Row) -> tuple[Path, dict[str, Any]]:
     """An environment with the package, what its tests take and, of what is pinned, exactly that version."""
     python = folder / "bin" / "python"
     if not python.exists():
         interpreter = shutil.which(f"python{row.python}") or sys.executable
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    torch = [f"torch=={row.torch}"] if row.torch else ["torch"]
-    subprocess.run([*install, "--upgrade", "pip"], check=True)
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--upgrade", "pip"], check=True)
     if row.whole:
         exactly = oldest_versions() if row.name == "oldest" else []
         constraints = folder / "constraints.txt"
         constraints.write_text("\n".join(exactly) + "\n", encoding="utf-8")
-        command = [*install, "--constraint", constraints, "--editable", ".[cli]", "--group", "test"]
+        command = [*pip, "install", "--constraint", constraints, "--editable", ".[cli]", "--group", "test"]
         subprocess.run(command, check=True, cwd=ROOT)
         if row.name == "oldest":
-            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", NOT_WITH_THE_OLDEST], check=True)
-    else:
-        subprocess.run([*install, *torch, *row.pins, "--editable", ".", "--group", "core"], check=True, cwd=ROOT)
-    return python
+            subprocess.run([*pip, "uninstall", "--yes", NOT_WITH_THE_OLDEST], check=True)
+        return python, {}
+    torch = f"torch=={row.torch}" if row.torch else "torch"
+    subprocess.run([*pip, "uninstall", "--yes", "DeepCache"], check=True)
+    subprocess.run([*pip, "install", torch, *row.pins, "--group", "core"], check=True, cwd=ROOT)
+    return python, {"changed": _install_wheel(pip, python)}
+
+
+def _install_wheel(pip: list[Any], python: Path) -> list[str]:
+    """Installs the package as a program would, from a wheel: the other packages that are not as before."""
+    before = _versions(python)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, "."], check=True, cwd=ROOT)
+        subprocess.run([*pip, "install", *Path(folder).glob("*.whl")], check=True)
+    after = _versions(python)
+    return [name for name in sorted(before | after) if name != "DeepCache" and before.get(name) != after.get(name)]
 
 
 def _versions(python: Path) -> dict[str, str]:
@@ -181,6 +206,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--environments", nargs="+", choices=[row.name for row in MATRIX], help="run again")
+    parser.add_argument(
+        "--install-only", action="store_true", help="what installing changes; no tests"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/versions"), help="where the environments are made")
     return parser.parse_args()
 

@@ -25,6 +25,12 @@ def test_every_row_was_run_and_nothing_failed():
         assert environment["passed"] > (3000 if row.whole else 1500), row.name
 
 
+def test_installing_the_package_changed_no_other():
+    changes = [each["changed"] for each in RESULT["environments"].values() if "changed" in each]
+    assert changes
+    assert not any(changes)
+
+
 def test_the_rows_are_of_the_versions_that_they_name():
     for row in versions.MATRIX:
         versions_of = RESULT["environments"][row.name]["versions"]
