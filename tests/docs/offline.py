@@ -37,7 +37,7 @@ SUBSTITUTIONS = (
 LESS = {
     "ablate": (
         *("--steps", f"{STEPS}", "--forecasts", "none", "--count", "1", "--samples", "1"),
-        *("--schedulers", "ddim", "--guidance", "7.5"),
+        *("--schedulers", "ddim", "--guidance", "7.5", "--intervals", "3", "--branches", "0"),
     ),
     "batch": ("--steps", f"{STEPS}", "--engine", "local"),
     "benchmark": (
