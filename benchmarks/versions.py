@@ -206,9 +206,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--environments", nargs="+", choices=[row.name for row in MATRIX], help="run again")
-    parser.add_argument(
-        "--install-only", action="store_true", help="what installing changes; no tests"
-    )
+    parser.add_argument("--install-only", action="store_true", help="what installing changes; no tests")
     parser.add_argument("--folder", type=Path, default=Path("build/versions"), help="where the environments are made")
     return parser.parse_args()
 
