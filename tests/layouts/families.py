@@ -144,7 +144,7 @@ def _dance_diffusion() -> nn.Module:
     return UNet1DModel(
         sample_size=64,
         extra_in_channels=16,
-        **({"time_embedding_dim": 16} if Version("0.33") <= DIFFUSERS else {}),
+        **({"time_embedding_dim": 16} if Version("0.36") <= DIFFUSERS else {}),
         in_channels=2,
         out_channels=2,
         block_out_channels=(32, 32, 64),
