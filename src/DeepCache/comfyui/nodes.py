@@ -1,0 +1,229 @@
+"""The nodes: DeepCache on a model, and what the last run with it did."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from DeepCache.comfyui.presets import PRESETS
+from DeepCache.comfyui.presets import preset as settings_of
+from DeepCache.comfyui.wrappers import KEY, Applied, apply
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.layouts import layout_of
+from DeepCache.engine.layouts.paired_lists import PairedListsLayout
+from DeepCache.plan import Plan
+from DeepCache.schedule import BETWEEN, FORECASTS
+
+__all__ = ["DeepCacheNode", "DeepCacheReportNode"]
+
+CUSTOM = "custom"
+
+
+class DeepCacheNode:
+    """Puts DeepCache on a model."""
+
+    CATEGORY = "model_patches/unet"
+    DESCRIPTION = (
+        "Makes sampling with SD 1.x, 2.x, SDXL and SVD two to five times faster, without training: the whole U-Net "
+        "runs at some steps only, and its output is continued in between."
+    )
+    RETURN_TYPES: ClassVar = ("MODEL",)
+    OUTPUT_TOOLTIPS: ClassVar = ("The same model with DeepCache. Give it to a sampler.",)
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A model with a U-Net: SD 1.x, 2.x, SDXL or SVD."}),
+                "preset": (
+                    [*PRESETS, CUSTOM],
+                    {
+                        "default": "balanced",
+                        "tooltip": "faithful: every 2nd step runs the U-Net; balanced: every 3rd; fast: every 5th. "
+                        f"{CUSTOM}: as the inputs below say, which count for nothing else.",
+                    },
+                ),
+                "interval": (
+                    "INT",
+                    {
+                        "default": 3,
+                        "min": 1,
+                        "max": 100,
+                        "tooltip": "Steps from one full run of the U-Net to the next. 1 caches nothing. Larger is "
+                        "faster and less faithful.",
+                    },
+                ),
+                "branch": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 100,
+                        "tooltip": "Where the U-Net is cut on shallow steps, counted from the shallowest skip "
+                        "connection: 0 to 11 for SD 1.x and 2.x, 0 to 8 for SDXL. Deeper is slower and more faithful.",
+                    },
+                ),
+                "between": (
+                    list(BETWEEN),
+                    {
+                        "default": "shallow",
+                        "tooltip": "What the steps between full ones run: the layers above the branch (shallow), none "
+                        "(skipped), or the one after the other (alternating).",
+                    },
+                ),
+                "forecast": (
+                    list(FORECASTS),
+                    {
+                        "default": "limited",
+                        "tooltip": "How what was kept is continued. none re-uses it as the paper does; limited suits "
+                        "any guidance; response is for skipped steps at a high one; linear and quadratic are for a "
+                        "low one.",
+                    },
+                ),
+                "guidance_reuse": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Shallow steps run the positive prompt alone and rebuild the negative one: half of "
+                        "their cost.",
+                    },
+                ),
+                "adaptive_threshold": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "Above 0 a step is full where the expected error of the forecast exceeds this "
+                        "share, and after the interval at the latest. 0: every interval-th step is full.",
+                    },
+                ),
+                "start_percent": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "Before this part of the run every step is full.",
+                    },
+                ),
+                "end_percent": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "After this part of the run every step is full.",
+                    },
+                ),
+            },
+            "optional": {
+                "plan": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "A file that deepcache tune wrote. It says what each step does, instead of the "
+                        "inputs above.",
+                    },
+                ),
+            },
+        }
+
+    def apply(
+        self,
+        model: Any,
+        preset: str,
+        interval: int,
+        branch: int,
+        between: Any,
+        forecast: Any,
+        guidance_reuse: bool,
+        adaptive_threshold: float,
+        start_percent: float,
+        end_percent: float,
+        plan: str = "",
+    ) -> tuple[Any]:
+        """The model with DeepCache.
+
+        Raises:
+            TypeError: the model has no U-Net with skip connections.
+            ValueError: a value is out of range, or the plan is none.
+            OSError: the plan cannot be read.
+        """
+        if start_percent >= end_percent:
+            limits = f"got {start_percent:g} and {end_percent:g}"
+            raise ValueError(f"DeepCache: start_percent must be below end_percent, {limits}")
+        if plan:
+            config = DeepCacheConfig(plan=Plan.from_file(Path(plan.strip())))
+        else:
+            adaptive = {"skip_mode": "adaptive", "threshold": adaptive_threshold} if adaptive_threshold else {}
+            settings = {"between": between, "forecast": forecast, "guidance_reuse": guidance_reuse, **adaptive}
+            config = DeepCacheConfig(interval, branch, **settings)
+        if preset in PRESETS and not plan:
+            _check_branches(model, DeepCacheConfig())
+            settings_for = partial(settings_of, preset)
+        else:
+            _check_branches(model, config)
+            settings_for = partial(_whatever_the_guidance, config)
+        changed = model.clone()
+        apply(changed, Applied(settings_for, start_percent, end_percent))
+        return (changed,)
+
+
+class DeepCacheReportNode:
+    """Says what the last run of a model with DeepCache did."""
+
+    CATEGORY = "model_patches/unet"
+    DESCRIPTION = (
+        "What the last run with DeepCache did: which steps were full, the share of the U-Net's work, and why steps "
+        "were full that the schedule would have spared."
+    )
+    RETURN_TYPES: ClassVar = ("LATENT", "STRING")
+    RETURN_NAMES: ClassVar = ("latent", "report")
+    OUTPUT_TOOLTIPS: ClassVar = ("The latent, unchanged.", "The report. Show it with Preview as Text.")
+    FUNCTION = "report"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model that the DeepCache node returned."}),
+                "latent": ("LATENT", {"tooltip": "What the sampler made with it, so that this node runs after it."}),
+            }
+        }
+
+    def report(self, model: Any, latent: Any) -> dict[str, Any]:
+        """The latent, and the report as text.
+
+        Raises:
+            TypeError: there is no DeepCache on the model.
+        """
+        applied = model.model_options.get("transformer_options", {}).get(KEY)
+        if not isinstance(applied, Applied):
+            raise TypeError("DeepCache Report: take the model that the DeepCache node returned")
+        text = str(applied.stats)
+        return {"ui": {"text": [text]}, "result": (latent, text)}
+
+
+def _whatever_the_guidance(config: DeepCacheConfig, guidance: float | None) -> DeepCacheConfig:
+    return config
+
+
+def _check_branches(model: Any, config: DeepCacheConfig) -> None:
+    """Refuses a model that cannot be cut, and branches that it does not have."""
+    unet = model.get_model_object("diffusion_model")
+    if not PairedListsLayout.recognises(unet):
+        raise TypeError(
+            f"DeepCache needs a U-Net with skip connections (SD 1.x, 2.x, SDXL, SVD), and this model is a "
+            f"{type(unet).__name__}; EasyCache is for models without"
+        )
+    branches = layout_of(unet).branches
+    for number in config.branches:
+        if number >= len(branches):
+            raise ValueError(f"DeepCache: branch must be from 0 to {len(branches) - 1} for this model, got {number}")

@@ -1,0 +1,264 @@
+"""One run of a ComfyUI sampler: which evaluations of the model are full, and what is kept between them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from DeepCache.comfyui.block_numbers import BlockNumbers
+from DeepCache.comfyui.chunks import ChunkKeys, ModelCall, positive_of_two
+from DeepCache.comfyui.counted_attention import counted_attention
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.executor import Executor
+from DeepCache.engine.forecast import Forecast
+from DeepCache.engine.planner import Decision, Planner
+from DeepCache.engine.prediction import PredictionForecast
+from DeepCache.engine.slot import Slot
+from DeepCache.engine.stats import RunRecord, TrajectoryStats
+from DeepCache.engine.trajectory import StepInfo
+from DeepCache.schedule import Step
+
+__all__ = ["Sampler", "SamplerRun"]
+
+OUTSIDE = "outside start_percent to end_percent"
+
+# A shallow step changes the model for the length of a call: threads that share one take turns.
+_TURNS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_MAKING_A_TURN = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a run needs to know of its sampler.
+
+    Args:
+        stiffness: how strongly the run answers to an error, see `DeepCache.engine.stiffness`.
+        response: how a prediction answers to its input until that is measured, see `PredictionForecast`.
+        steps: how many evaluations there are, where a plan or an adaptive schedule goes by that; else None.
+        highest_sigma: the noise level from which on DeepCache is used; None for the highest there is.
+        lowest_sigma: the noise level below which it is used no more.
+    """
+
+    stiffness: float = 0.0
+    response: float = 1.0
+    steps: int | None = None
+    highest_sigma: float | None = None
+    lowest_sigma: float = 0.0
+
+    def allows(self, sigma: torch.Tensor) -> bool:
+        """Whether DeepCache is used at a noise level. Without limits nothing is read from the device."""
+        if self.highest_sigma is None and not self.lowest_sigma:
+            return True
+        level = float(sigma.flatten()[0])
+        return self.lowest_sigma < level and (self.highest_sigma is None or level <= self.highest_sigma)
+
+
+Execute = Callable[[ModelCall], torch.Tensor]
+"""Runs the diffusion model with these arguments."""
+
+
+class SamplerRun:
+    """One run of a sampler with DeepCache.
+
+    Args:
+        config: the settings of DeepCache.
+        sampler: what is known of the sampler.
+    """
+
+    def __init__(self, config: DeepCacheConfig, sampler: Sampler) -> None:
+        self._config, self._sampler = config, sampler
+        self._planner = Planner(config)
+        self._slots: dict[Hashable, Slot] = {}
+        self._guidance: dict[Hashable, Forecast] = {}
+        self._executors: dict[nn.Module, Executor] = {}
+        self._transformers: dict[int, int] = {}
+        self._evaluation, self._first, self._calls = -1, -1, 0
+        self._keys, self._allowed = ChunkKeys(), False
+        self._record = RunRecord(config.branches)
+        self._model: weakref.ref[nn.Module] | None = None
+
+    def begin_evaluation(self, sigma: torch.Tensor) -> None:
+        """Begins an evaluation of the model, which may take several calls.
+
+        Args:
+            sigma: its noise level, for each sample.
+        """
+        self._evaluation += 1
+        self._calls, self._keys, self._allowed = 0, ChunkKeys(), self._sampler.allows(sigma)
+        if self._allowed and self._first < 0:
+            self._first = self._evaluation
+
+    def run(self, model: nn.Module, execute: Execute, call: ModelCall) -> torch.Tensor:
+        """Runs a call of the diffusion model as a full, a shallow or a skipped step.
+
+        Args:
+            model: the diffusion model.
+            execute: runs it.
+            call: the arguments.
+        """
+        with _turn(model):
+            call = call._replace(keys=self._keys.of(call.options, call.sample))
+            decision = self._decide(call)
+            self._note(model, decision, call)
+            self._calls += 1
+            if not self._allowed:
+                return execute(call)
+            step = decision.step
+            if step.skipped:
+                return self._skipped(model, step, call)
+            run = self._full if step.full else self._positive_alone if step.guidance_reuse else self._shallow
+            output = run(model, execute, step, call)
+            self._keep_predictions(model, step, call, output)
+            kept = (*self._slots.values(), *self._guidance.values())
+            self._record.note_bytes(sum(each.bytes for each in kept))
+            return output
+
+    def end(self) -> None:
+        """Takes all hooks off the model and forgets what was kept."""
+        while self._executors:
+            model, executor = self._executors.popitem()
+            with _turn(model):
+                executor.detach()
+        self._slots.clear()
+        self._guidance.clear()
+
+    def stats(self) -> TrajectoryStats:
+        """What was done; the multiply-accumulates are counted while the model is there."""
+        model = None if self._model is None else self._model()
+        return self._record.stats(nn.Identity() if model is None else model)
+
+    @property
+    def _number(self) -> int:
+        """The number of the evaluation since DeepCache is in use."""
+        return max(self._evaluation - self._first, 0)
+
+    def _decide(self, call: ModelCall) -> Decision:
+        if not self._allowed:
+            return Decision(Step(True), OUTSIDE)
+        info = StepInfo(self._number, self._calls, False, self._sampler.steps)
+        found = [self._planner.decide(info, self._slots.get(key), chunk) for key, chunk in call.split(call.sample)]
+        # Where one chunk has nothing to go on from, the whole call is full.
+        decision = next((each for each in found if each.step.full), found[0])
+        scheduled = self._planner.scheduled(info.step, info.steps)
+        if not decision.step.full and scheduled.guidance_reuse and tuple(call.keys) in self._guidance:
+            decision = Decision(scheduled)
+        return decision
+
+    def _note(self, model: nn.Module, decision: Decision, call: ModelCall) -> None:
+        if self._model is None:
+            self._model = weakref.ref(model)
+        info = StepInfo(self._evaluation, self._calls, False)
+        kwargs = {**call.others, "transformer_options": {"optimized_attention_override": counted_attention}}
+        self._record.note_call(info, decision, call.sample, (call.sample,), kwargs)
+
+    def _executor(self, model: nn.Module) -> Executor:
+        executor = self._executors.get(model)
+        if executor is not None and executor.out_of_date:
+            executor.detach()
+            executor = None
+        if executor is None:
+            executor = self._executors[model] = Executor(model, self._config.branches)
+            executor.attach()
+        return executor
+
+    def _full(self, model: nn.Module, execute: Execute, step: Step, call: ModelCall) -> torch.Tensor:
+        executor, options = self._executor(model), BlockNumbers(call.options)
+        with executor.full():
+            output = execute(call._replace(options=options))
+        self._transformers = options.transformers
+        for key, chunk in call.split(call.sample):
+            if key not in self._slots or not self._slots[key].fits(chunk):
+                self._slots[key] = self._new_slot(chunk)
+            self._slots[key].last_full = self._number
+        self._keep_features(executor, step, call)
+        self._keep_guidance(call, output)
+        return output
+
+    def _shallow(self, model: Any, execute: Execute, step: Step, call: ModelCall) -> torch.Tensor:
+        executor = self._executor(model)
+        feature = torch.cat([self._slots[key].feature(self._number, step) for key in call.keys])
+        narrowed = executor.cuts[step.branch].narrow((), {"control": call.control})[1]
+        left_out = len(model.output_blocks) - 1 - step.branch
+        options = BlockNumbers(call.options, left_out, self._transformers)
+        with executor.shallow(step.branch, feature):
+            output = execute(call._replace(control=narrowed["control"], options=options))
+        self._keep_features(executor, step, call)
+        self._keep_guidance(call, output)
+        return output
+
+    def _positive_alone(self, model: nn.Module, execute: Execute, step: Step, call: ModelCall) -> torch.Tensor:
+        """A shallow step of the positive chunk, from which the negative one is rebuilt."""
+        index = positive_of_two(call)
+        assert index is not None
+        positive = self._shallow(model, execute, replace(step, guidance_reuse=False), call.of_chunk(index))
+        negative = positive + self._guidance[tuple(call.keys)].at(self._number, step.forecast)
+        return torch.cat([negative, positive] if index else [positive, negative])
+
+    def _skipped(self, model: nn.Module, step: Step, call: ModelCall) -> torch.Tensor:
+        chunks = call.split(_latents(model, call.sample))
+        return torch.cat([self._slots[key].skipped(self._number, step, chunk) for key, chunk in chunks])
+
+    def _new_slot(self, chunk: torch.Tensor) -> Slot:
+        order, stiff = self._config.highest_order, self._sampler.stiffness
+        slot = Slot(chunk, self._config.branches, order, guided=False, stiffness=stiff)
+        if self._config.any_skipped:
+            response = self._sampler.response if self._config.any_response else None
+            slot.prediction = PredictionForecast(order, response, stiff)
+        return slot
+
+    def _keep_features(self, executor: Executor, step: Step, call: ModelCall) -> None:
+        for branch, feature in executor.take().items():
+            if self._config.between != "skipped":
+                forecast = self._slots[call.keys[0]].features[branch]
+                expected = forecast.at(self._number, self._config.feature_forecast) if forecast.bytes else None
+                self._measure(step, expected, next(call.split(feature))[1])
+            for key, chunk in call.split(feature):
+                self._slots[key].features[branch].add(self._number, chunk)
+
+    def _keep_guidance(self, call: ModelCall, output: torch.Tensor) -> None:
+        """Keeps the negative prediction minus the positive one, where a call has both."""
+        index = positive_of_two(call) if self._config.any_guidance_reuse else None
+        if index is not None:
+            halves = output.chunk(2)
+            forecast = self._guidance.setdefault(
+                tuple(call.keys), Forecast(self._config.highest_order, self._sampler.stiffness)
+            )
+            forecast.add(self._number, halves[1 - index] - halves[index])
+
+    def _keep_predictions(self, model: nn.Module, step: Step, call: ModelCall, output: torch.Tensor) -> None:
+        if not self._config.any_skipped:
+            return
+        samples = call.split(_latents(model, call.sample).clone())
+        for (key, sample), (_, prediction) in zip(samples, call.split(output.clone()), strict=True):
+            slot = self._slots[key]
+            assert slot.prediction is not None
+            if key == call.keys[0] and self._config.between == "skipped":
+                rule = self._config.forecast
+                expected = slot.prediction.at(self._number, sample, rule) if slot.prediction.bytes else None
+                self._measure(step, expected, prediction)
+            slot.prediction.add(self._number, sample, prediction)
+            slot.output = prediction
+
+    def _measure(self, step: Step, expected: torch.Tensor | None, found: torch.Tensor) -> None:
+        """Tells an adaptive schedule how wrong a forecast would have been."""
+        info = StepInfo(self._number, self._calls - 1, False)
+        if self._planner.measures(info, step):
+            self._planner.note_error(info, expected, found)
+
+
+def _latents(model: Any, sample: torch.Tensor) -> torch.Tensor:
+    """The channels that are denoised, without those of a mask or of an image to start from."""
+    latents: torch.Tensor = sample[:, : model.out_channels]
+    return latents
+
+
+def _turn(model: nn.Module) -> threading.RLock:
+    """The lock of a model."""
+    with _MAKING_A_TURN:
+        return _TURNS.setdefault(model, threading.RLock())
