@@ -207,7 +207,7 @@ class DeepCacheReportNode:
         applied = model.model_options.get("transformer_options", {}).get(KEY)
         if not isinstance(applied, Applied):
             raise TypeError("DeepCache Report: take the model that the DeepCache node returned")
-        text = str(applied.stats)
+        text = "no run yet" if applied.stats is None else str(applied.stats)
         return {"ui": {"text": [text]}, "result": (latent, text)}
 
 
