@@ -25,6 +25,6 @@ def counted_attention(
         kwargs: and those by name.
     """
     if not kwargs.get("skip_reshape"):
-        q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))
+        q, k, v = (each.view(*each.shape[:2], heads, -1).transpose(1, 2) for each in (q, k, v))
     output = scaled_dot_product_attention(q, k, v)
     return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from DeepCache.comfyui.block_numbers import BlockNumbers
 from DeepCache.comfyui.chunks import ChunkKeys, ModelCall, positive_of_two
 from DeepCache.comfyui.counted_attention import counted_attention
+from DeepCache.comfyui.executors import Executors, turn
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.forecast import Forecast
@@ -21,16 +21,13 @@ from DeepCache.engine.planner import Decision, Planner
 from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.engine.slot import Slot
 from DeepCache.engine.stats import RunRecord, TrajectoryStats
+from DeepCache.engine.torch_versions import not_compiled
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import Step
 
 __all__ = ["Sampler", "SamplerRun"]
 
 OUTSIDE = "outside start_percent to end_percent"
-
-# A shallow step changes the model for the length of a call: threads that share one take turns.
-_TURNS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_MAKING_A_TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,28 @@ class Sampler:
         return self.lowest_sigma < level and (self.highest_sigma is None or level <= self.highest_sigma)
 
 
-Execute = Callable[[ModelCall], torch.Tensor]
-"""Runs the diffusion model with these arguments."""
+class Begun(NamedTuple):
+    """A call of the diffusion model that has begun.
+
+    Args:
+        step: what it does.
+        call: the arguments.
+        given: those that the model is called with.
+        executor: what has changed the model for it; None where nothing has.
+        output: what it returns, where the model is not called.
+    """
+
+    step: Step
+    call: ModelCall
+    given: ModelCall
+    executor: Executor | None = None
+    output: torch.Tensor | None = None
+
+    @not_compiled
+    def undo(self) -> None:
+        """Changes the model back, however the call ended."""
+        if self.executor is not None:
+            self.executor.end()
 
 
 class SamplerRun:
@@ -69,14 +86,15 @@ class SamplerRun:
     Args:
         config: the settings of DeepCache.
         sampler: what is known of the sampler.
+        executors: those of the node.
     """
 
-    def __init__(self, config: DeepCacheConfig, sampler: Sampler) -> None:
-        self._config, self._sampler = config, sampler
+    def __init__(self, config: DeepCacheConfig, sampler: Sampler, executors: Executors) -> None:
+        self._config, self._sampler, self._executors = config, sampler, executors
         self._planner = Planner(config)
         self._slots: dict[Hashable, Slot] = {}
         self._guidance: dict[Hashable, Forecast] = {}
-        self._executors: dict[nn.Module, Executor] = {}
+        self._models: set[nn.Module] = set()
         self._transformers: dict[int, int] = {}
         self._evaluation, self._first, self._calls = -1, -1, 0
         self._keys, self._allowed = ChunkKeys(), False
@@ -94,37 +112,67 @@ class SamplerRun:
         if self._allowed and self._first < 0:
             self._first = self._evaluation
 
-    def run(self, model: nn.Module, execute: Execute, call: ModelCall) -> torch.Tensor:
-        """Runs a call of the diffusion model as a full, a shallow or a skipped step.
+    @not_compiled
+    def begin(self, model: nn.Module, call: ModelCall) -> Begun:
+        """Decides what a call of the diffusion model does, and changes the model for it. Within the `turn` of the
+        model, up to `Begun.undo`.
 
         Args:
             model: the diffusion model.
-            execute: runs it.
             call: the arguments.
         """
-        with _turn(model):
-            call = call._replace(keys=self._keys.of(call.options, call.sample))
-            decision = self._decide(call)
-            self._note(model, decision, call)
-            self._calls += 1
-            if not self._allowed:
-                return execute(call)
-            step = decision.step
-            if step.skipped:
-                return self._skipped(model, step, call)
-            run = self._full if step.full else self._positive_alone if step.guidance_reuse else self._shallow
-            output = run(model, execute, step, call)
-            self._keep_predictions(model, step, call, output)
-            kept = (*self._slots.values(), *self._guidance.values())
-            self._record.note_bytes(sum(each.bytes for each in kept))
+        call = call._replace(keys=self._keys.of(call.options, call.sample))
+        decision = self._decide(call)
+        self._note(model, decision, call)
+        self._calls += 1
+        step = decision.step
+        if not self._allowed:
+            return Begun(step, call, call)
+        if step.skipped:
+            return Begun(step, call, call, output=self._skipped(model, step, call))
+        executor = self._executor(model)
+        if step.full:
+            executor.full()
+            return Begun(step, call, call._replace(options=BlockNumbers(call.options)), executor)
+        index = positive_of_two(call) if step.guidance_reuse else None
+        return self._begin_shallow(model, executor, step, call, call if index is None else call.of_chunk(index))
+
+    @not_compiled
+    def keep(self, model: nn.Module, begun: Begun, output: torch.Tensor) -> torch.Tensor:
+        """Keeps what a call has computed, and returns its output for all chunks.
+
+        Args:
+            model: the diffusion model.
+            begun: what `begin` returned.
+            output: what the model returned.
+        """
+        step, call = begun.step, begun.call
+        if begun.executor is None:
             return output
+        if step.full:
+            assert isinstance(begun.given.options, BlockNumbers)
+            self._transformers = begun.given.options.transformers
+            for key, chunk in call.split(call.sample):
+                if key not in self._slots or not self._slots[key].fits(chunk):
+                    self._slots[key] = self._new_slot(chunk)
+                self._slots[key].last_full = self._number
+        self._keep_features(begun.executor, step, begun.given)
+        if step.guidance_reuse:
+            negative = output + self._guidance[tuple(call.keys)].at(self._number, step.forecast)
+            output = torch.cat([negative, output] if positive_of_two(call) else [output, negative])
+        else:
+            self._keep_guidance(call, output)
+        self._keep_predictions(model, step, call, output)
+        kept = [each.bytes for each in self._slots.values()] + [each.bytes for each in self._guidance.values()]
+        self._record.note_bytes(sum(kept))
+        return output
 
     def end(self) -> None:
         """Takes all hooks off the model and forgets what was kept."""
-        while self._executors:
-            model, executor = self._executors.popitem()
-            with _turn(model):
-                executor.detach()
+        while self._models:
+            model = self._models.pop()
+            with turn(model):
+                self._executors.end(model, self._config.branches)
         self._slots.clear()
         self._guidance.clear()
 
@@ -158,47 +206,21 @@ class SamplerRun:
         self._record.note_call(info, decision, call.sample, (call.sample,), kwargs)
 
     def _executor(self, model: nn.Module) -> Executor:
-        executor = self._executors.get(model)
-        if executor is not None and executor.out_of_date:
-            executor.detach()
-            executor = None
-        if executor is None:
-            executor = self._executors[model] = Executor(model, self._config.branches)
-            executor.attach()
-        return executor
+        if model not in self._models:
+            self._models.add(model)
+            self._executors.begin(model, self._config.branches)
+        return self._executors.of(model, self._config.branches)
 
-    def _full(self, model: nn.Module, execute: Execute, step: Step, call: ModelCall) -> torch.Tensor:
-        executor, options = self._executor(model), BlockNumbers(call.options)
-        with executor.full():
-            output = execute(call._replace(options=options))
-        self._transformers = options.transformers
-        for key, chunk in call.split(call.sample):
-            if key not in self._slots or not self._slots[key].fits(chunk):
-                self._slots[key] = self._new_slot(chunk)
-            self._slots[key].last_full = self._number
-        self._keep_features(executor, step, call)
-        self._keep_guidance(call, output)
-        return output
-
-    def _shallow(self, model: Any, execute: Execute, step: Step, call: ModelCall) -> torch.Tensor:
-        executor = self._executor(model)
-        feature = torch.cat([self._slots[key].feature(self._number, step) for key in call.keys])
-        narrowed = executor.cuts[step.branch].narrow((), {"control": call.control})[1]
+    def _begin_shallow(self, model: Any, executor: Executor, step: Step, call: ModelCall, part: ModelCall) -> Begun:
+        """A shallow step of a call, of which a part runs."""
+        feature = torch.cat(
+            [self._slots[key].features[step.branch].at(self._number, step.forecast) for key in part.keys]
+        )
+        narrowed = executor.cuts[step.branch].narrow((), {"control": part.control})[1]
         left_out = len(model.output_blocks) - 1 - step.branch
-        options = BlockNumbers(call.options, left_out, self._transformers)
-        with executor.shallow(step.branch, feature):
-            output = execute(call._replace(control=narrowed["control"], options=options))
-        self._keep_features(executor, step, call)
-        self._keep_guidance(call, output)
-        return output
-
-    def _positive_alone(self, model: nn.Module, execute: Execute, step: Step, call: ModelCall) -> torch.Tensor:
-        """A shallow step of the positive chunk, from which the negative one is rebuilt."""
-        index = positive_of_two(call)
-        assert index is not None
-        positive = self._shallow(model, execute, replace(step, guidance_reuse=False), call.of_chunk(index))
-        negative = positive + self._guidance[tuple(call.keys)].at(self._number, step.forecast)
-        return torch.cat([negative, positive] if index else [positive, negative])
+        options = BlockNumbers(part.options, left_out, self._transformers)
+        executor.shallow(step.branch, feature)
+        return Begun(step, call, part._replace(control=narrowed["control"], options=options), executor)
 
     def _skipped(self, model: nn.Module, step: Step, call: ModelCall) -> torch.Tensor:
         chunks = call.split(_latents(model, call.sample))
@@ -256,9 +278,3 @@ def _latents(model: Any, sample: torch.Tensor) -> torch.Tensor:
     """The channels that are denoised, without those of a mask or of an image to start from."""
     latents: torch.Tensor = sample[:, : model.out_channels]
     return latents
-
-
-def _turn(model: nn.Module) -> threading.RLock:
-    """The lock of a model."""
-    with _MAKING_A_TURN:
-        return _TURNS.setdefault(model, threading.RLock())

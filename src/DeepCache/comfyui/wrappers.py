@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from DeepCache.comfyui.chunks import ModelCall
+from DeepCache.comfyui.executors import Executors, turn
 from DeepCache.comfyui.sampler_run import Sampler, SamplerRun
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.fingerprint import other_guidance, refuse
@@ -45,6 +46,7 @@ class Applied:
         end_percent: float = 1.0,
     ) -> None:
         self._settings, self._start, self._end = settings, start_percent, end_percent
+        self._executors = Executors()
         self._last: SamplerRun | None = None
 
     @property
@@ -79,7 +81,7 @@ class Applied:
             highest_sigma=float(sampling.percent_to_sigma(self._start)) if self._start > 0 else None,
             lowest_sigma=float(sampling.percent_to_sigma(self._end)) if self._end < 1 else 0.0,
         )
-        self._last = SamplerRun(config, known)
+        self._last = SamplerRun(config, known, self._executors)
         return self._last
 
 
@@ -131,13 +133,20 @@ def _diffusion_model(
     if not isinstance(run, SamplerRun) or "uuids" not in options:
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
-    def execute(call: ModelCall) -> Any:
-        others = dict(call.others)
-        named = (others.pop(name) for name in ("timesteps", "context", "y"))
-        return executor(call.sample, *named, call.control, call.options, **others)
-
-    others = {"timesteps": timesteps, "context": context, "y": y, **kwargs}
-    return run.run(executor.class_obj, execute, ModelCall(x, control, others, options))
+    model = executor.class_obj
+    with turn(model):
+        call = ModelCall(x, control, {"timesteps": timesteps, "context": context, "y": y, **kwargs}, options)
+        begun = run.begin(model, call)
+        try:
+            output = begun.output
+            if output is None:
+                sample, control, others, options, _ = begun.given
+                others = dict(others)
+                given = [others.pop(name) for name in ("timesteps", "context", "y")]
+                output = executor(sample, *given, control, options, **others)
+        finally:
+            begun.undo()
+        return run.keep(model, begun, output)
 
 
 # Compiled, only the model itself is: a graph for full steps and one for shallow ones.
