@@ -1,4 +1,4 @@
-"""Stands in for packages that ComfyUI imports and the tests do not use: any name is there, and fails where it is used."""
+"""Stands in for packages that ComfyUI imports and tests do not use: any name is there, and fails where it is used."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ def reader(tmp_path, monkeypatch):
     offline(monkeypatch)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "ComfyUI" / "custom_nodes").mkdir(parents=True)
     threads = torch.get_num_threads()
     yield tmp_path
     # A batch sets them for its process.

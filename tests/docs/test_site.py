@@ -43,6 +43,7 @@ DOCUMENTED = (
 LEFT_OUT = {
     "DeepCache.app": "a program, which docs/app.md is about",
     "DeepCache.cli": "a program, which docs/commands.md is about",
+    "DeepCache.comfyui": "nodes, which docs/comfyui.md is about",
     "DeepCache.text_file": "how files are read within the package",
     "DeepCache.wrong_input": "what the programs tell in a line, of no use to others",
     "DeepCache.extension": "where the reference package has its helper",

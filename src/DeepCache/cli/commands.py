@@ -10,6 +10,7 @@ import typer
 from DeepCache.cli.ablate import ablate_command
 from DeepCache.cli.batch import batch_command
 from DeepCache.cli.benchmark import benchmark_command
+from DeepCache.cli.comfyui import comfyui_command
 from DeepCache.cli.env import env_command
 from DeepCache.cli.errors import Command, CommandGroup
 from DeepCache.cli.generate import generate_command
@@ -35,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "info": info_command,
     "report": report_command,
     "tune": tune_command,
+    "comfyui": comfyui_command,
     "env": env_command,
 }
 for _name, _function in _COMMANDS.items():

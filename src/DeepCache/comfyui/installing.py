@@ -1,0 +1,49 @@
+"""Puts the nodes into an installation of ComfyUI."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import DeepCache
+
+__all__ = ["install_nodes"]
+
+# What the nodes import, which takes nothing but torch.
+_PARTS = ("__init__.py", "comfyui", "config.py", "engine", "plan.py", "py.typed", "schedule.py", "text_file.py")
+
+
+def install_nodes(comfyui: Path) -> Path:
+    """Copies the nodes and the engine into `custom_nodes/deepcache`, in the place of what an earlier call left there.
+
+    Args:
+        comfyui: the folder of ComfyUI.
+
+    Returns:
+        The folder that was made.
+
+    Raises:
+        ValueError: it is no folder of ComfyUI, or something else is in that place.
+        OSError: it cannot be written.
+    """
+    nodes = comfyui / "custom_nodes"
+    if not nodes.is_dir():
+        raise ValueError(f"{str(comfyui)!r} is no folder of ComfyUI: it has no custom_nodes")
+    target = nodes / "deepcache"
+    if target.exists() and not (target / "DeepCache" / "comfyui").is_dir():
+        raise ValueError(f"{str(target)!r} is something else than the nodes of DeepCache: move it away first")
+    package = Path(DeepCache.__file__).parent
+    beside = nodes / "deepcache.new.disabled"
+    shutil.rmtree(beside, ignore_errors=True)
+    without = shutil.ignore_patterns("__pycache__")
+    for part in _PARTS:
+        source, copy = package / part, beside / "DeepCache" / part
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=without)
+        else:
+            shutil.copyfile(source, copy)
+    shutil.copyfile(Path(__file__).with_name("loaded_by_comfyui.py"), beside / "__init__.py")
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+    return target
