@@ -133,7 +133,12 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str
 
 
 def _run(block: Any, h: Any, emb: Any, context: Any, options: Any, size: Any = None) -> torch.Tensor:
+    handlers = options.get("patches", {}).get("forward_timestep_embed_patch", ())
     for layer in block:
+        handler = next((run for kind, run in handlers if isinstance(layer, kind)), None)
+        if handler is not None:
+            h = handler(layer, h, emb, context, options)
+            continue
         if isinstance(layer, ResBlock):
             h = layer(h, emb)
         elif isinstance(layer, SpatialTransformer):

@@ -129,7 +129,8 @@ class Guider:
         extra = model_options.get("concat")
         if extra is not None:
             scaled = torch.cat([scaled, extra.expand(len(scaled), *extra.shape[1:])], dim=1)
-        return unet(scaled, sigma.expand(len(scaled)) * 50, context, None, control, options)
+        wrapper = model_options.get("model_function_wrapper", lambda unet, *args: unet(*args))
+        return wrapper(unet, scaled, sigma.expand(len(scaled)) * 50, context, None, control, options)
 
 
 def sample(
@@ -152,7 +153,8 @@ def sample(
     guider = Guider(patcher, positive or [POSITIVE], negative or [NEGATIVE], cfg, together)
     noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
     sigmas = torch.linspace(10, 0, steps + 1)
-    function = {"euler": _euler, "heun": _heun, "repeat": _repeat}[sampler]
+    functions = {"euler": _euler, "heun": _heun, "repeat": _repeat, "dpmpp_2m_sde_heun": _named_after_heun}
+    function = functions[sampler]
     kind = SimpleNamespace(sampler_function=function)
     options = guider.model_options["transformer_options"]
     run = lambda noise, latent, sampler, sigmas: sampler.sampler_function(guider, noise * sigmas[0], sigmas)  # noqa: E731
@@ -181,8 +183,13 @@ def _repeat(guider: Guider, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tens
     return torch.stack([guider.predict(x, sigmas[:1]) for _ in sigmas[1:]])
 
 
+def _named_after_heun(guider: Guider, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    return _euler(guider, x, sigmas)
+
+
 # `_name_of` goes by these, as in ComfyUI.
 _euler.__name__, _heun.__name__ = "sample_euler", "sample_heun"
+_named_after_heun.__name__ = "sample_dpmpp_2m_sde_heun"
 
 
 def _copied(options: Any) -> Any:

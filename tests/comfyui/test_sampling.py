@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 import threading
@@ -14,7 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
-from tests.comfyui.ldm_unet import CHANNELS
+from tests.comfyui.ldm_unet import CHANNELS, SpatialTransformer
 from tests.comfyui.nodes import pattern, report, with_deepcache
 from tests.comfyui.stand_in import NEGATIVE, POSITIVE, cond, model, sample
 
@@ -173,6 +174,33 @@ def test_guidance_reuse_runs_the_positive_cond_alone():
     assert "with guidance reuse" not in report(changed)
 
 
+def test_guidance_reuse_takes_the_difference_of_the_last_full_step():
+    changed, rows = with_deepcache(model(), guidance_reuse=True, interval=2), []
+    changed.add_wrapper_with_key("diffusion_model", "within", _counting(rows))
+    # One by one at the second full step and together after it.
+    sample(changed, steps=6, together=lambda call: 1 if call in (2, 3) else 2)
+    assert rows == [2, 1, 1, 1, 2, 2, 1]
+
+
+def test_a_feature_that_changes_its_size():
+    """As with a patch that makes images smaller at first (Deep Shrink)."""
+
+    def smaller(h, options):
+        if options["block"] == ("input", 2) and float(options["sigmas"]) > 5:
+            return torch.nn.functional.interpolate(h, scale_factor=0.5)
+        return h
+
+    def larger(h, skip, options):
+        return torch.nn.functional.interpolate(h, skip.shape[2:]), skip
+
+    patches = {"input_block_patch": [smaller], "output_block_patch": [larger]}
+    patcher = _with(model(), *(("patches", name, value) for name, value in patches.items()))
+    for forecast in ("none", "linear", "limited"):
+        changed = with_deepcache(patcher, interval=2, forecast=forecast, branch=4)
+        assert sample(changed).isfinite().all()
+        assert pattern(changed) == "F.F.F.F.F."
+
+
 def test_a_cond_that_begins_later_is_full_at_first():
     late = cond(16, active=lambda sigma: sigma <= 7.5)
     changed = with_deepcache(model(), interval=4)
@@ -188,7 +216,7 @@ def test_a_cond_that_was_not_there_at_the_last_full_step_is_full():
     changed = with_deepcache(model(), interval=2)
     sample(changed, positive=[POSITIVE, at_times], steps=5)
     assert pattern(changed) == "F.FFF"
-    assert "makes up for a full step that was left out: step 3" in report(changed)
+    assert "first call of its slot: step 3" in report(changed)
 
 
 def test_windows_that_move_are_full_and_others_are_not():
@@ -201,6 +229,72 @@ def test_windows_that_move_are_full_and_others_are_not():
             )
             sample(changed, steps=6)
             assert pattern(changed) == expected
+
+
+def test_what_one_evaluation_does_not_use_is_dropped():
+    kept = []
+    changed = with_deepcache(model(), interval=1)
+    _calls(changed, lambda options, number: options.update(ad_params={"sub_idxs": [number]}))
+    applied = changed.model_options["transformer_options"]["deepcache"]
+    _around(changed, lambda run: (run(), kept.append(len(applied._last._slots)))[0])
+    sample(changed, cfg=1.0, steps=6)
+    assert max(kept) <= 2
+
+
+def test_patches_that_count_blocks_make_shallow_steps_full():
+    """As those of SUPIR do, which begin to count after the middle block."""
+    counts = {"middle_block_after_patch": [lambda given: given], "output_block_patch": [_by_number]}
+    patcher = _with(model(), *(("patches", name, value) for name, value in counts.items()))
+    changed = with_deepcache(patcher)
+    assert torch.equal(sample(changed), sample(patcher))
+    assert "a patch counts the output blocks from the middle block on: step 1, 2, 4" in report(changed)
+    skipped = with_deepcache(patcher, between="skipped")
+    sample(skipped)
+    assert pattern(skipped) == "F--F--F--F"
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_patches_that_run_a_layer_without_calling_it(branch):
+    def run(layer, h, emb, context, options):
+        return layer.forward(h, context, options) * 1.1
+
+    patcher = _with(model(), ("patches", "forward_timestep_embed_patch", [(SpatialTransformer, run)]))
+    changed = with_deepcache(patcher, branch=branch)
+    expected = sample(patcher, sampler="repeat", steps=3)
+    assert torch.equal(sample(changed, sampler="repeat", steps=3), expected)
+    # At the deepest branch the feature is what the last layer of the middle block returns, which no hook sees.
+    assert pattern(changed) == ("FFF" if branch == max(BRANCHES) else "F..")
+
+
+@pytest.mark.parametrize("settings", [{"interval": 1}, {"branch": 3}, {"guidance_reuse": True}], ids=str)
+def test_a_batch_that_is_run_part_by_part(settings):
+    def part_by_part(unet, x, timesteps, context, y, control, options):
+        parts = [
+            unet(x[n : n + 1], timesteps[n : n + 1], context[n : n + 1], y, control, options) for n in range(len(x))
+        ]
+        return torch.cat(parts)
+
+    patcher = model()
+    patcher.model_options["model_function_wrapper"] = part_by_part
+    changed = with_deepcache(patcher, **settings)
+    expected = sample(patcher, sampler="repeat", steps=3)
+    assert torch.equal(sample(changed, sampler="repeat", steps=3), expected)
+    assert "with guidance reuse" not in report(changed)
+
+
+@pytest.mark.parametrize(
+    ("scales", "forecast"), [({"cfg": 1.0, "cfg1": 8.0, "cfg2": 2.0}, "response"), ({"cfg": 2.0}, "limited")], ids=str
+)
+def test_the_guidance_scale_of_a_guider_with_two(scales, forecast):
+    changed = with_deepcache(model(), preset="balanced")
+    applied = changed.model_options["transformer_options"]["deepcache"]
+    guider = SimpleNamespace(model_patcher=changed, model_options=changed.model_options, **scales)
+    assert applied.begin_run(guider, None, torch.zeros(11))._config.forecast == forecast
+
+
+def test_a_sampler_of_one_evaluation_that_is_called_after_heun():
+    changed = with_deepcache(model(), adaptive_threshold=0.1, interval=4, forecast="linear")
+    assert sample(changed, sampler="dpmpp_2m_sde_heun", steps=12).isfinite().all()
 
 
 def test_from_one_part_of_the_run_to_another():
@@ -306,6 +400,41 @@ class TestRuns:
         clone = _with(changed, ("patches", "input_block_patch", [lambda h, options: h]))
         assert torch.equal(sample(clone), sample(changed))
         assert pattern(clone) == "F..F..F..F"
+
+    def test_a_clone_that_copies_all_of_its_options_shares_the_report(self):
+        changed = with_deepcache(model())
+        sample(changed)
+        clone = changed.clone()
+        clone.model_options = copy.deepcopy(changed.model_options)
+        assert report(clone) == report(changed)
+        sample(clone, steps=4)
+        assert pattern(changed) == "F..F"
+
+    def test_an_interrupted_run_keeps_no_tensor(self):
+        changed = with_deepcache(model(), forecast="linear", interval=1)
+        stopped = _stops(changed, 3)
+        with pytest.raises(KeyboardInterrupt):
+            sample(changed)
+        stopped.remove()
+        applied = changed.model_options["transformer_options"]["deepcache"]
+        (executor,) = applied._executors._executors.values()
+        assert not executor.take()
+
+    def test_calls_of_one_evaluation_in_several_threads(self):
+        """As on several devices, each of which has a copy of the model."""
+        changed, other = with_deepcache(model(), forecast="linear", interval=2), model()
+        expected = sample(changed, together=1)
+
+        def in_a_thread(unet, *args):
+            found = []
+            thread = threading.Thread(target=lambda: found.append(next(models)(*args)))
+            thread.start()
+            thread.join()
+            return found[0]
+
+        models = itertools.cycle([changed.model.diffusion_model, other.model.diffusion_model])
+        changed.model_options["model_function_wrapper"] = in_a_thread
+        assert torch.equal(sample(changed, together=1), expected)
 
     def test_two_nodes_are_the_last_one(self):
         patcher = model()
@@ -426,7 +555,8 @@ def _calls(patcher: Any, change: Any) -> None:
 
 def _outermost(patcher: Any, wrapper: Any) -> None:
     wrappers = patcher.model_options["transformer_options"]["wrappers"]
-    wrappers["diffusion_model"] = {"around": [wrapper], **wrappers["diffusion_model"]}
+    around = [wrapper, *wrappers["diffusion_model"].get("around", ())]
+    wrappers["diffusion_model"] = {"around": around} | wrappers["diffusion_model"] | {"around": around}
 
 
 def _counting(rows: list[int]) -> Any:

@@ -37,6 +37,9 @@ class ChunkKeys:
             sample: its sample, the chunks one after another along the first side.
         """
         uuids, places = options["uuids"], options["cond_or_uncond"]
+        if len(sample) % len(uuids):
+            # A `model_function_wrapper` runs parts of a batch, and hands on what stands for all of it.
+            uuids, places = [tuple(uuids)], [tuple(places)]
         shape, window = (len(sample) // len(uuids), *sample.shape[1:]), _window(options)
         keys: list[Hashable] = []
         for uuid, place in zip(uuids, places, strict=True):
@@ -88,7 +91,7 @@ class ModelCall(NamedTuple):
 def positive_of_two(call: ModelCall) -> int | None:
     """Where the positive chunk stands in a call of one positive and one negative chunk; None in another call."""
     places = list(call.options["cond_or_uncond"])
-    return places.index(0) if sorted(places) == [0, 1] else None
+    return places.index(0) if sorted(places) == [0, 1] and len(call.keys) == 2 else None
 
 
 def _part(value: Any, rows: int, index: int, chunks: int) -> Any:

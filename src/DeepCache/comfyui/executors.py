@@ -52,4 +52,6 @@ class Executors:
         self._runs[model, branches] -= 1
         executor = self._executors.get((model, branches))
         if not self._runs[model, branches] and executor is not None:
+            # After an interruption there may be a feature that nobody has taken.
+            executor.reset()
             executor.detach()

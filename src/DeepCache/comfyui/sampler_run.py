@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from DeepCache.schedule import Step
 __all__ = ["Sampler", "SamplerRun"]
 
 OUTSIDE = "outside start_percent to end_percent"
+RUNS_LAYERS = "a patch runs the layers of the middle block itself"
+COUNTS_BLOCKS = "a patch counts the output blocks from the middle block on"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Sampler:
         steps: how many evaluations there are, where a plan or an adaptive schedule goes by that; else None.
         highest_sigma: the noise level from which on DeepCache is used; None for the highest there is.
         lowest_sigma: the noise level below which it is used no more.
+        splits_batches: whether the model may be run on parts of a batch, so that nothing tells what a row is of.
     """
 
     stiffness: float = 0.0
@@ -47,6 +51,7 @@ class Sampler:
     steps: int | None = None
     highest_sigma: float | None = None
     lowest_sigma: float = 0.0
+    splits_batches: bool = False
 
     def allows(self, sigma: torch.Tensor) -> bool:
         """Whether DeepCache is used at a noise level. Without limits nothing is read from the device."""
@@ -65,6 +70,7 @@ class Begun(NamedTuple):
         given: those that the model is called with.
         executor: what has changed the model for it; None where nothing has.
         output: what it returns, where the model is not called.
+        number: how many calls of the evaluation came before it.
     """
 
     step: Step
@@ -72,6 +78,7 @@ class Begun(NamedTuple):
     given: ModelCall
     executor: Executor | None = None
     output: torch.Tensor | None = None
+    number: int = 0
 
     @not_compiled
     def undo(self) -> None:
@@ -93,13 +100,17 @@ class SamplerRun:
         self._config, self._sampler, self._executors = config, sampler, executors
         self._planner = Planner(config)
         self._slots: dict[Hashable, Slot] = {}
-        self._guidance: dict[Hashable, Forecast] = {}
+        self._guidance: dict[tuple[Hashable, ...], Forecast] = {}
+        self._differences_of: dict[tuple[Hashable, ...], int] = {}
         self._models: set[nn.Module] = set()
         self._transformers: dict[int, int] = {}
         self._evaluation, self._first, self._calls = -1, -1, 0
         self._keys, self._allowed = ChunkKeys(), False
         self._record = RunRecord(config.branches)
         self._model: weakref.ref[nn.Module] | None = None
+        self._used: set[Hashable] = set()
+        # The calls of one evaluation may come from several threads, each with a copy of the model.
+        self._turn = threading.Lock()
 
     def begin_evaluation(self, sigma: torch.Tensor) -> None:
         """Begins an evaluation of the model, which may take several calls.
@@ -107,6 +118,9 @@ class SamplerRun:
         Args:
             sigma: its noise level, for each sample.
         """
+        self._slots = {key: slot for key, slot in self._slots.items() if key in self._used}
+        self._guidance = {keys: kept for keys, kept in self._guidance.items() if self._used.issuperset(keys)}
+        self._used = set()
         self._evaluation += 1
         self._calls, self._keys, self._allowed = 0, ChunkKeys(), self._sampler.allows(sigma)
         if self._allowed and self._first < 0:
@@ -121,10 +135,15 @@ class SamplerRun:
             model: the diffusion model.
             call: the arguments.
         """
+        with self._turn:
+            return self._begin(model, call)
+
+    def _begin(self, model: nn.Module, call: ModelCall) -> Begun:
         call = call._replace(keys=self._keys.of(call.options, call.sample))
-        decision = self._decide(call)
+        self._used.update(call.keys)
+        decision = self._decide(model, call)
         self._note(model, decision, call)
-        self._calls += 1
+        number, self._calls = self._calls, self._calls + 1
         step = decision.step
         if not self._allowed:
             return Begun(step, call, call)
@@ -133,7 +152,7 @@ class SamplerRun:
         executor = self._executor(model)
         if step.full:
             executor.full()
-            return Begun(step, call, call._replace(options=BlockNumbers(call.options)), executor)
+            return Begun(step, call, call._replace(options=BlockNumbers(call.options)), executor, number=number)
         index = positive_of_two(call) if step.guidance_reuse else None
         return self._begin_shallow(model, executor, step, call, call if index is None else call.of_chunk(index))
 
@@ -146,9 +165,11 @@ class SamplerRun:
             begun: what `begin` returned.
             output: what the model returned.
         """
+        with self._turn:
+            return output if begun.executor is None else self._keep(model, begun, output)
+
+    def _keep(self, model: Any, begun: Begun, output: torch.Tensor) -> torch.Tensor:
         step, call = begun.step, begun.call
-        if begun.executor is None:
-            return output
         if step.full:
             assert isinstance(begun.given.options, BlockNumbers)
             self._transformers = begun.given.options.transformers
@@ -156,13 +177,13 @@ class SamplerRun:
                 if key not in self._slots or not self._slots[key].fits(chunk):
                     self._slots[key] = self._new_slot(chunk)
                 self._slots[key].last_full = self._number
-        self._keep_features(begun.executor, step, begun.given)
+        self._keep_features(model, begun)
         if step.guidance_reuse:
             negative = output + self._guidance[tuple(call.keys)].at(self._number, step.forecast)
             output = torch.cat([negative, output] if positive_of_two(call) else [output, negative])
         else:
             self._keep_guidance(call, output)
-        self._keep_predictions(model, step, call, output)
+        self._keep_predictions(model, begun, output)
         kept = [each.bytes for each in self._slots.values()] + [each.bytes for each in self._guidance.values()]
         self._record.note_bytes(sum(kept))
         return output
@@ -173,6 +194,7 @@ class SamplerRun:
             model = self._models.pop()
             with turn(model):
                 self._executors.end(model, self._config.branches)
+        self._planner = Planner(self._config)
         self._slots.clear()
         self._guidance.clear()
 
@@ -186,16 +208,26 @@ class SamplerRun:
         """The number of the evaluation since DeepCache is in use."""
         return max(self._evaluation - self._first, 0)
 
-    def _decide(self, call: ModelCall) -> Decision:
+    def _decide(self, model: Any, call: ModelCall) -> Decision:
         if not self._allowed:
             return Decision(Step(True), OUTSIDE)
         info = StepInfo(self._number, self._calls, False, self._sampler.steps)
         found = [self._planner.decide(info, self._slots.get(key), chunk) for key, chunk in call.split(call.sample)]
         # Where one chunk has nothing to go on from, the whole call is full.
         decision = next((each for each in found if each.step.full), found[0])
+        if decision.step.full:
+            return decision
+        if decision.step.shallow and BlockNumbers.count_blocks(call.options):
+            return Decision(Step(True), COUNTS_BLOCKS)
+        deepest = decision.step.shallow and decision.step.branch == len(model.output_blocks) - 1
+        if deepest and BlockNumbers.run_layers(call.options):
+            return Decision(Step(True), RUNS_LAYERS)
         scheduled = self._planner.scheduled(info.step, info.steps)
-        if not decision.step.full and scheduled.guidance_reuse and tuple(call.keys) in self._guidance:
-            decision = Decision(scheduled)
+        # The difference of the two is of their last full step, and not of one before which they shared a call.
+        difference_of = self._differences_of.get(tuple(call.keys), -1)
+        reuses = scheduled.guidance_reuse and not self._sampler.splits_batches
+        if reuses and difference_of >= max(self._slots[key].last_full for key in call.keys):
+            return Decision(scheduled)
         return decision
 
     def _note(self, model: nn.Module, decision: Decision, call: ModelCall) -> None:
@@ -234,12 +266,17 @@ class SamplerRun:
             slot.prediction = PredictionForecast(order, response, stiff)
         return slot
 
-    def _keep_features(self, executor: Executor, step: Step, call: ModelCall) -> None:
-        for branch, feature in executor.take().items():
+    def _keep_features(self, model: Any, begun: Begun) -> None:
+        assert begun.executor is not None
+        call, taken = begun.given, begun.executor.take()
+        if begun.step.full and isinstance(call.options, BlockNumbers) and call.options.features:
+            last = len(model.output_blocks) - 1
+            taken = {branch: call.options.features[last - branch] for branch in taken}
+        for branch, feature in taken.items():
             if self._config.between != "skipped":
                 forecast = self._slots[call.keys[0]].features[branch]
                 expected = forecast.at(self._number, self._config.feature_forecast) if forecast.bytes else None
-                self._measure(step, expected, next(call.split(feature))[1])
+                self._measure(begun, expected, next(call.split(feature))[1])
             for key, chunk in call.split(feature):
                 self._slots[key].features[branch].add(self._number, chunk)
 
@@ -252,10 +289,12 @@ class SamplerRun:
                 tuple(call.keys), Forecast(self._config.highest_order, self._sampler.stiffness)
             )
             forecast.add(self._number, halves[1 - index] - halves[index])
+            self._differences_of[tuple(call.keys)] = self._number
 
-    def _keep_predictions(self, model: nn.Module, step: Step, call: ModelCall, output: torch.Tensor) -> None:
+    def _keep_predictions(self, model: nn.Module, begun: Begun, output: torch.Tensor) -> None:
         if not self._config.any_skipped:
             return
+        call = begun.call
         samples = call.split(_latents(model, call.sample).clone())
         for (key, sample), (_, prediction) in zip(samples, call.split(output.clone()), strict=True):
             slot = self._slots[key]
@@ -263,15 +302,16 @@ class SamplerRun:
             if key == call.keys[0] and self._config.between == "skipped":
                 rule = self._config.forecast
                 expected = slot.prediction.at(self._number, sample, rule) if slot.prediction.bytes else None
-                self._measure(step, expected, prediction)
+                self._measure(begun, expected, prediction)
             slot.prediction.add(self._number, sample, prediction)
             slot.output = prediction
 
-    def _measure(self, step: Step, expected: torch.Tensor | None, found: torch.Tensor) -> None:
+    def _measure(self, begun: Begun, expected: torch.Tensor | None, found: torch.Tensor) -> None:
         """Tells an adaptive schedule how wrong a forecast would have been."""
-        info = StepInfo(self._number, self._calls - 1, False)
-        if self._planner.measures(info, step):
-            self._planner.note_error(info, expected, found)
+        info = StepInfo(self._number, begun.number, False)
+        if self._planner.measures(info, begun.step):
+            comparable = expected is not None and expected.shape == found.shape
+            self._planner.note_error(info, expected if comparable else None, found)
 
 
 def _latents(model: Any, sample: torch.Tensor) -> torch.Tensor:

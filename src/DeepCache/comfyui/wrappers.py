@@ -28,6 +28,8 @@ _ORDERS |= {"_unipc": 3, "_unipc_bh2": 3, "_deis": 3, "_ipndm": 4, "_ipndm_v": 4
 
 # Samplers that evaluate the model more than once a step, or as often as they like.
 _SEVERAL_EVALUATIONS = ("heun", "dpm_2", "_2s", "dpmpp_sde", "seeds", "pece", "dpm_fast", "dpm_adaptive")
+# And those of such a name that do not.
+_ONE_EVALUATION = ("2m_sde_heun",)
 
 
 class Applied:
@@ -49,6 +51,10 @@ class Applied:
         self._executors = Executors()
         self._last: SamplerRun | None = None
 
+    def __deepcopy__(self, memo: Any) -> Applied:
+        """Clones of a model share what a run with it did. ComfyUI copies all that is in its options."""
+        return self
+
     @property
     def stats(self) -> TrajectoryStats | None:
         """What the last run did; None before the first."""
@@ -60,10 +66,10 @@ class Applied:
         Raises:
             ValueError: the plan is for another number of steps or another guidance scale.
         """
-        guidance, steps = getattr(guider, "cfg", None), len(sigmas) - 1
+        guidance, steps = _guidance_of(guider), len(sigmas) - 1
         config = self._settings(guidance)
         counted = config.plan is not None or config.skip_mode == "adaptive"
-        if counted and any(each in _name_of(sampler) for each in _SEVERAL_EVALUATIONS):
+        if counted and _evaluates_several_times(_name_of(sampler)):
             raise ValueError(
                 "DeepCache: a plan and adaptive_threshold go by the number of evaluations, and the sampler "
                 f"{_name_of(sampler)} makes several a step; take another sampler, or neither of the two"
@@ -80,6 +86,7 @@ class Applied:
             steps=steps if counted else None,
             highest_sigma=float(sampling.percent_to_sigma(self._start)) if self._start > 0 else None,
             lowest_sigma=float(sampling.percent_to_sigma(self._end)) if self._end < 1 else 0.0,
+            splits_batches="model_function_wrapper" in guider.model_options,
         )
         self._last = SamplerRun(config, known, self._executors)
         return self._last
@@ -151,6 +158,17 @@ def _diffusion_model(
 
 # Compiled, only the model itself is: a graph for full steps and one for shallow ones.
 _diffusion_model = not_compiled(_diffusion_model, recursive=False)
+
+
+def _guidance_of(guider: Any) -> float | None:
+    """The guidance scale, and where a guider has two, the larger one."""
+    scales = [getattr(guider, name, None) for name in ("cfg", "cfg1", "cfg2")]
+    return max((scale for scale in scales if scale is not None), default=None)
+
+
+def _evaluates_several_times(name: str) -> bool:
+    several = any(each in name for each in _SEVERAL_EVALUATIONS)
+    return several and not any(each in name for each in _ONE_EVALUATION)
 
 
 def _name_of(sampler: Any) -> str:

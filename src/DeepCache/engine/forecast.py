@@ -72,7 +72,11 @@ class Forecast:
         return sum(bytes_of(tensor) for tensor in (*self._differences, *limited))
 
     def add(self, place: float, value: torch.Tensor) -> None:
-        """Takes a further value, at a place beyond that of the last one. The tensor is kept and must not change."""
+        """Takes a further value, at a place beyond that of the last one. The tensor is kept and must not change. One of
+        another shape has nothing to do with those before it."""
+        latest = self._differences[0] if self._differences else value
+        if (latest.shape, latest.dtype, latest.device) != (value.shape, value.dtype, value.device):
+            self._differences, self._places = [], []
         differences = [value]
         for order, (lower, at) in enumerate(zip(self._differences, self._places, strict=True), start=1):
             if order > self._order:
