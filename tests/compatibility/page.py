@@ -73,8 +73,8 @@ _VERSIONS = """\
 The package takes Python 3.10 and torch 2.0 or newer, and the helper works with these releases of diffusers and \
 transformers, some of which programs pin. The tests are those of the engine, the helper, settings and plans; some are \
 left out where a release lacks what they need. The package was installed last, from a wheel, and changed the version \
-of no other. Torch 2.0 has neither `compile=` nor the share of multiply-accumulates; `compile=` works with torch 2.5 and \
-newer, where 2.5 compiles once more after `disable()` and `enable()`. \
+of no other. Torch 2.0 has neither `compile=` nor the share of multiply-accumulates; `compile=` works with torch 2.5 \
+and newer, where 2.5 compiles once more after `disable()` and `enable()`. \
 What comes with `DeepCache[cli]` takes torch 2.6, diffusers 0.40 and \
 transformers 5.6, the row *oldest* ([versions.json](../benchmarks/versions.json)).
 """
