@@ -13,7 +13,7 @@ CHANNELS, TOKENS, TEXT = 8, 3, 6
 
 
 class ResBlock(nn.Module):
-    """A convolution and what it is told of the time."""
+    """A convolution with a time embedding."""
 
     def __init__(self, taken: int, made: int) -> None:
         super().__init__()

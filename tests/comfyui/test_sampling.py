@@ -6,6 +6,7 @@ import copy
 import itertools
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,7 @@ def _by_number(h: torch.Tensor, skip: torch.Tensor, options: dict[str, Any]) -> 
 
 
 def _values(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-    """In the place of attention: the values of the first token."""
+    """Instead of attention: the values of the first token."""
     return v[:, :1].expand(-1, q.shape[1], -1)
 
 
@@ -314,7 +315,7 @@ def test_the_noise_level_is_not_read_without_limits(monkeypatch):
     assert readers
     assert not any(reader.startswith("DeepCache.") for reader in readers)
     sample(with_deepcache(model(), end_percent=0.9))
-    assert "DeepCache.comfyui.sampler_run" in readers
+    assert "DeepCache.comfyui.sampler" in readers
 
 
 def test_a_plan_says_what_each_step_does(tmp_path):
@@ -324,11 +325,11 @@ def test_a_plan_says_what_each_step_does(tmp_path):
     changed = with_deepcache(model(), plan=str(path))
     sample(changed, steps=4)
     assert pattern(changed) == "F.-F"
-    with pytest.raises(ValueError, match="the plan is for 4 steps, and the sampler makes 5"):
+    with pytest.raises(ValueError, match="the plan is for 4 steps, and the sampler runs 5"):
         sample(changed, steps=5)
     with pytest.raises(ValueError, match=r"the guidance scale is 7\.5 and not 4"):
         sample(changed, steps=4, cfg=7.5)
-    with pytest.raises(ValueError, match="the sampler heun makes several a step"):
+    with pytest.raises(ValueError, match="needs a sampler with one evaluation per step, and heun has several"):
         sample(changed, steps=4, sampler="heun")
 
 
@@ -527,6 +528,13 @@ def test_the_report():
     # Counted by hand in tests of the engine.
     share = float(second.rsplit(": ")[-1].rstrip("%")) / 100
     assert 0.4 < share < 1
+
+
+def test_the_report_in_the_docs():
+    changed = with_deepcache(model(), preset="balanced")
+    sample(changed, cfg=7.5, steps=19, size=(64, 64))
+    page = (Path(__file__).parents[2] / "docs" / "comfyui.md").read_text(encoding="utf-8")
+    assert f"```text\n{report(changed)}\n```" in page
 
 
 def _window(name: str, frames: tuple[int, int]) -> Any:

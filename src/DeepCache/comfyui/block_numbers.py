@@ -1,4 +1,4 @@
-"""What patches are told on a shallow step: the numbers that blocks and transformers have on a full one."""
+"""The block and transformer numbers that patches see on a shallow step: those of a full one."""
 
 from __future__ import annotations
 

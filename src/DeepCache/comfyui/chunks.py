@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 
-__all__ = ["ChunkKeys", "ModelCall", "positive_of_two"]
+__all__ = ["ChunkKeys"]
 
 
 class ChunkKeys:
@@ -57,49 +57,3 @@ def _window(options: dict[str, Any]) -> Hashable:
     if window is None and isinstance(moving, dict):
         window = moving.get("sub_idxs")
     return None if window is None else tuple(window)
-
-
-class ModelCall(NamedTuple):
-    """The arguments of a call of the diffusion model.
-
-    Args:
-        sample: the latents of all chunks.
-        control: the residuals of a ControlNet, by where they are added.
-        others: the rest by name, but for the options.
-        options: the `transformer_options`.
-        keys: the keys of its chunks.
-    """
-
-    sample: torch.Tensor
-    control: Any
-    others: dict[str, Any]
-    options: dict[str, Any]
-    keys: Sequence[Hashable] = ()
-
-    def split(self, tensor: torch.Tensor) -> Iterator[tuple[Hashable, torch.Tensor]]:
-        """The chunks of a tensor whose first side is the batch, each with its key."""
-        return zip(self.keys, tensor.chunk(len(self.keys)), strict=True)
-
-    def of_chunk(self, index: int) -> ModelCall:
-        """The call of one chunk alone."""
-        sample, control, others = (_part(each, len(self.sample), index, len(self.keys)) for each in self[:3])
-        lists: dict[str, Sequence[Any]] = {name: self.options[name] for name in ("cond_or_uncond", "uuids")}
-        options = {**self.options, **{name: [each[index]] for name, each in lists.items()}}
-        return ModelCall(sample, control, others, options, [self.keys[index]])
-
-
-def positive_of_two(call: ModelCall) -> int | None:
-    """Where the positive chunk stands in a call of one positive and one negative chunk; None in another call."""
-    places = list(call.options["cond_or_uncond"])
-    return places.index(0) if sorted(places) == [0, 1] and len(call.keys) == 2 else None
-
-
-def _part(value: Any, rows: int, index: int, chunks: int) -> Any:
-    """One chunk of every tensor whose first side is the batch."""
-    if isinstance(value, torch.Tensor):
-        return value.chunk(chunks)[index] if value.ndim and len(value) == rows else value
-    if isinstance(value, dict):
-        return {name: _part(each, rows, index, chunks) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_part(each, rows, index, chunks) for each in value]
-    return value

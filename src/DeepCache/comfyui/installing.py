@@ -14,7 +14,7 @@ _PARTS = ("__init__.py", "comfyui", "config.py", "engine", "plan.py", "py.typed"
 
 
 def install_nodes(comfyui: Path) -> Path:
-    """Copies the nodes and the engine into `custom_nodes/deepcache`, in the place of what an earlier call left there.
+    """Copies the nodes and the engine into `custom_nodes/deepcache`, replacing an earlier copy.
 
     Args:
         comfyui: the folder of ComfyUI.
@@ -23,7 +23,7 @@ def install_nodes(comfyui: Path) -> Path:
         The folder that was made.
 
     Raises:
-        ValueError: it is no folder of ComfyUI, or something else is in that place.
+        ValueError: it is no folder of ComfyUI, or `custom_nodes/deepcache` is something else.
         OSError: it cannot be written.
     """
     nodes = comfyui / "custom_nodes"

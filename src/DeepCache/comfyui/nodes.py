@@ -25,8 +25,8 @@ class DeepCacheNode:
 
     CATEGORY = "model_patches/unet"
     DESCRIPTION = (
-        "Makes sampling with SD 1.x, 2.x, SDXL and SVD two to five times faster, without training: the whole U-Net "
-        "runs at some steps only, and its output is continued in between."
+        "Makes sampling with SD 1.x, 2.x, SDXL and SVD faster, without training: the whole U-Net runs at some steps "
+        "only. The steps between use cached features or predictions."
     )
     RETURN_TYPES: ClassVar = ("MODEL",)
     OUTPUT_TOOLTIPS: ClassVar = ("The same model with DeepCache. Give it to a sampler.",)
@@ -42,7 +42,7 @@ class DeepCacheNode:
                     {
                         "default": "balanced",
                         "tooltip": "faithful: every 2nd step runs the U-Net; balanced: every 3rd; fast: every 5th. "
-                        f"{CUSTOM}: as the inputs below say, which count for nothing else.",
+                        f"{CUSTOM}: the inputs from interval to adaptive_threshold, which the others ignore.",
                     },
                 ),
                 "interval": (
@@ -77,17 +77,17 @@ class DeepCacheNode:
                     list(FORECASTS),
                     {
                         "default": "limited",
-                        "tooltip": "How what was kept is continued. none re-uses it as the paper does; limited suits "
-                        "any guidance; response is for skipped steps at a high one; linear and quadratic are for a "
-                        "low one.",
+                        "tooltip": "How cached features and predictions are continued. none: re-used as they are (the "
+                        "paper). limited: for any guidance scale. response: for skipped steps at a high scale. linear, "
+                        "quadratic: for a low scale.",
                     },
                 ),
                 "guidance_reuse": (
                     "BOOLEAN",
                     {
                         "default": False,
-                        "tooltip": "Shallow steps run the positive prompt alone and rebuild the negative one: half of "
-                        "their cost.",
+                        "tooltip": "Shallow steps run the positive prompt only, and the negative prediction is "
+                        "forecast from the difference of the two: half the cost of a shallow step.",
                     },
                 ),
                 "adaptive_threshold": (
@@ -176,12 +176,12 @@ class DeepCacheNode:
 
 
 class DeepCacheReportNode:
-    """Says what the last run of a model with DeepCache did."""
+    """Reports what the last run of a model with DeepCache did."""
 
     CATEGORY = "model_patches/unet"
     DESCRIPTION = (
         "What the last run with DeepCache did: which steps were full, the share of the U-Net's work, and why steps "
-        "were full that the schedule would have spared."
+        "were full although the schedule does not say so."
     )
     RETURN_TYPES: ClassVar = ("LATENT", "STRING")
     RETURN_NAMES: ClassVar = ("latent", "report")

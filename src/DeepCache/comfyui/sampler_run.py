@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from DeepCache.comfyui.block_numbers import BlockNumbers
-from DeepCache.comfyui.chunks import ChunkKeys, ModelCall, positive_of_two
+from DeepCache.comfyui.chunks import ChunkKeys
 from DeepCache.comfyui.counted_attention import counted_attention
 from DeepCache.comfyui.executors import Executors, turn
+from DeepCache.comfyui.model_call import Begun, ModelCall, positive_of_two
+from DeepCache.comfyui.sampler import Sampler
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.forecast import Forecast
@@ -26,65 +27,11 @@ from DeepCache.engine.torch_versions import not_compiled
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import Step
 
-__all__ = ["Sampler", "SamplerRun"]
+__all__ = ["SamplerRun"]
 
 OUTSIDE = "outside start_percent to end_percent"
 RUNS_LAYERS = "a patch runs the layers of the middle block itself"
 COUNTS_BLOCKS = "a patch counts the output blocks from the middle block on"
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """What a run needs to know of its sampler.
-
-    Args:
-        stiffness: how strongly the run answers to an error, see `DeepCache.engine.stiffness`.
-        response: how a prediction answers to its input until that is measured, see `PredictionForecast`.
-        steps: how many evaluations there are, where a plan or an adaptive schedule goes by that; else None.
-        highest_sigma: the noise level from which on DeepCache is used; None for the highest there is.
-        lowest_sigma: the noise level below which it is used no more.
-        splits_batches: whether the model may be run on parts of a batch, so that nothing tells what a row is of.
-    """
-
-    stiffness: float = 0.0
-    response: float = 1.0
-    steps: int | None = None
-    highest_sigma: float | None = None
-    lowest_sigma: float = 0.0
-    splits_batches: bool = False
-
-    def allows(self, sigma: torch.Tensor) -> bool:
-        """Whether DeepCache is used at a noise level. Without limits nothing is read from the device."""
-        if self.highest_sigma is None and not self.lowest_sigma:
-            return True
-        level = float(sigma.flatten()[0])
-        return self.lowest_sigma < level and (self.highest_sigma is None or level <= self.highest_sigma)
-
-
-class Begun(NamedTuple):
-    """A call of the diffusion model that has begun.
-
-    Args:
-        step: what it does.
-        call: the arguments.
-        given: those that the model is called with.
-        executor: what has changed the model for it; None where nothing has.
-        output: what it returns, where the model is not called.
-        number: how many calls of the evaluation came before it.
-    """
-
-    step: Step
-    call: ModelCall
-    given: ModelCall
-    executor: Executor | None = None
-    output: torch.Tensor | None = None
-    number: int = 0
-
-    @not_compiled
-    def undo(self) -> None:
-        """Changes the model back, however the call ended."""
-        if self.executor is not None:
-            self.executor.end()
 
 
 class SamplerRun:
@@ -101,7 +48,6 @@ class SamplerRun:
         self._planner = Planner(config)
         self._slots: dict[Hashable, Slot] = {}
         self._guidance: dict[tuple[Hashable, ...], Forecast] = {}
-        self._differences_of: dict[tuple[Hashable, ...], int] = {}
         self._models: set[nn.Module] = set()
         self._transformers: dict[int, int] = {}
         self._evaluation, self._first, self._calls = -1, -1, 0
@@ -223,12 +169,12 @@ class SamplerRun:
         if deepest and BlockNumbers.run_layers(call.options):
             return Decision(Step(True), RUNS_LAYERS)
         scheduled = self._planner.scheduled(info.step, info.steps)
-        # The difference of the two is of their last full step, and not of one before which they shared a call.
-        difference_of = self._differences_of.get(tuple(call.keys), -1)
-        reuses = scheduled.guidance_reuse and not self._sampler.splits_batches
-        if reuses and difference_of >= max(self._slots[key].last_full for key in call.keys):
-            return Decision(scheduled)
-        return decision
+        guidance = self._guidance.get(tuple(call.keys))
+        if guidance is None or self._sampler.splits_batches or not scheduled.guidance_reuse:
+            return decision
+        # At their last full step the two may have come in separate calls.
+        current = guidance.latest >= max(self._slots[key].last_full for key in call.keys)
+        return Decision(scheduled) if current else decision
 
     def _note(self, model: nn.Module, decision: Decision, call: ModelCall) -> None:
         if self._model is None:
@@ -289,7 +235,6 @@ class SamplerRun:
                 tuple(call.keys), Forecast(self._config.highest_order, self._sampler.stiffness)
             )
             forecast.add(self._number, halves[1 - index] - halves[index])
-            self._differences_of[tuple(call.keys)] = self._number
 
     def _keep_predictions(self, model: nn.Module, begun: Begun, output: torch.Tensor) -> None:
         if not self._config.any_skipped:

@@ -71,9 +71,14 @@ class Forecast:
         limited = [] if self._limited is None else [self._limited]
         return sum(bytes_of(tensor) for tensor in (*self._differences, *limited))
 
+    @property
+    def latest(self) -> float:
+        """The place of the latest value; there is one."""
+        return self._places[0]
+
     def add(self, place: float, value: torch.Tensor) -> None:
-        """Takes a further value, at a place beyond that of the last one. The tensor is kept and must not change. One of
-        another shape has nothing to do with those before it."""
+        """Takes a further value, at a place beyond that of the last one. The tensor is kept and must not change. Where its
+        shape, dtype or device is new, the values before it are dropped."""
         latest = self._differences[0] if self._differences else value
         if (latest.shape, latest.dtype, latest.device) != (value.shape, value.dtype, value.device):
             self._differences, self._places = [], []
