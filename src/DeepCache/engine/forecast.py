@@ -77,8 +77,10 @@ class Forecast:
         return self._places[0]
 
     def add(self, place: float, value: torch.Tensor) -> None:
-        """Takes a further value, at a place beyond that of the last one. The tensor is kept and must not change. Where its
-        shape, dtype or device is new, the values before it are dropped."""
+        """Takes a further value, at a place beyond that of the last one.
+
+        The tensor is kept and must not change. Where its shape, dtype or device is new, the values before it are
+        dropped."""
         latest = self._differences[0] if self._differences else value
         if (latest.shape, latest.dtype, latest.device) != (value.shape, value.dtype, value.device):
             self._differences, self._places = [], []
