@@ -28,7 +28,7 @@ import comfy.supported_models  # noqa: E402
 
 sys.argv = _arguments
 
-__all__ = ["SAMPLERS", "Residuals", "cond", "model", "repeat", "sample"]
+__all__ = ["SAMPLERS", "Residuals", "cond", "model", "repeat", "sample", "sample_at"]
 
 SAMPLERS = comfy.samplers.SAMPLER_NAMES
 _TEXT = 64
@@ -125,6 +125,15 @@ def sample(
         return comfy.sample.sample_custom(patcher, noise, cfg, function, sigmas, positive, negative, latent, **common)
     settings = (steps, cfg, sampler, "normal", positive, negative, latent)
     return comfy.sample.sample(patcher, noise, *settings, denoise=denoise, noise_mask=mask, **common)
+
+
+def sample_at(
+    patcher: Any, noise: torch.Tensor, sigmas: torch.Tensor, cfg: float, positive: Any, negative: Any
+) -> torch.Tensor:
+    """A run of Euler's method at these noise levels, from this noise times the first of them."""
+    euler, common = comfy.samplers.ksampler("euler"), {"disable_pbar": True}
+    latent = torch.zeros_like(noise)
+    return comfy.sample.sample_custom(patcher, noise, cfg, euler, sigmas, positive, negative, latent, **common)
 
 
 class Residuals(comfy.controlnet.ControlBase):
