@@ -254,10 +254,13 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("config", ["uniform", "branches", "alternating", "skipped"])
-@pytest.mark.parametrize("calls_of", SEVERAL.values(), ids=SEVERAL)
-def test_several_calls_a_step(pipe, calls_of, config):
-    steps = 8
+@pytest.mark.parametrize(
+    ("several", "config"),
+    [(several, "uniform") for several in SEVERAL]
+    + [("three, one of another length", config) for config in ("branches", "alternating", "skipped")],
+)
+def test_several_calls_a_step(pipe, several, config):
+    steps, calls_of = 8, SEVERAL[several]
     engine = apply_deepcache(pipe, CASES[config][0])
     calls = loop(pipe, steps, calls_of=calls_of)
     pattern, full, shallow, skipped, _ = recorded(calls)

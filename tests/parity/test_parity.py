@@ -40,9 +40,16 @@ def test_the_branches_are_those_of_the_reference(name: str) -> None:
     assert len(skip_branches(_seeded(name))) == TINY_UNETS[name].branches
 
 
-# benchmarks/parity.json has 4 and 6 too.
-@pytest.mark.parametrize("interval", [1, 3, 5])
-@pytest.mark.parametrize(("name", "branch"), BRANCHES)
+# benchmarks/parity.json has every interval up to 6 at every branch.
+@pytest.mark.parametrize(
+    ("name", "branch", "interval"),
+    [
+        (name, branch, interval)
+        for name, branch in BRANCHES
+        for interval in (1, 3, 5)
+        if interval == 3 or branch == 0 or name == "stable-diffusion"
+    ],
+)
 def test_every_branch_at_every_interval(name: str, branch: int, interval: int) -> None:
     # One step past the second full one.
     _assert_parity(name, interval, branch, TINY_UNETS[name].sizes[0], steps=interval + 2)
