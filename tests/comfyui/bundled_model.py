@@ -1,7 +1,7 @@
-"""The small model of the package in ComfyUI's own U-Net, with its text encoder and autoencoder as ComfyUI calls them.
+"""The small model of the package in ComfyUI's own U-Net, with its text encoder and autoencoder as its nodes call them.
 
-Import `real_engine` first, or run within ComfyUI. It cannot be a checkpoint file: ComfyUI takes all widths for multiples
-of the first and each norm to have 32 groups; here the widths are 48, 64 and 96 and the groups 16.
+Import `real_engine` first, or run within ComfyUI. It cannot be a checkpoint file: ComfyUI takes all widths for
+multiples of the first and each norm to have 32 groups; here the widths are 48, 64 and 96 and the groups 16.
 """
 
 from __future__ import annotations
