@@ -511,12 +511,17 @@ class TestWrongInput:
         with pytest.raises(OSError, match=r"plan\.json"):
             with_deepcache(model(), plan=str(tmp_path / "plan.json"))
 
-    def test_a_report_without_deepcache(self):
-        with pytest.raises(TypeError, match="take the model that the DeepCache node returned"):
-            report(model())
-
     def test_a_report_before_the_first_run(self):
         assert report(with_deepcache(model())) == "no run yet"
+
+
+def test_a_report_without_deepcache():
+    assert report(model()).startswith("DeepCache is not on this model")
+
+
+def test_presets_ignore_the_custom_inputs():
+    # Both would be refused with `custom`.
+    with_deepcache(model(), preset="balanced", branch=99, forecast="response")
 
 
 def test_the_report():

@@ -158,18 +158,18 @@ class DeepCacheNode:
         if start_percent >= end_percent:
             limits = f"got {start_percent:g} and {end_percent:g}"
             raise ValueError(f"DeepCache: start_percent must be below end_percent, {limits}")
-        if plan:
+        if plan.strip():
             config = DeepCacheConfig(plan=Plan.from_file(Path(plan.strip())))
-        else:
+            settings_for = partial(_whatever_the_guidance, config)
+        elif preset == CUSTOM:
             adaptive = {"skip_mode": "adaptive", "threshold": adaptive_threshold} if adaptive_threshold else {}
             settings = {"between": between, "forecast": forecast, "guidance_reuse": guidance_reuse, **adaptive}
             config = DeepCacheConfig(interval, branch, **settings)
-        if preset in PRESETS and not plan:
-            _check_branches(model, DeepCacheConfig())
-            settings_for = partial(settings_of, preset)
-        else:
-            _check_branches(model, config)
             settings_for = partial(_whatever_the_guidance, config)
+        else:
+            config = DeepCacheConfig()
+            settings_for = partial(settings_of, preset)
+        _check_branches(model, config)
         changed = model.clone()
         apply(changed, Applied(settings_for, start_percent, end_percent))
         return (changed,)
@@ -185,7 +185,7 @@ class DeepCacheReportNode:
     )
     RETURN_TYPES: ClassVar = ("LATENT", "STRING")
     RETURN_NAMES: ClassVar = ("latent", "report")
-    OUTPUT_TOOLTIPS: ClassVar = ("The latent, unchanged.", "The report. Show it with Preview as Text.")
+    OUTPUT_TOOLTIPS: ClassVar = ("The latent, unchanged.", "The report. Show it with Preview as Text (Preview Any).")
     FUNCTION = "report"
     OUTPUT_NODE = True
 
@@ -199,15 +199,13 @@ class DeepCacheReportNode:
         }
 
     def report(self, model: Any, latent: Any) -> dict[str, Any]:
-        """The latent, and the report as text.
-
-        Raises:
-            TypeError: there is no DeepCache on the model.
-        """
+        """The latent, and the report as text."""
         applied = model.model_options.get("transformer_options", {}).get(KEY)
         if not isinstance(applied, Applied):
-            raise TypeError("DeepCache Report: take the model that the DeepCache node returned")
-        text = "no run yet" if applied.stats is None else str(applied.stats)
+            # To compare, users bypass the DeepCache node.
+            text = "DeepCache is not on this model: enable the DeepCache node, or connect the model that it returns"
+        else:
+            text = "no run yet" if applied.stats is None else str(applied.stats)
         return {"ui": {"text": [text]}, "result": (latent, text)}
 
 
