@@ -23,7 +23,7 @@ CUSTOM = "custom"
 class DeepCacheNode:
     """Puts DeepCache on a model."""
 
-    CATEGORY = "model_patches/unet"
+    CATEGORY = "model/patch/unet"
     DESCRIPTION = (
         "Makes sampling with SD 1.x, 2.x, SDXL and SVD faster, without training: the whole U-Net runs at some steps "
         "only. The steps between use cached features or predictions."
@@ -69,8 +69,8 @@ class DeepCacheNode:
                     list(BETWEEN),
                     {
                         "default": "shallow",
-                        "tooltip": "What the steps between full ones run: the layers above the branch (shallow), none "
-                        "(skipped), or the one after the other (alternating).",
+                        "tooltip": "What the steps between full ones run: the layers above the branch (shallow), no "
+                        "layers (skipped), or one after the other (alternating).",
                     },
                 ),
                 "forecast": (
@@ -134,6 +134,12 @@ class DeepCacheNode:
             },
         }
 
+    @classmethod
+    def IS_CHANGED(cls, plan: str = "", **_: Any) -> int:
+        """Makes ComfyUI run the node again after the file of the plan has changed."""
+        path = Path(plan.strip())
+        return path.stat().st_mtime_ns if path.is_file() else 0
+
     def apply(
         self,
         model: Any,
@@ -178,7 +184,7 @@ class DeepCacheNode:
 class DeepCacheReportNode:
     """Reports what the last run of a model with DeepCache did."""
 
-    CATEGORY = "model_patches/unet"
+    CATEGORY = "model/patch/unet"
     DESCRIPTION = (
         "What the last run with DeepCache did: which steps were full, the share of the U-Net's work, and why steps "
         "were full although the schedule does not say so."
