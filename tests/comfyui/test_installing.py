@@ -51,6 +51,7 @@ def test_from_where_the_command_has_put_them(comfyui):
     folder = comfyui / "custom_nodes" / "deepcache"
     assert str(folder / "DeepCache") in loaded(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["deepcache"]
+    assert (folder / "example_workflows" / "deepcache.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ __all__ = ["install_nodes"]
 
 # What the nodes import, which takes nothing but torch.
 _PARTS = ("__init__.py", "comfyui", "config.py", "engine", "plan.py", "py.typed", "schedule.py", "text_file.py")
+# Where ComfyUI looks for the workflows of a node pack. A wheel has the folder in `comfyui`.
+_WORKFLOWS = "example_workflows"
 
 
 def install_nodes(comfyui: Path) -> Path:
-    """Copies the nodes and the engine into `custom_nodes/deepcache`, replacing an earlier copy.
+    """Copies the nodes, the engine and the example workflow into `custom_nodes/deepcache`, replacing an earlier copy.
 
     Args:
         comfyui: the folder of ComfyUI.
@@ -44,6 +46,11 @@ def install_nodes(comfyui: Path) -> Path:
         else:
             shutil.copyfile(source, copy)
     shutil.copyfile(Path(__file__).with_name("loaded_by_comfyui.py"), beside / "__init__.py")
+    workflows = beside / "DeepCache" / "comfyui" / _WORKFLOWS
+    if workflows.is_dir():
+        workflows.rename(beside / _WORKFLOWS)
+    else:
+        shutil.copytree(package.parents[1] / _WORKFLOWS, beside / _WORKFLOWS)
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)
     return target

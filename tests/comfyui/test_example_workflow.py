@@ -1,0 +1,33 @@
+"""The example workflow fits the nodes, and so do the files beside it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from DeepCache.comfyui import NODE_CLASS_MAPPINGS
+from tests.comfyui.example_workflow import FOLDER, as_prompt, node_of, read
+
+
+@pytest.mark.parametrize("kind", NODE_CLASS_MAPPINGS)
+def test_the_inputs_are_those_of_the_node(kind):
+    prompt = as_prompt(read())
+    inputs = prompt[node_of(prompt, kind)]["inputs"]
+    known = {name: each for part in NODE_CLASS_MAPPINGS[kind].INPUT_TYPES().values() for name, each in part.items()}
+    assert list(inputs) == list(known)
+    values = {name: value for name, value in inputs.items() if not isinstance(value, list)}
+    # The example shows the defaults.
+    assert values == {name: known[name][1]["default"] for name in values}
+
+
+def test_the_image_holds_the_workflow():
+    with Image.open(FOLDER / "deepcache.png") as image:
+        assert json.loads(image.info["workflow"]) == read()
+        assert json.loads(image.info["prompt"]) == as_prompt(read())
+
+
+def test_there_is_a_thumbnail():
+    with Image.open(FOLDER / "deepcache.jpg") as image:
+        assert image.format == "JPEG"
