@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -88,17 +87,15 @@ def main() -> None:
                 if not missing:
                     continue
                 task = progress.add_task(f"{sampler}, {guidance:g}", total=len(missing))
-                reference, seconds, whole = engine.sample(engine.model, sampler, steps, guidance)
+                reference, whole = engine.sample(engine.model, sampler, steps, guidance)
                 if whole != evaluations:
                     raise RuntimeError(f"{sampler} evaluated the model {whole} times, expected {evaluations}")
                 for case in missing:
-                    images, taken, calls = engine.sample(case.model, sampler, case.steps, guidance, case.one_by_one)
+                    images, calls = engine.sample(case.model, sampler, case.steps, guidance, case.one_by_one)
                     found = psnr(images, reference).clamp_max(IDENTICAL).tolist()
                     values = {
                         "mac_share": calls / whole if engine.share is None else engine.share,
                         "pattern": engine.pattern,
-                        "seconds": round(taken, 3),
-                        "reference_seconds": round(seconds, 3),
                         "psnr": summary(found),
                     }
                     result["cases"].append(where | {"method": case.method, "label": case.label} | values)
@@ -149,8 +146,8 @@ class _Engine:
 
     def sample(
         self, model: Any, sampler: str, steps: int, guidance: float, one_by_one: bool = False
-    ) -> tuple[torch.Tensor, float, float]:
-        """The images, (N, 3, H, W) in 0..1; the seconds that it took; and the evaluations of the U-Net for an image.
+    ) -> tuple[torch.Tensor, float]:
+        """The images, (N, 3, H, W) in 0..1, and the evaluations of the U-Net for an image.
 
         With DeepCache on the model, its share of the work is in `share`.
         """
@@ -158,12 +155,10 @@ class _Engine:
         count, levels = len(self.prompts), SAMPLERS[sampler][0]
         runs = [slice(number, number + 1) for number in range(count)] if one_by_one else [slice(0, count)]
         latents = []
-        start = perf_counter()
         for run in runs:
             noise, positive = self.noise[run], [[self.positive[run], {}]]
             settings = (steps, guidance, sampler, levels, positive, self.negative, torch.zeros_like(noise))
             latents.append(real_engine.comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=self.seed))
-        seconds = perf_counter() - start
         deepcache = model.model_options.get("transformer_options", {}).get(KEY)
         if deepcache is not None:
             stats = deepcache.stats
@@ -171,7 +166,7 @@ class _Engine:
                 raise RuntimeError(f"multiply-accumulates cannot be counted: {stats.uncounted}")
             self.share, self.pattern = stats.mac_share, stats.pattern
         images = self.autoencoder.decode(torch.cat(latents)).movedim(-1, 1)
-        return images, seconds, self.rows / 2 / count
+        return images, self.rows / 2 / count
 
 
 def _options() -> argparse.Namespace:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batch_table import batch_costs, batch_tried
+from benchmarks.comfyui_table import compared_in_comfyui, conditions_in_comfyui
 from benchmarks.families_table import families_page
 from benchmarks.frontier_tables import compared_page, draw_compared, draw_frontier, guidance_page, in_readme
 from benchmarks.host_work_table import host_work
@@ -29,6 +30,7 @@ MEASURING = HERE.parent / "docs" / "benchmarks.md"
 GUIDANCE = HERE.parent / "docs" / "guidance.md"
 COMPARED = HERE.parent / "docs" / "compared.md"
 LAYOUTS = HERE.parent / "docs" / "layouts.md"
+COMFYUI = HERE.parent / "docs" / "comfyui.md"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
 
 
@@ -48,9 +50,11 @@ def pages() -> dict[Path, str]:
     compiled = _compiled(_read("compiled_cpu"))
     shallow = shallow_step(_read("shallow_step"))
     batch = batch_costs(_read("sd15_512_cpu")) + "\n\n" + batch_tried(_read("batch_stress"), _read("batch_memory"))
+    comfyui = compared_in_comfyui(_read("comfyui")) + "\n\n" + conditions_in_comfyui(_read("comfyui_conditions"))
     made = {
         GUIDANCE: guidance_page(),
         COMPARED: compared_page(),
+        COMFYUI: comfyui,
         LAYOUTS: families_page(_read("families")),
         SCHEDULES: fidelity,
         BETWEEN: between,
