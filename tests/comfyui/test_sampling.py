@@ -267,6 +267,21 @@ def test_patches_that_run_a_layer_without_calling_it(branch):
     assert pattern(changed) == ("FFF" if branch == max(BRANCHES) else "F..")
 
 
+def test_the_model_gets_the_options_that_it_gets_without_deepcache():
+    """ComfyUI's node for `torch.compile` runs graphs without comparing the options with those they were made for."""
+    seen = []
+
+    def note(executor, x, timesteps, context, y, control, options):
+        seen.append((type(options), set(options)))
+        return executor(x, timesteps, context, y, control, options)
+
+    for changed in (model(), with_deepcache(model(), interval=2), with_deepcache(model(), end_percent=0.5)):
+        changed.add_wrapper_with_key("diffusion_model", "within", note)
+        sample(changed, steps=4)
+    assert all(each == seen[0] for each in seen)
+    assert seen[0][0] is dict
+
+
 @pytest.mark.parametrize("settings", [{"interval": 1}, {"branch": 3}, {"guidance_reuse": True}], ids=str)
 def test_a_batch_that_is_run_part_by_part(settings):
     def part_by_part(unet, x, timesteps, context, y, control, options):
@@ -537,7 +552,7 @@ def test_the_report():
 
 def test_the_report_in_the_docs():
     changed = with_deepcache(model(), preset="balanced")
-    sample(changed, cfg=7.5, steps=19, size=(64, 64))
+    sample(changed, cfg=7.5, steps=20, size=(64, 64))
     page = (Path(__file__).parents[2] / "docs" / "comfyui.md").read_text(encoding="utf-8")
     assert f"```text\n{report(changed)}\n```" in page
 

@@ -13,43 +13,56 @@ _AFTER_THE_MIDDLE = "middle_block_after_patch"
 _AT_OUTPUT_BLOCKS = "output_block_patch"
 # Patches that run a layer themselves, perhaps without calling it.
 _OF_LAYERS = "forward_timestep_embed_patch"
+# Entries of the options whose functions may depend on the numbers.
+_READERS = ("patches", "patches_replace", "optimized_attention_override")
 
 
-class BlockNumbers(dict[str, Any]):
-    """The `transformer_options` of one call, in which the model notes the block that it is at.
+class BlockNumbers:
+    """The numbers of the blocks and transformers of one call.
 
-    A model counts the blocks and the transformers that it runs, and some patches go by these numbers. A full step notes
-    how many transformers ran before each output block; a shallow one goes on from there.
+    A model counts the blocks and the transformers that it runs, and some patches depend on these numbers. A full step
+    notes how many transformers ran before each output block; a shallow one resumes from there. Both happen in a patch
+    of the output blocks and not in a subclass of `dict`: with ComfyUI's node for `torch.compile`, graphs that were made
+    with such options also run with others, and fail there.
 
     Args:
-        options: the `transformer_options` as they would be without DeepCache.
         left_out: how many output blocks a shallow step leaves out; 0 on a full step.
         transformers: those counts, of an earlier full step; None on a full step.
 
     Attributes:
-        transformers: how many transformers ran before each output block, by its number.
+        transformers: how many transformers ran before each output block, by its number. Empty if no patch needs it.
         features: what entered each output block on a full step, where patches may run layers without calling them, so
             that their hooks do not see it.
 
     Example:
-        >>> options = BlockNumbers({}, left_out=9, transformers={9: 15})
-        >>> options["transformer_index"], options["block"] = 1, ("output", 0)
-        >>> options["block"], options["transformer_index"]
-        (('output', 9), 15)
+        >>> def patch(h, skip, options):
+        ...     print(options["block"], options["transformer_index"])
+        >>> numbers = BlockNumbers(left_out=9, transformers={9: 15})
+        >>> options = numbers.patched({"patches": {"output_block_patch": [patch]}})
+        >>> options |= {"block": ("output", 0), "transformer_index": 1}
+        >>> for run in options["patches"]["output_block_patch"]:
+        ...     _ = run(None, None, options)
+        ('output', 9) 15
     """
 
-    def __init__(self, options: dict[str, Any], left_out: int = 0, transformers: dict[int, int] | None = None) -> None:
-        super().__init__(options)
+    def __init__(self, left_out: int = 0, transformers: dict[int, int] | None = None) -> None:
         self._left_out, self._shallow = left_out, transformers is not None
         self.transformers: dict[int, int] = {} if transformers is None else transformers
-        patches = options.get("patches", {})
         self.features: dict[int, torch.Tensor] = {}
-        if left_out and _AFTER_THE_MIDDLE in patches:
-            kept = {name: each for name, each in patches.items() if name != _AFTER_THE_MIDDLE}
-            super().__setitem__("patches", kept)
-        if not self._shallow and _OF_LAYERS in patches:
-            noting = [self._note_feature, *patches.get(_AT_OUTPUT_BLOCKS, ())]
-            super().__setitem__("patches", {**patches, _AT_OUTPUT_BLOCKS: noting})
+
+    def patched(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The `transformer_options` with which patches see the numbers of a full step.
+
+        Args:
+            options: the `transformer_options` as they would be without DeepCache.
+        """
+        if not any(options.get(name) for name in _READERS):
+            return dict(options)
+        patches = options.get("patches", {})
+        if self._left_out:
+            patches = {name: each for name, each in patches.items() if name != _AFTER_THE_MIDDLE}
+        first = self._resume if self._shallow else self._note
+        return {**options, "patches": {**patches, _AT_OUTPUT_BLOCKS: [first, *patches.get(_AT_OUTPUT_BLOCKS, ())]}}
 
     @staticmethod
     def count_blocks(options: dict[str, Any]) -> bool:
@@ -62,16 +75,17 @@ class BlockNumbers(dict[str, Any]):
         """Whether patches may run layers of the model without calling them."""
         return _OF_LAYERS in options.get("patches", {})
 
-    def _note_feature(self, h: torch.Tensor, skip: Any, options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-        self.features[options["block"][1]] = h.detach().clone()
+    def _note(self, h: torch.Tensor, skip: Any, options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        number = options["block"][1]
+        self.transformers[number] = options.get("transformer_index", 0)
+        if self.run_layers(options):
+            self.features[number] = h.detach().clone()
         return h, skip
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name == "block" and value[0] == "output":
-            number = value[1] + self._left_out
-            value = (value[0], number)
-            if not self._shallow:
-                self.transformers[number] = self.get("transformer_index", 0)
-            elif number == self._left_out and number in self.transformers:
-                super().__setitem__("transformer_index", self.transformers[number])
-        super().__setitem__(name, value)
+    def _resume(self, h: torch.Tensor, skip: Any, options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        where, number = options["block"]
+        number += self._left_out
+        options["block"] = (where, number)
+        if number == self._left_out and number in self.transformers:
+            options["transformer_index"] = self.transformers[number]
+        return h, skip

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from DeepCache.comfyui.block_numbers import BlockNumbers
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.torch_versions import not_compiled
 from DeepCache.schedule import Step
@@ -53,6 +54,7 @@ class Begun(NamedTuple):
         executor: what has changed the model for it; None where nothing has.
         output: what it returns, where the model is not called.
         number: how many calls of the evaluation came before it.
+        numbers: what patches noted of the blocks; None on a step that is not full.
     """
 
     step: Step
@@ -61,6 +63,7 @@ class Begun(NamedTuple):
     executor: Executor | None = None
     output: torch.Tensor | None = None
     number: int = 0
+    numbers: BlockNumbers | None = None
 
     @not_compiled
     def undo(self) -> None:

@@ -98,7 +98,9 @@ class SamplerRun:
         executor = self._executor(model)
         if step.full:
             executor.full()
-            return Begun(step, call, call._replace(options=BlockNumbers(call.options)), executor, number=number)
+            numbers = BlockNumbers()
+            given = call._replace(options=numbers.patched(call.options))
+            return Begun(step, call, given, executor, number=number, numbers=numbers)
         index = positive_of_two(call) if step.guidance_reuse else None
         return self._begin_shallow(model, executor, step, call, call if index is None else call.of_chunk(index))
 
@@ -117,8 +119,8 @@ class SamplerRun:
     def _keep(self, model: Any, begun: Begun, output: torch.Tensor) -> torch.Tensor:
         step, call = begun.step, begun.call
         if step.full:
-            assert isinstance(begun.given.options, BlockNumbers)
-            self._transformers = begun.given.options.transformers
+            assert begun.numbers is not None
+            self._transformers |= begun.numbers.transformers
             for key, chunk in call.split(call.sample):
                 if key not in self._slots or not self._slots[key].fits(chunk):
                     self._slots[key] = self._new_slot(chunk)
@@ -196,7 +198,7 @@ class SamplerRun:
         )
         narrowed = executor.cuts[step.branch].narrow((), {"control": part.control})[1]
         left_out = len(model.output_blocks) - 1 - step.branch
-        options = BlockNumbers(part.options, left_out, self._transformers)
+        options = BlockNumbers(left_out, self._transformers).patched(part.options)
         executor.shallow(step.branch, feature)
         return Begun(step, call, part._replace(control=narrowed["control"], options=options), executor)
 
@@ -215,9 +217,9 @@ class SamplerRun:
     def _keep_features(self, model: Any, begun: Begun) -> None:
         assert begun.executor is not None
         call, taken = begun.given, begun.executor.take()
-        if begun.step.full and isinstance(call.options, BlockNumbers) and call.options.features:
+        if begun.numbers is not None and begun.numbers.features:
             last = len(model.output_blocks) - 1
-            taken = {branch: call.options.features[last - branch] for branch in taken}
+            taken = {branch: begun.numbers.features[last - branch] for branch in taken}
         for branch, feature in taken.items():
             if self._config.between != "skipped":
                 forecast = self._slots[call.keys[0]].features[branch]

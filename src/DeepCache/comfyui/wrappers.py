@@ -111,7 +111,9 @@ def _diffusion_model(
 
     model = executor.class_obj
     with turn(model):
-        call = ModelCall(x, control, {"timesteps": timesteps, "context": context, "y": y, **kwargs}, options)
+        # Graphs that ComfyUI compiles may read every entry, and also run without DeepCache.
+        plain = {name: value for name, value in options.items() if name != KEY}
+        call = ModelCall(x, control, {"timesteps": timesteps, "context": context, "y": y, **kwargs}, plain)
         begun = run.begin(model, call)
         try:
             output = begun.output
