@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -24,14 +25,30 @@ import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
 import comfy.supported_models  # noqa: E402
 
 sys.argv = _arguments
 
-__all__ = ["SAMPLERS", "Residuals", "cond", "model", "repeat", "sample", "sample_at"]
+__all__ = [
+    "SAMPLERS",
+    "TRANSFORMERS",
+    "Residuals",
+    "cond",
+    "inpainting",
+    "lora",
+    "low_memory",
+    "model",
+    "node",
+    "repeat",
+    "sample",
+    "sample_at",
+    "transformer",
+    "unload",
+]
 
 SAMPLERS = comfy.samplers.SAMPLER_NAMES
-_TEXT = 64
+_TEXT, _CPU = 64, torch.device("cpu")
 _COMMON: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
@@ -53,43 +70,186 @@ _COMMON: dict[str, Any] = {
     "dropout": 0,
     "dtype": torch.float32,
 }
+_LINEAR = {"use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 16}
+_XL = _LINEAR | {
+    "num_res_blocks": [2] * 3,
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 2, 2, 4, 4],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 4, 4, 4],
+    "transformer_depth_middle": 4,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "SD15": {},
-    "SDXL": {
-        "num_res_blocks": [2] * 3,
-        "channel_mult": [1, 2, 4],
-        "transformer_depth": [0, 0, 2, 2, 4, 4],
-        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 4, 4, 4],
+    "SDXL": _XL,
+    "SD20": _LINEAR,
+    "SDXLRefiner": _LINEAR
+    | {
+        "transformer_depth": [0, 0, 4, 4, 4, 4, 0, 0],
+        "transformer_depth_output": [0] * 3 + [4] * 6 + [0] * 3,
         "transformer_depth_middle": 4,
-        "use_linear_in_transformer": True,
-        "num_heads": -1,
-        "num_head_channels": 16,
         "num_classes": "sequential",
-        "adm_in_channels": 2816,
+        "adm_in_channels": 2560,
+    },
+    # Its middle block has no transformer.
+    "SSD1B": _XL | {"transformer_depth_middle": -1},
+    # It has no middle block.
+    "KOALA_700M": _XL
+    | {
+        "num_res_blocks": [1] * 3,
+        "transformer_depth": [0, 2, 5],
+        "transformer_depth_output": [0, 0, 2, 2, 5, 5],
+        "transformer_depth_middle": -2,
+    },
+    "SVD_img2vid": _LINEAR
+    | {
+        "in_channels": 8,
+        "num_classes": "sequential",
+        "adm_in_channels": 768,
+        "use_temporal_attention": True,
+        "use_temporal_resblock": True,
+        "extra_ff_mix_layer": True,
+        "use_spatial_context": True,
+        "merge_strategy": "learned_with_images",
+        "merge_factor": 0.0,
+        "video_kernel_size": [3, 1, 1],
+    },
+    "inpainting": {"in_channels": 9},
+    "SD15_instructpix2pix": {"in_channels": 8},
+    # Compiles fast.
+    "small": {
+        "num_res_blocks": [1],
+        "channel_mult": [1],
+        "transformer_depth": [1],
+        "transformer_depth_output": [1, 0],
+    },
+}
+_CLASSES = {"inpainting": "SD15", "small": "SD15"}
+# By the spread of this bias ComfyUI tells SD 2.x with v-prediction.
+_STATES = {"SD20": {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([0.0, 1.0])}}
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "SD3": {
+        "in_channels": 16,
+        "patch_size": 2,
+        "depth": 1,
+        "input_size": None,
+        "pos_embed_max_size": 8,
+        "adm_in_channels": 16,
+        "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 64}},
+    },
+    "Stable_Cascade_C": {
+        "stable_cascade_stage": "up",
+        "c_cond": 32,
+        "c_hidden": [32, 32],
+        "nhead": [2, 2],
+        "blocks": [[1, 1], [1, 1]],
     },
 }
 
 
+def transformer(kind: str) -> Any:
+    """A model of another shape than the U-Nets of SD, by its name in `TRANSFORMERS`; its weights have no values."""
+    base = getattr(comfy.supported_models, kind)(TRANSFORMERS[kind]).get_model({}, "")
+    return comfy.model_patcher.ModelPatcher(base, load_device=_CPU, offload_device=_CPU)
+
+
 def model(kind: str = "SD15", seed: int = 0) -> Any:
-    """A model of SD 1.5's or SDXL's shape, all of its weights random."""
+    """A model of the shape of SD 1.5, SDXL or another one, all of its weights random."""
     torch.manual_seed(seed)
-    config = getattr(comfy.supported_models, kind)(_COMMON | _CONFIGS[kind])
-    config.unet_config["dtype"] = torch.float32
-    base = config.get_model({}, "").eval()
+    settings = _COMMON | _CONFIGS[kind]
+    config = getattr(comfy.supported_models, _CLASSES.get(kind, kind))(settings)
+    # It sets the heads itself, for the widths of the published model.
+    config.unet_config |= settings
+    base = config.get_model(_STATES.get(kind, {}), "").eval()
     with torch.no_grad():
         for name, parameter in base.diffusion_model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
             else:
                 parameter.fill_(1.0) if name.endswith("weight") else parameter.normal_(0, 0.02)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(base, load_device=_CPU, offload_device=_CPU)
 
 
 def cond(seed: int, kind: str = "SD15", **options: Any) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
-    pooled = {"pooled_output": torch.randn(1, 1280, generator=generator)} if kind == "SDXL" else {}
+    # The kinds with vectors wide enough for it: SDXL and its relatives.
+    takes_pooled = _CONFIGS[kind].get("adm_in_channels", 0) > 1280
+    pooled = {"pooled_output": torch.randn(1, 1280, generator=generator)} if takes_pooled else {}
     return [[torch.randn(1, 7, _TEXT, generator=generator), pooled | options]]
+
+
+def node(module: str, name: str, patcher: Any, **inputs: Any) -> Any:
+    """The model that a node of ComfyUI returns.
+
+    Args:
+        module: where it is in `comfy_extras`, without `nodes_`.
+        name: its class.
+        patcher: the model that it takes.
+        inputs: its other inputs.
+    """
+    kind = getattr(importlib.import_module(f"comfy_extras.nodes_{module}"), name)
+    # Nodes of ComfyUI's second kind have `execute`, and return a tuple or an object with one.
+    run = kind.execute if hasattr(kind, "execute") else getattr(kind(), kind.FUNCTION)
+    found = run(patcher, **inputs)
+    return found[0] if isinstance(found, tuple) else found.result[0]
+
+
+def lora(patcher: Any, seed: int = 5) -> dict[str, torch.Tensor]:
+    """A LoRA for the attention layers and convolutions of a model, as its file holds it."""
+    generator, weights = torch.Generator().manual_seed(seed), {}
+    for path, weight in patcher.model.diffusion_model.state_dict().items():
+        if weight.ndim > 1 and ("attn" in path or "in_layers.2" in path):
+            name = "lora_unet_" + path.removesuffix(".weight").replace(".", "_")
+            down = torch.randn(2, *weight.shape[1:], generator=generator)
+            up = torch.randn(len(weight), 2, *[1] * (weight.ndim - 2), generator=generator)
+            weights[f"{name}.lora_down.weight"] = down * weight[0].numel() ** -0.5
+            weights[f"{name}.lora_up.weight"] = up
+            weights[f"{name}.alpha"] = torch.tensor(1.0)
+    return weights
+
+
+class _LowMemory(comfy.model_patcher.ModelPatcher):
+    """Loads a small part of the model: most weights are cast, and LoRAs applied to them, where they are used."""
+
+    def load(
+        self, device_to: Any = None, lowvram_model_memory: int = 0, force_patch_weights: bool = False, **others: Any
+    ) -> None:
+        super().load(device_to, lowvram_model_memory=200_000, force_patch_weights=force_patch_weights)
+
+
+def low_memory(patcher: Any) -> Any:
+    """The model as ComfyUI runs it where the device has not enough memory for it."""
+    # What is loaded already would stay.
+    unload()
+    changed = patcher.clone()
+    changed.__class__ = _LowMemory
+    return changed
+
+
+def unload() -> None:
+    """Takes all models off the device, as ComfyUI does where another one needs the memory."""
+    comfy.model_management.unload_all_models()
+
+
+class _Autoencoder:
+    """Stands in for a VAE: the mean color of each patch."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+
+
+def inpainting() -> dict[str, Any]:
+    """The settings of a run that paints the right half of an image, for a model that takes mask and image."""
+    from nodes import InpaintModelConditioning  # of ComfyUI
+
+    pixels = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(1, 128, 128)
+    mask[..., 64:] = 1.0
+    prepare = InpaintModelConditioning()
+    positive, negative, latent = prepare.encode(cond(10), cond(20), pixels, _Autoencoder(), mask, noise_mask=True)
+    return {"positive": positive, "negative": negative, "latent": latent["samples"], "mask": latent["noise_mask"]}
 
 
 def repeat(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None) -> Any:
@@ -118,13 +278,14 @@ def sample(
     latent = torch.zeros(batch, 4, *size) if latent is None else latent
     noise = comfy.sample.prepare_noise(latent, seed)
     positive, negative = positive or cond(10, kind), negative or cond(20, kind)
-    common = {"disable_pbar": True, "seed": seed}
+    common = {"disable_pbar": True, "seed": seed, "noise_mask": mask}
     if callable(sampler):
-        sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps)
+        sampling = patcher.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", int(steps / denoise))[-steps - 1 :]
         function = comfy.samplers.KSAMPLER(sampler)
         return comfy.sample.sample_custom(patcher, noise, cfg, function, sigmas, positive, negative, latent, **common)
     settings = (steps, cfg, sampler, "normal", positive, negative, latent)
-    return comfy.sample.sample(patcher, noise, *settings, denoise=denoise, noise_mask=mask, **common)
+    return comfy.sample.sample(patcher, noise, *settings, denoise=denoise, **common)
 
 
 def sample_at(
