@@ -48,7 +48,8 @@ def find_pipelines() -> dict[str, FoundPipeline]:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            member = getattr(diffusers, name)
+            # Some that are listed with onnx installed are not there.
+            member = getattr(diffusers, name, None)
         if not inspect.isclass(member):
             continue
         if hasattr(member, "_backends"):
