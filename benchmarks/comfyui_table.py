@@ -58,7 +58,7 @@ def _cell(case: dict[str, Any]) -> str:
     return f"{case['mac_share']:.0%}, {mean:.1f} ± {upper - mean:.1f} dB"
 
 
-# How reports of their users describe the other DeepCache nodes.
+# How other DeepCache nodes are described to behave.
 _OTHERS = {
     "a ControlNet": "residuals missing on shallow steps",
     "one prompt after another": "another image",
@@ -75,8 +75,8 @@ def conditions_in_comfyui(result: dict[str, Any]) -> str:
         "Interval 1: the largest difference from no node. True feature: that of a shallow step which gets the deep "
         "feature of its own input. Error: the relative difference of the final latent at interval "
         f"{result['interval']}, branch 0, re-use, which random weights make large: it says nothing of images "
-        "([comfyui_conditions.json](../benchmarks/comfyui_conditions.json)). Others: what users report of other "
-        "DeepCache nodes, which [fail in current versions]"
+        "([comfyui_conditions.json](../benchmarks/comfyui_conditions.json)). Others: how other DeepCache nodes "
+        "are described to behave; they also [fail in current versions]"
         "(https://github.com/SoftMeng/ComfyUI-DeepCache-Fix/issues/3)."
     )
     rows = ["| condition | interval 1 | true feature | error | steps | others |", "|---|---|---|---|---|---|"]
