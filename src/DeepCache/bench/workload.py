@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
+from DeepCache.engine.first_call import first_call
 from DeepCache.engine.unets import unets_of
 
 __all__ = ["PipelineCall", "UnetLoop", "default_size"]
@@ -133,24 +133,7 @@ class UnetLoop:
         timesteps) stays.
         """
 
-        class Reached(Exception):
-            pass
-
-        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append((args, kwargs))
-            raise Reached
-
-        unet = next(iter(unets_of(pipe).values()))
-        handle = unet.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-        try:
-            call(pipe)
-        except Reached:
-            pass
-        finally:
-            handle.remove()
-        args, kwargs = found[0]
+        args, kwargs = first_call(next(iter(unets_of(pipe).values())), lambda: call(pipe))
         timesteps = pipe.scheduler.timesteps
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
         first = 0

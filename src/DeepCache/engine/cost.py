@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from DeepCache.engine.attention import copy_processor
 from DeepCache.engine.cost_key import attributes_of, call_key, structure_key
+from DeepCache.engine.first_call import first_call
 from DeepCache.engine.layouts import Layout, SkipBranch, layout_of
 from DeepCache.engine.patch import ShallowPatch
 
@@ -83,6 +84,8 @@ def count_costs(
         >>> costs.shallow[0] < costs.full
         True
     """
+    # Graphs that were exported from a denoiser have no layers of their own.
+    unet = getattr(unet, "deepcache_architecture", unet)
     args, kwargs = on_meta(args), on_meta(kwargs)
     wanted = None
     if branches is not None:
@@ -157,23 +160,8 @@ def capture_unet_call(pipe: Any, unet: nn.Module, **call: Any) -> tuple[tuple[An
         call: what the pipeline is called with.
     """
 
-    class Reached(Exception):
-        pass
-
-    captured: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.append((on_meta(args), on_meta(kwargs)))
-        raise Reached
-
-    handle = unet.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-    try:
-        pipe(**call)
-    except Reached:
-        pass
-    finally:
-        handle.remove()
-    return captured[0]
+    args, kwargs = first_call(unet, lambda: pipe(**call))
+    return on_meta(args), on_meta(kwargs)
 
 
 def on_meta(value: Any) -> Any:

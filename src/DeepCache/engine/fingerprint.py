@@ -40,6 +40,10 @@ def fingerprint(unet: nn.Module) -> dict[str, Any]:
         `unet`, the class; `structure`, a hash of the names and shapes of all weights; `weights`, a few of them, or an
         empty list where they are out of reach (offloaded in sequence or to disk, quantised, of eight bits).
     """
+    # Graphs that were exported from a denoiser have no weights of their own.
+    exported: dict[str, Any] | None = getattr(unet, "deepcache_fingerprint", None)
+    if exported is not None:
+        return exported
     named = [
         (name.replace(".base_layer.", "."), weight) for name, weight in unet.named_parameters() if "lora_" not in name
     ]
