@@ -1,0 +1,16 @@
+"""A denoiser as two graphs for other runtimes: one of a full step, one of a shallow step."""
+
+from DeepCache.export.denoiser import GraphDenoiser, load_graphs
+from DeepCache.export.description import GraphDescription, GraphSetDescription
+from DeepCache.export.exporting import export_graphs
+from DeepCache.export.runtime import cache_folder, use_runtime
+
+__all__ = [
+    "GraphDenoiser",
+    "GraphDescription",
+    "GraphSetDescription",
+    "cache_folder",
+    "export_graphs",
+    "load_graphs",
+    "use_runtime",
+]

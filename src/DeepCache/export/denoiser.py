@@ -1,0 +1,294 @@
+"""A denoiser that runs graphs. It stands where `pipe.unet` stands, and DeepCache is applied to it as to any other."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from DeepCache.engine.layouts import CachedFeature, Layout, Overlay, SkipBranch, register_layout
+from DeepCache.export.call import Call, CallReader
+from DeepCache.export.description import GraphDescription, GraphSetDescription
+from DeepCache.export.formats import LoadedGraph, graph_format
+from DeepCache.export.graphs import DEEP_IN
+
+__all__ = ["Graph", "GraphDenoiser", "GraphSource", "load_graph", "load_graphs"]
+
+
+class Graph:
+    """A graph in its runtime. Threads take turns.
+
+    Args:
+        description: what it takes and returns.
+        run: runs it.
+    """
+
+    def __init__(self, description: GraphDescription, run: LoadedGraph) -> None:
+        self.description, self._run = description, run
+        self._turn = threading.Lock()
+
+    def why_not(self, call: Call, feature: torch.Tensor | None) -> str:
+        """Why the graph is not for a call; an empty string where it is."""
+        given = call.tensors if feature is None else call.tensors | {DEEP_IN: feature}
+        wanted = {each.argument: each.shape for each in self.description.inputs}
+        if extra := given.keys() - wanted.keys() - {*self.description.unread}:
+            return f"it was exported without {', '.join(sorted(extra))}"
+        if missing := wanted.keys() - given.keys():
+            return f"it takes {', '.join(sorted(missing))}, which the call lacks"
+        for name, shape in wanted.items():
+            found = tuple(given[name].shape)
+            if not _fits(found, shape):
+                return f"{name} has shape {found}, and it was exported for {_shown(shape)}"
+        here, there = call.constants, self.description.constants
+        for name in sorted({*here, *there}):
+            if here.get(name) != there.get(name):
+                return f"{name} is {here.get(name)!r}, and it was exported with {there.get(name)!r}"
+        return ""
+
+    def __call__(self, call: Call, feature: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Runs it; what it returns is of the dtype and on the device of the sample."""
+        given = call.tensors if feature is None else call.tensors | {DEEP_IN: feature}
+        tensors = [given[each.argument].to(getattr(torch, each.dtype)) for each in self.description.inputs]
+        sample = next(iter(call.tensors.values()))
+        with self._turn:
+            return [tensor.to(sample.device, sample.dtype) for tensor in self._run(tensors)]
+
+
+class GraphSource(Protocol):
+    """Where a denoiser has its graphs from."""
+
+    def graph(self, call: Call, feature: torch.Tensor | None) -> Graph:
+        """The graph of a full step for a call; of a shallow step where a deep feature is given.
+
+        Raises:
+            ValueError: there is none, with the reason.
+        """
+
+
+class LoadedGraphs:
+    """The graphs of a folder.
+
+    Args:
+        folder: the folder.
+        provider: what computes, by the runtime's name for it.
+    """
+
+    def __init__(self, folder: Path, provider: str | None) -> None:
+        self.description = GraphSetDescription.read(folder)
+        self._folder = folder
+        self._graphs = [load_graph(folder, self.description, name, provider) for name in self.description.graphs]
+
+    def graph(self, call: Call, feature: torch.Tensor | None) -> Graph:
+        step = "full" if feature is None else "shallow"
+        reasons = {}
+        for graph in self._graphs:
+            if graph.description.step == step:
+                reason = graph.why_not(call, feature)
+                if not reason:
+                    return graph
+                reasons[graph.description.file] = reason
+        listed = "; ".join(f"{file}: {reason}" for file, reason in reasons.items())
+        raise ValueError(
+            f"no graph in {str(self._folder)!r} fits this call ({listed or 'there is none of this kind of step'}). "
+            "Call the pipeline as for the export, or export for this call"
+        )
+
+
+def load_graph(folder: Path, description: GraphSetDescription, name: str, provider: str | None = None) -> Graph:
+    """One graph of a folder."""
+    described = description.graphs[name]
+    run = graph_format(description.format).load(
+        folder / described.file, provider=provider, dtype=getattr(torch, description.dtype)
+    )
+    return Graph(described, run)
+
+
+def load_graphs(folder: str | os.PathLike[str], *, provider: str | None = None) -> GraphDenoiser:
+    """Loads exported graphs as a denoiser that can be assigned to `pipe.unet`.
+
+    Args:
+        folder (path): what `export_graphs` or `deepcache export` wrote.
+        provider (`str`, *optional*):
+            What computes: a provider of ONNX Runtime (`CUDAExecutionProvider`, `DmlExecutionProvider`,
+            `CoreMLExecutionProvider`, …) or a device of OpenVINO (`GPU`, `NPU`). The CPU by default.
+
+    Raises:
+        FileNotFoundError: the folder is not one of graphs, or lacks one.
+        ValueError: the description cannot be read, or the runtime has no such provider.
+        ImportError: the runtime, or the class of the denoiser, is not installed.
+    """
+    found = LoadedGraphs(Path(folder), provider)
+    description = found.description
+    module, _, name = description.denoiser.rpartition(".")
+    kind: Any = getattr(importlib.import_module(module), name)
+
+    def architecture() -> nn.Module:
+        with torch.device("meta"):
+            made: nn.Module = kind.from_config(description.config)
+        return made
+
+    denoiser = GraphDenoiser(
+        found,
+        CallReader(kind.forward),
+        branch=description.branch,
+        config=description.config,
+        dtype=getattr(torch, description.dtype),
+        prompt_half=description.prompt_half,
+        runtime=description.format,
+    )
+    denoiser.describe_original(description.fingerprint, architecture)
+    return denoiser
+
+
+class GraphDenoiser(nn.Module):
+    """A denoiser whose full and shallow steps are graphs.
+
+    It has no weights and no layers: adapters, FreeU, attention processors and `torch.compile` are for the denoiser that
+    the graphs are made of, before they are made.
+
+    Args:
+        source: where it has its graphs from.
+        read: reads the calls of the denoiser that the graphs are made of.
+        branch: the skip branch at which shallow steps are cut.
+        config: the configuration of that denoiser.
+        dtype: what it computes in.
+        prompt_half: which half of a guided batch has the prompt, 0 or 1.
+        runtime: what the graphs run in.
+    """
+
+    def __init__(
+        self,
+        source: GraphSource,
+        read: CallReader,
+        *,
+        branch: int,
+        config: dict[str, Any],
+        dtype: torch.dtype,
+        prompt_half: int = 1,
+        runtime: str = "",
+    ) -> None:
+        super().__init__()
+        self._source, self._read = [source], read
+        self.branch, self.prompt_half = branch, prompt_half
+        self.runtime, self.dtype, self.device = runtime, dtype, torch.device("cpu")
+        self.config = _frozen(config)
+        self.deep_part = _DeepPart(self)
+        # The pipelines of SDXL and Stable Video Diffusion look up its size.
+        features = config.get("projection_class_embeddings_input_dim")
+        self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=features))
+
+    def describe_original(self, fingerprint: dict[str, Any], architecture: Callable[[], nn.Module]) -> None:
+        """What plans and statistics look at in place of this module.
+
+        Args:
+            fingerprint: that of the denoiser that the graphs are made of.
+            architecture: makes a module of its structure, with or without weights.
+        """
+        self.deepcache_fingerprint = fingerprint
+        self._architecture: list[Any] = [architecture, None]
+
+    @property
+    def deepcache_architecture(self) -> nn.Module:
+        """A module of the structure of the denoiser that the graphs are made of."""
+        if self._architecture[1] is None:
+            self._architecture[1] = self._architecture[0]()
+        found: nn.Module = self._architecture[1]
+        return found
+
+    def forward(self, sample: torch.Tensor, timestep: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        """A full step; a shallow one where DeepCache has put a stored deep feature in the place of the deep part."""
+        call = self._read((sample, timestep, *args), kwargs)
+        made: list[torch.Tensor] = []
+        feature = self.deep_part(call, made)
+        prediction = made[0] if made else self._source[0].graph(call, feature)(call, feature)[0]
+        if not return_dict:
+            return (prediction,)
+        from diffusers.models.unets.unet_2d import UNet2DOutput
+
+        return UNet2DOutput(sample=prediction)
+
+    def full_step(self, call: Call) -> list[torch.Tensor]:
+        """The prediction and the deep feature."""
+        return self._source[0].graph(call, None)(call)
+
+    def to(self, *args: Any, **kwargs: Any) -> GraphDenoiser:
+        """Without effect: graphs stay where their runtime has them."""
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refused.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a denoiser of graphs is compiled by its runtime. Leave torch.compile out")
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(
+                f"a denoiser of graphs has no {name!r}: its graphs cannot be changed. Change the pipeline first, and "
+                "make them again"
+            ) from None
+
+
+class _DeepPart(nn.Module):
+    """Where the deep part of a denoiser is: on a full step it runs the whole graph and returns the deep feature."""
+
+    def __init__(self, denoiser: GraphDenoiser) -> None:
+        super().__init__()
+        self._denoiser = [denoiser]
+
+    def forward(self, call: Call, made: list[torch.Tensor]) -> torch.Tensor:
+        prediction, feature = self._denoiser[0].full_step(call)
+        made.append(prediction)
+        return feature
+
+
+@register_layout
+class GraphLayout(Layout):
+    """Denoisers of graphs, which are cut where their graphs are."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__(denoiser)
+        assert isinstance(denoiser, GraphDenoiser)
+        self._graphs = denoiser
+        self.prompt_half = denoiser.prompt_half  # type: ignore[misc]
+        self.branches = tuple(SkipBranch(number, f"branch {number}") for number in range(denoiser.branch + 1))
+
+    @classmethod
+    def recognises(cls, denoiser: nn.Module) -> bool:
+        return isinstance(denoiser, GraphDenoiser)
+
+    def overlays(self, branch: SkipBranch, cached: CachedFeature) -> list[Overlay]:
+        if branch.number != self._graphs.branch:
+            raise ValueError(
+                f"cache_branch_id must be {self._graphs.branch}, at which these graphs are cut, got {branch.number}. "
+                "Export again for another branch"
+            )
+        return [Overlay(self.denoiser, "deep_part", cached)]
+
+    def tapped(self, branch: SkipBranch) -> list[nn.Module]:
+        return [self._graphs.deep_part]
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(found) == len(wanted) and all(want in (None, have) for have, want in zip(found, wanted, strict=True))
+
+
+def _shown(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
+
+
+def _frozen(config: dict[str, Any]) -> Any:
+    from diffusers.configuration_utils import FrozenDict
+
+    return FrozenDict(config)  # type: ignore[no-untyped-call]

@@ -1,0 +1,149 @@
+"""Exports a denoiser as graphs and checks them against the denoiser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.first_call import first_call
+from DeepCache.engine.guidance import conditional_half
+from DeepCache.engine.layouts import branch_of, layout_of
+from DeepCache.engine.unets import unets_of
+from DeepCache.export.call import CallReader
+from DeepCache.export.description import FILE, GraphSetDescription
+from DeepCache.export.graphs import DEEP_IN, DEEP_OUT, PREDICTION
+from DeepCache.export.options import GraphOptions
+from DeepCache.export.writing import Stage, WantedGraph, describe_graphs, example_feature, write_graphs
+from DeepCache.runtime import branch_for
+
+__all__ = ["denoiser_of", "export_graphs"]
+
+
+def export_graphs(
+    pipe: Any,
+    folder: str | os.PathLike[str],
+    call: Mapping[str, Any] | None = None,
+    config: DeepCacheConfig | None = None,
+    *,
+    format: str = "openvino",  # noqa: A002
+    int8: bool = False,
+    dynamic: bool = False,
+    names: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    on_stage: Stage | None = None,
+) -> GraphSetDescription:
+    """Exports the U-Net of a pipeline as a graph of a full step and one of a shallow step, with a description.
+
+    With guidance reuse in the settings there is a third graph, of a shallow step for the half of the batch with the
+    prompt. Each graph is run on random inputs and compared with PyTorch. Active adapters (LoRA) become part of the
+    weights: a change of adapters needs a new export.
+
+    An export that was interrupted resumes after the last graph that was finished.
+
+    Args:
+        pipe: the pipeline. It is run up to its first call of the U-Net, and left as it was.
+        folder (path):
+            Where to write. It is created.
+        call (`dict`, *optional*):
+            What the pipeline is called with, for the sizes of the graphs: prompt, height, width, number of images,
+            guidance scale, number of steps. By default a prompt alone.
+        config (`DeepCacheConfig`, *optional*):
+            The settings: the skip branch, the schedule and the forecast that the description tells of.
+        format (`str`, defaults to `"openvino"`):
+            `torch` (torch.export's `.pt2`), `onnx` or `openvino`.
+        int8 (`bool`, defaults to `False`):
+            Keep weights as whole numbers of eight bits; for OpenVINO, with NNCF.
+        dynamic (`bool`, defaults to `False`):
+            Leave batch, height and width open. Takes longer to export and may run slower.
+        names (`dict`, *optional*):
+            Other names for inputs and outputs, such as `{"deep_in": "state_in", "deep_out": "state_out"}`.
+        overwrite (`bool`, defaults to `False`):
+            Replace the graphs that the folder holds.
+        on_stage: is told what is being done.
+
+    Returns:
+        The description, as it is in `deepcache-graphs.json`.
+
+    Raises:
+        ValueError: the folder holds something, the settings use several branches, a name is unknown, the weights
+            are out of reach, or a graph differs from PyTorch.
+        RuntimeError: torch.export cannot trace the U-Net.
+        OSError: the disk has not enough space.
+        ImportError: what the format takes is missing.
+
+    Example:
+        >>> from DeepCache import DeepCacheConfig, apply_deepcache
+        >>> from DeepCache.export import export_graphs, load_graphs
+        >>> from DeepCache.models import load_pipeline
+        >>> pipe = load_pipeline("shapes", device="cpu")
+        >>> description = export_graphs(pipe, "graphs", format="torch", overwrite=True)
+        >>> list(description.graphs)
+        ['full', 'shallow']
+        >>> pipe.unet = load_graphs("graphs")
+        >>> engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=3))
+        >>> image = pipe("a red circle", num_inference_steps=6).images[0]
+        >>> engine.stats.pattern
+        'F..F..'
+    """
+    config = DeepCacheConfig() if config is None else config
+    options, stage = GraphOptions(format, int8, dynamic, dict(names or {})), on_stage or (lambda text: None)
+    options.require()
+    denoiser, branch, target = denoiser_of(pipe), branch_for(config), Path(folder)
+    branch_of(denoiser, branch)
+    _check_target(target, overwrite)
+    stage("Running the pipeline up to its U-Net")
+    arguments: dict[str, Any] = {"prompt": "a photo"} if call is None else dict(call)
+    read = CallReader.of(denoiser)
+    example = read(*first_call(denoiser, lambda: pipe(**arguments)))
+    stage("Running a full step")
+    feature = example_feature(denoiser, branch, example)
+    wanted = [WantedGraph("full", example), WantedGraph("shallow", example, feature)]
+    if config.any_guidance_reuse:
+        half, sample = layout_of(denoiser).prompt_half, next(iter(example.tensors.values()))
+        keywords = conditional_half((), example.keywords(example.tensors), sample, half)[1]
+        wanted.append(WantedGraph("half", read((), keywords), feature.chunk(2)[half].contiguous()))
+    _check_names(wanted, options.names)
+    steps = config.steps(arguments.get("num_inference_steps", 50))
+    description = describe_graphs(denoiser, branch, wanted, options, config, steps)
+    return write_graphs(denoiser, target, description, wanted, options, stage)
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The one denoiser of a pipeline, without DeepCache on it.
+
+    Raises:
+        TypeError: there is none, or several.
+        ValueError: DeepCache is applied to it.
+    """
+    denoisers = unets_of(pipe)
+    if len(denoisers) > 1:
+        raise TypeError(f"graphs are for pipelines with one denoiser, and this one has {', '.join(denoisers)}")
+    denoiser = next(iter(denoisers.values()))
+    if "_deepcache_engine" in vars(denoiser):
+        raise ValueError("DeepCache is applied to this pipeline. Call remove_deepcache(pipe) first")
+    return denoiser
+
+
+def _check_names(wanted: list[WantedGraph], others: dict[str, str]) -> None:
+    arguments = {name for each in wanted for name in each.call.tensors}
+    known = [*sorted(name.replace(".", "_") for name in arguments), DEEP_IN, DEEP_OUT, PREDICTION]
+    for name in others:
+        if name not in known:
+            raise ValueError(f"names must be of {', '.join(known)}, got {name!r}")
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    """Refuses to replace a folder that is not one of graphs, or of which that is not wanted."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file. Name a folder for the graphs")
+    if not (folder / FILE).is_file():
+        raise ValueError(f"the folder {str(folder)!r} holds other files than graphs. Name another folder")
+    if not overwrite:
+        raise ValueError(f"the folder {str(folder)!r} holds graphs already. Name another folder, or overwrite it")
