@@ -19,6 +19,7 @@ from DeepCache.bench.clock import is_out_of_memory
 from DeepCache.generation import GeneratedImage, OutputFolder, StepProgress, generate
 from DeepCache.models.loading import load_pipeline
 from DeepCache.models.schedulers import set_scheduler
+from DeepCache.runtime import device_for
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
 __all__ = ["LONGEST_LINE", "Comparison", "Easel", "Failure", "Loading", "News", "Stopped", "Waiting", "WarmingUp"]
@@ -107,6 +108,7 @@ class Easel:
         models: the models that may be drawn with, as `load_pipeline` takes them.
         dtype: as `load_pipeline` takes it.
         device: as `load_pipeline` takes it.
+        runtime: what the U-Net runs in, see `DeepCache.export.use_runtime`.
 
     Example:
         >>> from DeepCache.app.drawing_request import DrawingRequest
@@ -117,10 +119,13 @@ class Easel:
         'F..F..'
     """
 
-    def __init__(self, models: tuple[str, ...], *, dtype: str = "auto", device: str = "auto") -> None:
+    def __init__(
+        self, models: tuple[str, ...], *, dtype: str = "auto", device: str = "auto", runtime: str = "torch"
+    ) -> None:
         self._models = models
         self._dtype = dtype
-        self._device = device
+        self._device = device_for(runtime, device)
+        self._runtime = runtime
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="easel")
         self._lock = Lock()
         self._line: list[Event] = []
@@ -261,6 +266,10 @@ class Easel:
         pipe = self._load(settings.model)
         self.defaults(settings.model).check_size(settings.size)
         own_scheduler = pipe.scheduler
+        if self._runtime != "torch":
+            from DeepCache.export import use_runtime
+
+            use_runtime(pipe, self._runtime, settings.cache)
 
         def stop_where_asked(*_: Any) -> None:
             if stop.is_set():

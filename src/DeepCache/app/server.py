@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
 from DeepCache.app.loopback import is_loopback
+from DeepCache.config import DeepCacheConfig
+from DeepCache.runtime import check_runtime
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,6 +44,8 @@ class AppSettings:
             As `load_pipeline` takes it.
         device (`str`, defaults to `"auto"`):
             As `load_pipeline` takes it.
+        runtime (`str`, defaults to `"torch"`):
+            What the U-Net runs in, see `DeepCache.export.use_runtime`.
 
     Raises:
         ValueError: no model is named, or the port is out of its range.
@@ -53,12 +57,14 @@ class AppSettings:
     port: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    runtime: str = "torch"
 
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("the page needs a model to draw with: name one or more")
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
+        check_runtime(self.runtime, DeepCacheConfig())
 
 
 def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where: None) -> NoReturn:
@@ -80,7 +86,7 @@ def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where:
 
     with (
         listen(settings.host, settings.port) as listening,
-        Easel(settings.models, dtype=settings.dtype, device=settings.device) as easel,
+        Easel(settings.models, dtype=settings.dtype, device=settings.device, runtime=settings.runtime) as easel,
     ):
         app = build_app(settings, easel, for_this_machine=is_loopback(listening.getsockname()[0]))
         # Pages that are open keep a connection each, which would never end by itself.

@@ -8,6 +8,7 @@ from typing import Any
 from DeepCache.batch.row import BatchRow
 from DeepCache.config import DeepCacheConfig
 from DeepCache.generation.settings import GenerationSettings, check_plan
+from DeepCache.runtime import check_runtime
 
 __all__ = ["BatchSettings"]
 
@@ -34,6 +35,8 @@ class BatchSettings:
             A scheduler by the name that `set_scheduler` takes; the model's own by default.
         dtype (`str`, defaults to `"auto"`):
             Type of the weights, as `load_pipeline` takes it.
+        runtime (`str`, defaults to `"torch"`):
+            What the U-Net runs in, see `DeepCache.export.use_runtime`.
         cache (`DeepCacheConfig`):
             The settings of DeepCache.
 
@@ -53,11 +56,13 @@ class BatchSettings:
     seed: int = 0
     scheduler: str | None = None
     dtype: str = "auto"
+    runtime: str = "torch"
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
 
     def __post_init__(self) -> None:
         self.of_row(BatchRow("", prompt="any"))
         check_plan(self.cache, self.steps, self.guidance)
+        check_runtime(self.runtime, self.cache)
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 

@@ -19,6 +19,7 @@ from DeepCache.batch.settings import BatchSettings
 from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.settings import check_against_pipeline, check_plan
 from DeepCache.models.loading import load_pipeline, recommended_guidance
+from DeepCache.runtime import device_for, runtime_notes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,7 +104,9 @@ class PipelineWorker:
         settings = made_for.settings
         torch.set_num_threads(made_for.threads)
         self._made_for = made_for
-        pipe: Any = load_pipeline(settings.model, dtype=settings.dtype, device=made_for.device)
+        pipe: Any = load_pipeline(
+            settings.model, dtype=settings.dtype, device=device_for(settings.runtime, made_for.device)
+        )
         self._pipe = pipe
         self._pipe.set_progress_bar_config(disable=True)
         if settings.scheduler is not None:
@@ -114,9 +117,13 @@ class PipelineWorker:
         if self._guidance is None:
             self._guidance = recommended_guidance(settings.model, self._pipe)
         check_plan(settings.cache, settings.steps, self._guidance)
+        if settings.runtime != "torch":
+            from DeepCache.export import use_runtime
+
+            use_runtime(self._pipe, settings.runtime, settings.cache)
         self._engine = apply_deepcache(self._pipe, settings.cache)
         model, loaded = loaded_model(self._pipe)
-        self.facts = {"model": model, "guidance": self._guidance, **loaded}
+        self.facts = {"model": model, "guidance": self._guidance, **loaded, **runtime_notes(self._pipe)}
         if expected is not None and (changed := differences(expected, self.facts)):
             raise ValueError(
                 f"{settings.model!r} on {socket.gethostname()} is not what the folder {str(made_for.folder)!r} was "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 
 from DeepCache.bench.clock import Timing, is_out_of_memory, release_memory, timed
-from DeepCache.bench.contestants import BASELINE, CAPTURED, DEEPCACHE, FEWER_STEPS, MODES, REFERENCE, Contestant
+from DeepCache.bench.contestants import BASELINE, CAPTURED, DEEPCACHE, FEWER_STEPS, GRAPHS, MODES, REFERENCE, Contestant
 from DeepCache.bench.provenance import describe_device, provenance
 from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.result_file import BENCHMARK_FORMAT, resumed_result, write_result
 from DeepCache.bench.variants import PUBLISHED_VARIANTS, Variant, check_names
 from DeepCache.bench.workload import PipelineCall, UnetLoop, default_size
+from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.checks import check_settings
 from DeepCache.engine.cost import Costs, count_costs
 from DeepCache.engine.layouts import branch_of
@@ -31,6 +33,7 @@ from DeepCache.models.device import resolve_device, resolve_dtype
 from DeepCache.models.loading import load_pipeline, recommended_guidance
 from DeepCache.models.schedulers import set_scheduler
 from DeepCache.progress import Work, WorkProgress
+from DeepCache.runtime import branch_for, check_runtime, device_for
 from DeepCache.schedule import Step, mean_cost
 
 __all__ = ["SCOPES", "BenchmarkSettings", "is_complete", "run_benchmark"]
@@ -59,7 +62,7 @@ class BenchmarkSettings:
         dtypes (`tuple` of `str`, defaults to `("auto",)`):
             As `load_pipeline` takes them.
         modes (`tuple` of `str`, defaults to `("eager",)`):
-            How the U-Net is compiled: those of `DeepCache.bench.contestants.MODES`. `"captured"` and `"autotuned"` take
+            How the U-Net runs: those of `DeepCache.bench.contestants.MODES`. `"captured"` and `"autotuned"` take
             a CUDA device.
         scopes (`tuple` of `str`, defaults to both):
             `"pipeline"`, the whole call, and `"unet"`, the calls of the U-Net alone.
@@ -186,6 +189,11 @@ def run_benchmark(
         raise ValueError(
             f"the mode {captured[0]} captures CUDA graphs, and the device is {found_device.type}; leave it out"
         )
+    for mode in settings.modes:
+        if mode in GRAPHS:
+            found_device = resolve_device(device_for(mode, device))
+            for variant in settings.variants:
+                check_runtime(mode, variant.config)
     work = Work(0.0, on_progress)
     work.begin(f"loading {settings.model}")
     # By their full names, so that one that is meant twice is found and a file says what `auto` was.
@@ -239,10 +247,17 @@ def _fresh(settings: BenchmarkSettings, pipe: Any, device: torch.device) -> dict
     # The class of a video pipeline says another size than a tiny one of its kind can do.
     own = ARCHITECTURES[settings.model].size if random_weights else default_size(pipe)
     sizes = settings.sizes or (own,)
+    made = provenance(settings.seed)
+    for mode in settings.modes:
+        if mode in GRAPHS:
+            from DeepCache.export.formats import graph_format
+            from DeepCache.export.identity import versions_of
+
+            made["versions"] |= versions_of(graph_format(mode).packages)
     grid = product(settings.dtypes, settings.modes, sizes, settings.batches, settings.scopes)
     return {
         "format": BENCHMARK_FORMAT,
-        **provenance(settings.seed),
+        **made,
         "device": describe_device(device),
         "settings": {
             "model": settings.model,
@@ -326,6 +341,8 @@ class _Cell:
     save: Callable[[], None]
     work: Work
     stop: _Stop
+    on_graphs: dict[int, Any] = field(default_factory=dict)
+    """The pipeline with graphs in another runtime, by the branch at which they are cut."""
     shares: dict[tuple[str, str], float] = field(default_factory=dict)
     """Multiply-accumulates, by method and name of the variant, as a share of those without caching."""
 
@@ -347,8 +364,7 @@ class _Cell:
         size = (cell["width"], cell["height"])
         call = PipelineCall(cell["batch"], size, settings.steps, _guidance(settings, self.pipe), settings.seed)
         make = partial(
-            Contestant,
-            self.pipe,
+            self._contestant,
             unet_only=cell["scope"] == "unet",
             mode=cell["mode"],
             reference=settings.reference,
@@ -357,7 +373,8 @@ class _Cell:
         yield baseline
         cached = {variant: make(DEEPCACHE, call, variant) for variant in settings.variants}
         yield from cached.values()
-        if settings.reference is not None:
+        # The reference package wraps layers, which graphs have none of.
+        if settings.reference is not None and cell["mode"] not in GRAPHS:
             for variant in settings.variants:
                 if variant.in_reference:
                     yield make(REFERENCE, call, variant)
@@ -374,6 +391,21 @@ class _Cell:
             fewer = {max(1, round(settings.steps * share)) for share in shares}
             for steps in sorted(fewer - {settings.steps}, reverse=True):
                 yield make(FEWER_STEPS, replace(call, steps=steps), unets_like=baseline)
+
+    def _contestant(
+        self, method: str, call: PipelineCall, variant: Variant | None = None, **options: Any
+    ) -> Contestant:
+        mode, branch = self.cell["mode"], 0 if variant is None else branch_for(variant.config)
+        if mode not in GRAPHS:
+            return Contestant(self.pipe, method, call, variant, **options)
+        if branch not in self.on_graphs:
+            # All contestants with a cut at this branch share the graphs, which hold the weights.
+            from DeepCache.export import use_runtime
+
+            self.on_graphs[branch] = copy.copy(self.pipe)
+            config = DeepCacheConfig() if variant is None else variant.config
+            use_runtime(self.on_graphs[branch], mode, config)
+        return Contestant(self.on_graphs[branch], method, call, variant, **options)
 
     def _costs(self, loop: UnetLoop) -> Costs:
         unet = next(iter(unets_of(self.pipe).values()))

@@ -25,7 +25,7 @@ from DeepCache.engine.compilation import Compilation
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import unets_of
 
-__all__ = ["BASELINE", "CAPTURED", "DEEPCACHE", "FEWER_STEPS", "MODES", "REFERENCE", "Contestant", "bytes_of"]
+__all__ = ["BASELINE", "CAPTURED", "DEEPCACHE", "FEWER_STEPS", "GRAPHS", "MODES", "REFERENCE", "Contestant", "bytes_of"]
 
 BASELINE, DEEPCACHE, REFERENCE, FEWER_STEPS = "no caching", "DeepCache", "reference package", "fewer steps"
 
@@ -35,11 +35,16 @@ MODES: dict[str, CompileMode] = {
     "compiled": "default",
     "captured": "reduce-overhead",
     "autotuned": "max-autotune",
+    "openvino": "none",
+    "onnx": "none",
 }
-"""How the U-Net is compiled, by a short name: what `DeepCacheConfig.compile` is."""
+"""How the U-Net runs, by a short name: what `DeepCacheConfig.compile` is."""
 
 CAPTURED = ("captured", "autotuned")
 """The modes with CUDA graphs."""
+
+GRAPHS = ("openvino", "onnx")
+"""The modes that run exported graphs in another runtime than PyTorch, see `DeepCache.export.use_runtime`."""
 
 
 class Contestant:
@@ -52,7 +57,7 @@ class Contestant:
         variant: the settings of DeepCache or of the reference package.
         reference: where the reference package is.
         unet_only: whether only the U-Net's calls are run.
-        mode: how the U-Net is compiled, one of `MODES`.
+        mode: how the U-Net runs, one of `MODES`. For graphs the pipeline has them already.
         unets_like: a contestant whose U-Nets are used, compiled or not, in the place of own ones.
 
     Attributes:

@@ -25,6 +25,7 @@ from DeepCache.cli.options import (
     Interval,
     Model,
     PlanFile,
+    Runtime,
     Scheduler,
     SkipMode,
     Threshold,
@@ -103,6 +104,7 @@ def batch_command(
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    runtime: Runtime = "torch",
     interval: Interval = _DEFAULT.cache_interval,
     branch: Branch = _DEFAULT.cache_branch_id,
     skip_mode: SkipMode = _DEFAULT.skip_mode,
@@ -196,6 +198,7 @@ def batch_command(
         seed=seed,
         scheduler=scheduler,
         dtype=dtype,
+        runtime=runtime,
         cache=cache,
     )
     if engine not in ("local", "ray"):

@@ -83,7 +83,8 @@ def benchmark_command(
         typer.Option(
             metavar="NAMES",
             help="eager; torch.compile on the U-Net: regional (its transformer blocks), compiled; and with CUDA graphs "
-            "captured, autotuned (the fastest kernels too).",
+            "captured, autotuned (the fastest kernels too); openvino and onnx run it as graphs on the CPU, without the "
+            "reference package.",
             rich_help_panel=_GRID,
         ),
     ] = "eager",
@@ -180,9 +181,12 @@ def benchmark_command(
         seed=seed,
     )
     if profile is not None:
+        from DeepCache.bench.contestants import GRAPHS
         from DeepCache.bench.profiles import check_profile
 
         check_profile(profile, device)
+        if graphs := [mode for mode in settings.modes if mode in GRAPHS]:
+            raise ValueError(f"--profile looks into PyTorch, and the mode {graphs[0]} runs without it. Leave one out")
     stderr = Console(stderr=True, markup=False)
     seconds = None if stop_after is None else 60 * stop_after
     set_threads(threads)

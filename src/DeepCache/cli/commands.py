@@ -13,6 +13,7 @@ from DeepCache.cli.benchmark import benchmark_command
 from DeepCache.cli.comfyui import comfyui_command
 from DeepCache.cli.env import env_command
 from DeepCache.cli.errors import Command, CommandGroup
+from DeepCache.cli.export import export_command
 from DeepCache.cli.generate import generate_command
 from DeepCache.cli.info import info_command
 from DeepCache.cli.page import app_command
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "info": info_command,
     "report": report_command,
     "tune": tune_command,
+    "export": export_command,
     "comfyui": comfyui_command,
     "env": env_command,
 }

@@ -23,6 +23,7 @@ from DeepCache.cli.options import (
     Interval,
     Model,
     PlanFile,
+    Runtime,
     Scheduler,
     SkipMode,
     Threshold,
@@ -96,6 +97,7 @@ def generate_command(
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    runtime: Runtime = "torch",
     interval: Interval = _DEFAULT.cache_interval,
     branch: Branch = _DEFAULT.cache_branch_id,
     skip_mode: SkipMode = _DEFAULT.skip_mode,
@@ -142,6 +144,7 @@ def generate_command(
         parse_size,
         read_prompt_rows,
     )
+    from DeepCache.runtime import check_runtime, device_for
 
     cache = deepcache_config(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
@@ -165,6 +168,7 @@ def generate_command(
         )
         for number, row in enumerate(rows)
     ]
+    check_runtime(runtime, cache)
     folder = OutputFolder(output)
 
     from DeepCache.cli.loading import load
@@ -175,7 +179,7 @@ def generate_command(
     finished: list[GeneratedImage] = []
     stderr = Console(stderr=True, markup=False)
     try:
-        pipe = load(model, dtype=dtype, device=device, console=stderr)
+        pipe = load(model, dtype=dtype, device=device_for(runtime, device), console=stderr)
         warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
@@ -183,6 +187,10 @@ def generate_command(
             note = "The first steps of each kind compile the U-Net, which takes a minute or more."
             stderr.print(note, soft_wrap=True, highlight=False)
         with StepDisplay(stderr) as display:
+            if runtime != "torch":
+                from DeepCache.export import use_runtime
+
+                use_runtime(pipe, runtime, cache, on_stage=display.note)
             for image in generate(pipe, settings, folder, compare=compare, on_step=display):
                 finished.append(image)
                 display.finish_image()

@@ -26,6 +26,7 @@ __all__ = [
     "Interval",
     "Model",
     "PlanFile",
+    "Runtime",
     "Scheduler",
     "SkipMode",
     "Threads",
@@ -69,6 +70,15 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(help="cuda, cuda:1, mps, cpu, …; auto is the best there is.", rich_help_panel=MODEL_PANEL)
+]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What the U-Net runs in: torch, or on the CPU openvino or onnx (each takes the extra of its name). Graphs "
+        "are made the first time, which takes up to minutes, and kept in ~/.cache/deepcache or $DEEPCACHE_CACHE.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Guidance = Annotated[
     float | None,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from DeepCache.cli.interruption import keep_on_interrupt
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Threads
+from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Runtime, Threads
 
 __all__ = ["app_command"]
 
@@ -31,6 +31,7 @@ def app_command(
     ] = ["shapes"],  # noqa: B006
     dtype: Dtype = "auto",
     device: Device = "auto",
+    runtime: Runtime = "torch",
     threads: Threads = None,
     ablation: Annotated[
         Path | None,
@@ -72,6 +73,7 @@ def app_command(
         port=port,
         dtype=dtype,
         device=device,
+        runtime=runtime,
     )
     # Before anything else imports the library of the hub, which looks but once whether it may tell that it is used.
     prepare_gradio()

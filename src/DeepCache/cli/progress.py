@@ -100,6 +100,10 @@ class StepDisplay(_Display):
                 pattern = pattern[:_LONGEST_PLAIN_PATTERN] + "…"
             self._lines.append(f"{label}: {done.steps} steps {pattern}")
 
+    def note(self, text: str) -> None:
+        """Reports what is being done before or between steps."""
+        self._console.print(f"{text} …", soft_wrap=True, highlight=False, markup=False)
+
     def finish_image(self) -> None:
         """Reports an image as finished, once it is written."""
         for line in self._lines:

@@ -20,6 +20,7 @@ from DeepCache.generation.settings import GenerationSettings, check_against_pipe
 from DeepCache.models.loading import recommended_guidance
 from DeepCache.plan import Plan
 from DeepCache.prompts.rows import shortened, shown
+from DeepCache.runtime import runtime_notes
 from DeepCache.schedule import AdaptiveSchedule, Step, StepSchedule, pattern_of
 
 if TYPE_CHECKING:
@@ -313,6 +314,7 @@ def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more
             **settings.cache.to_dict(),
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "device": str(pipe.device),
+            **runtime_notes(pipe),
             "versions": {name: version(name) for name in ("DeepCache", "diffusers", "torch")},
             **more,
         },
