@@ -60,6 +60,10 @@ class Graph:
         with self._turn:
             return [tensor.to(sample.device, sample.dtype) for tensor in self._run(tensors)]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        """A copy of a denoiser shares the graphs, which hold the weights."""
+        return self
+
 
 class GraphSource(Protocol):
     """Where a denoiser has its graphs from."""
@@ -104,9 +108,15 @@ class LoadedGraphs:
 def load_graph(folder: Path, description: GraphSetDescription, name: str, provider: str | None = None) -> Graph:
     """One graph of a folder."""
     described = description.graphs[name]
-    run = graph_format(description.format).load(
-        folder / described.file, provider=provider, dtype=getattr(torch, description.dtype)
-    )
+    path, dtype = folder / described.file, getattr(torch, description.dtype)
+    try:
+        run = graph_format(description.format).load(path, provider=provider, dtype=dtype)
+    except (ValueError, ImportError):
+        raise
+    # Runtimes raise errors of their own where a file is damaged.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"cannot load the graph {str(path)!r}: {reason}. Export again") from error
     return Graph(described, run)
 
 

@@ -10,9 +10,12 @@ from typing import Any
 from DeepCache.export.call import Constant
 from DeepCache.text_file import read_json_text
 
-__all__ = ["FILE", "GraphDescription", "GraphSetDescription", "TensorDescription"]
+__all__ = ["FILE", "SCHEMA", "GraphDescription", "GraphSetDescription", "TensorDescription"]
 
 FILE = "deepcache-graphs.json"
+SCHEMA = Path(__file__).parent / "deepcache-graphs-1.schema.json"
+"""The JSON Schema of that file."""
+
 _VERSION = 1
 
 

@@ -71,8 +71,7 @@ def export_graphs(
 
     Raises:
         ValueError: the folder holds something, the settings use several branches, a name is unknown, the weights
-            are out of reach, or a graph differs from PyTorch.
-        RuntimeError: torch.export cannot trace the U-Net.
+            are out of reach, the U-Net cannot be traced or written, or a graph differs from PyTorch.
         OSError: the disk has not enough space.
         ImportError: what the format takes is missing.
 

@@ -135,7 +135,7 @@ class MadeGraphs:
             return self._graphs[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MadeGraphs:
-        """Graphs are shared: they hold the weights."""
+        """A copy of a denoiser shares the graphs, which hold the weights."""
         return self
 
     def _made(self, wanted: WantedGraph, key: str) -> Graph:

@@ -24,7 +24,7 @@ def trace(graph: StepGraph, dynamic: bool = False) -> ExportedProgram:
         dynamic: whether batch, height and width may be others than those of the examples.
 
     Raises:
-        RuntimeError: torch.export cannot trace the denoiser, or not with these shapes; the message says why.
+        ValueError: torch.export cannot trace the denoiser, or not with these shapes; the message says why.
     """
     batch = len(next(iter(graph.inputs.values())))
     sides = (open_sides(name, tensor, batch) for name, tensor in graph.inputs.items())
@@ -37,12 +37,18 @@ def trace(graph: StepGraph, dynamic: bool = False) -> ExportedProgram:
             kind = type(graph.unet).__name__
             fix = ". Export with fixed sizes (without --dynamic)" if dynamic else ""
             reason = " ".join(str(error).split())[:400]
-            raise RuntimeError(f"torch.export cannot trace this {kind}: {reason}{fix}") from error
+            raise ValueError(f"torch.export cannot trace this {kind}: {reason}{fix}") from error
 
 
 def read_inputs(graph: ShallowGraph, program: ExportedProgram) -> frozenset[str]:
     """The inputs of a shallow step that its program reads: the text is left out where no kept layer attends to it."""
-    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    # Backwards from the outputs: a check of its type reads an input too.
+    waiting, read = list(program.graph.find_nodes(op="output")), set()
+    while waiting:
+        node = waiting.pop()
+        if node.name not in read:
+            read.add(node.name)
+            waiting += node.all_input_nodes
     names = program.graph_signature.user_inputs
     return frozenset(name for name, node in zip(graph.inputs, names, strict=True) if node in read)
 

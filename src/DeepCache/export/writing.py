@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from torch import nn
+from torch.export import ExportedProgram
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.fingerprint import fingerprint
@@ -119,8 +120,7 @@ def write_graphs(
         stage: is told what is being done.
 
     Raises:
-        ValueError: a graph differs from PyTorch, or a name is unknown.
-        RuntimeError: the denoiser cannot be traced.
+        ValueError: the denoiser cannot be traced, or a graph not written or run, or it differs from PyTorch.
         OSError: the disk has not enough space.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -204,11 +204,11 @@ def _write_graph(
                     program = trace(graph, options.dynamic)
             names = _names(graph, options.names)
             stage(f"{wanted.name}: writing")
-            fmt.save(program, path, names[: len(graph.inputs)], names[len(graph.inputs) :], options.int8)
+            _save(fmt, program, path, names[: len(graph.inputs)], names[len(graph.inputs) :], options.int8)
         del program
         stage(f"{wanted.name}: comparing with PyTorch")
         dtype = next(denoiser.parameters()).dtype
-        found = fmt.load(path, dtype=dtype)([random[name] for name in graph.inputs])
+        found = _run(fmt, path, dtype, [random[name] for name in graph.inputs])
     difference = _compare(wanted.name, expected, found, fmt, dtype, options.int8)
     files = [each for each in folder.iterdir() if each.name.split(".")[0] == wanted.name]
     sides = [*graph.inputs.items(), *zip(graph.outputs, expected, strict=True)]
@@ -227,6 +227,29 @@ def _write_graph(
         bytes=sum(each.stat().st_size for each in files),
         largest_difference=difference,
     )
+
+
+def _save(
+    fmt: GraphFormat, program: ExportedProgram, path: Path, inputs: list[str], outputs: list[str], int8: bool
+) -> None:
+    try:
+        fmt.save(program, path, inputs, outputs, int8)
+    except OSError:
+        raise
+    # Converters raise whatever an operation that they do not know makes of them.
+    except Exception as error:
+        raise ValueError(f"the graph {path.name!r} cannot be written as {fmt.name}: {_first_line(error)}") from error
+
+
+def _run(fmt: GraphFormat, path: Path, dtype: torch.dtype, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    try:
+        return fmt.load(path, dtype=dtype)(inputs)
+    except Exception as error:
+        raise ValueError(f"{fmt.name} cannot run the graph {path.name!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _step(

@@ -1,0 +1,243 @@
+"""Stable Diffusion 1.5's U-Net at 512 px on the CPU: PyTorch eager and compiled, OpenVINO and ONNX Runtime, each
+without caching and with DeepCache, and the reference package where it runs, all in turn in one run.
+
+Every call of the U-Net is timed, so that one run gives full and shallow steps, whole loops, and fewer steps without
+caching. Then the fidelity of weights of 8 bits, on the bundled model, and the share of a shallow step of SDXL.
+
+    python -m benchmarks.cpu_runtimes
+    python -m benchmarks.cpu_runtimes --dtype bfloat16 --runtimes eager,regional,compiled,openvino \\
+        --sdxl-pixels 512 --output benchmarks/cpu_runtimes_bfloat16.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from benchmarks.gpu import REFERENCE as REFERENCE_PACKAGE
+from DeepCache.bench.contestants import BASELINE, DEEPCACHE, GRAPHS, REFERENCE, Contestant
+from DeepCache.bench.provenance import provenance
+from DeepCache.bench.result_file import write_result
+from DeepCache.bench.summary import summary
+from DeepCache.bench.variants import parse_variant
+from DeepCache.bench.workload import PipelineCall
+from DeepCache.cli.loading import quiet_libraries
+from DeepCache.engine.cost import count_costs
+from DeepCache.export import export_graphs, load_graphs, use_runtime
+from DeepCache.export.formats import graph_format
+from DeepCache.export.identity import versions_of
+from DeepCache.generation.painter import Painter
+from DeepCache.metrics import psnr
+from DeepCache.models import load_pipeline, set_scheduler
+from DeepCache.prompts.bundled import bundled_prompts
+
+HERE = Path(__file__).parent
+STEPS = 10
+FEWER = (4, 3)
+VARIANTS = {"I=3": parse_variant("I=3 B=0"), "I=5": parse_variant("I=5 B=0")}
+INT8 = "openvino int8"
+RUNTIMES = ("eager", "regional", "compiled", "openvino", INT8, "onnx")
+GUIDANCE = 7.5
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    with quiet_libraries(), TemporaryDirectory() as folder:
+        result = _measured(options, Path(folder))
+        if INT8 in options.runtimes:
+            result["int8_fidelity"] = _int8_fidelity(Path(folder))
+        if options.sdxl_pixels:
+            result["sdxl"] = _sdxl(options)
+    write_result(options.output, result)
+    for row in result["rows"]:
+        print(row["runtime"], row["method"], row["settings"], f"{row['median']:.3g} s, {row['speed_up']:.2f}x")
+    print(options.output)
+
+
+def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    pipe = _pipeline(options.model, options.dtype)
+    call = PipelineCall(1, (options.pixels, options.pixels), STEPS, guidance=GUIDANCE)
+    contestants = dict(_contestants(pipe, call, options, folder))
+    seconds: dict[tuple[str, str, str], list[list[float]]] = {key: [] for key in contestants}
+    names = list(contestants)
+    with Progress() as progress:
+        for number in progress.track(range(-1, options.rounds), description="rounds, the first to warm up"):
+            turn = number % len(names)
+            for key in (*names[turn:], *names[:turn]):
+                each = _timed_calls(contestants[key])
+                contestants[key].release()
+                if number >= 0:
+                    seconds[key].append(each)
+                gc.collect()
+    loop = contestants[names[0]].loop
+    costs = count_costs(pipe.unet, loop.args, loop.kwargs, [0])
+    versions = {}
+    for runtime in options.runtimes:
+        if runtime.split()[0] in GRAPHS:
+            versions |= versions_of(graph_format(runtime.split()[0]).packages)
+    made = provenance(seed=0)
+    return made | {
+        "versions": made["versions"] | versions,
+        "unet": f"{options.model}, random weights",
+        "pixels": options.pixels,
+        "dtype": options.dtype,
+        "batch": "1, guided",
+        "guidance": GUIDANCE,
+        "steps": STEPS,
+        "threads": options.threads,
+        "shallow_share_of_macs": costs.share(0),
+        "rows": [row for key in names for row in _rows(key, seconds)],
+    }
+
+
+def _contestants(pipe: Any, call: PipelineCall, options: argparse.Namespace, folder: Path) -> Any:
+    """By runtime, method and settings. Those of one runtime share the weights, or the graphs."""
+    for runtime in options.runtimes:
+        here, mode = pipe, runtime
+        if runtime.split()[0] in GRAPHS:
+            here, mode = _on_graphs(pipe, runtime, call, folder), "eager"
+        for method in (BASELINE, DEEPCACHE, *((REFERENCE,) if runtime in ("eager", "regional") else ())):
+            for name, variant in VARIANTS.items() if method != BASELINE else {"no caching": None}.items():
+                yield (
+                    (runtime, method, name),
+                    Contestant(here, method, call, variant, reference=REFERENCE_PACKAGE, unet_only=True, mode=mode),
+                )
+
+
+def _on_graphs(pipe: Any, runtime: str, call: PipelineCall, folder: Path) -> Any:
+    import copy
+
+    made = copy.copy(pipe)
+    if runtime == INT8:
+        export_graphs(pipe, folder / "int8", call.arguments(pipe), format="openvino", int8=True)
+        made.unet = load_graphs(folder / "int8")
+    else:
+        use_runtime(made, runtime)
+    return made
+
+
+def _timed_calls(one: Contestant) -> list[float]:
+    """Seconds of each call of the U-Net."""
+    loop, unet, each = one.loop, one.pipe.unet, []
+    one.pipe.scheduler.timesteps = loop.timesteps
+    with torch.no_grad():
+        for timestep in loop.timesteps[loop.first :]:
+            begin = perf_counter()
+            unet(loop.args[0], timestep, *loop.args[2:], **loop.kwargs)
+            each.append(perf_counter() - begin)
+    return each
+
+
+def _rows(key: tuple[str, str, str], seconds: dict[tuple[str, str, str], list[list[float]]]) -> list[dict[str, Any]]:
+    runtime, method, name = key
+    own, eager, same = seconds[key], seconds["eager", BASELINE, "no caching"], seconds[runtime, BASELINE, "no caching"]
+    interval = VARIANTS[name].config.cache_interval if name in VARIANTS else 1
+    rows = [_row(runtime, method, name, [sum(each) for each in own], eager, same)]
+    if method == BASELINE:
+        rows += [
+            _row(runtime, "fewer steps", f"{count} steps", [sum(each[:count]) for each in own], eager, same)
+            for count in FEWER
+        ]
+    full = [median(each[::interval]) for each in own]
+    rows[0]["full_step"] = full
+    if interval > 1:
+        shallow = [median(value for number, value in enumerate(each) if number % interval) for each in own]
+        rows[0] |= {
+            "shallow_step": shallow,
+            "shallow_over_full": median(one / other for one, other in zip(shallow, full, strict=True)),
+        }
+    return rows
+
+
+def _row(
+    runtime: str, method: str, name: str, own: list[float], eager: list[list[float]], same: list[list[float]]
+) -> dict[str, Any]:
+    over_eager = [sum(before) / after for before, after in zip(eager, own, strict=True)]
+    over_same = [sum(before) / after for before, after in zip(same, own, strict=True)]
+    return {
+        "runtime": runtime,
+        "method": method,
+        "settings": name,
+        "seconds": own,
+        "median": median(own),
+        "speed_up": median(over_eager),
+        "speed_up_spread": [min(over_eager), max(over_eager)],
+        "speed_up_in_runtime": median(over_same),
+    }
+
+
+def _int8_fidelity(folder: Path) -> dict[str, Any]:
+    """PSNR of images with weights of 8 bits against the same graphs in float32, each without caching and with I=3."""
+    pipe = _pipeline("shapes", "float32")
+    prompts = bundled_prompts("shapes")[:24]
+    call = PipelineCall(8, (64, 64), 25, guidance=GUIDANCE).arguments(pipe)
+    images = {}
+    for int8 in (False, True):
+        export_graphs(pipe, folder / f"shapes-{int8}", call, format="openvino", int8=int8)
+    for int8 in (False, True):
+        pipe.unet = load_graphs(folder / f"shapes-{int8}")
+        images[int8] = Painter(pipe, prompts, 25, GUIDANCE, 0, 8).draw()
+    return {
+        "model": "shapes",
+        "scheduler": type(pipe.scheduler).__name__,
+        "prompts": len(prompts),
+        "steps": 25,
+        "guidance": GUIDANCE,
+        "psnr": summary(psnr(images[True], images[False]).tolist()),
+    }
+
+
+def _sdxl(options: argparse.Namespace) -> dict[str, Any]:
+    """A shallow step of SDXL's U-Net as a share of a full one."""
+    pipe = _pipeline("sdxl", "bfloat16")
+    size = options.sdxl_pixels
+    one = Contestant(
+        pipe, DEEPCACHE, PipelineCall(1, (size, size), 6, guidance=GUIDANCE), VARIANTS["I=3"], unet_only=True
+    )
+    _timed_calls(one)
+    ratios = []
+    for _ in range(options.rounds):
+        each = _timed_calls(one)
+        one.release()
+        ratios.append(median([*each[1:3], *each[4:]]) / median([each[0], each[3]]))
+    costs = count_costs(pipe.unet, one.loop.args, one.loop.kwargs, [0])
+    return {
+        "pixels": size,
+        "dtype": "bfloat16",
+        "shallow_over_full": median(ratios),
+        "spread": [min(ratios), max(ratios)],
+        "share_of_macs": costs.share(0),
+    }
+
+
+def _pipeline(model: str, dtype: str) -> Any:
+    pipe = load_pipeline(model, dtype=dtype, device="cpu")
+    set_scheduler(pipe, "ddim")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=HERE / "cpu_runtimes.json")
+    parser.add_argument("--model", default="sd15")
+    parser.add_argument("--pixels", type=int, default=512)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--runtimes", type=lambda text: tuple(text.split(",")), default=RUNTIMES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sdxl-pixels", type=int, default=0, help="measure SDXL at this size too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

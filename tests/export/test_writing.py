@@ -1,0 +1,202 @@
+"""Interrupted exports, folders that hold something, and what else an export is refused for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from DeepCache import DeepCacheConfig, apply_deepcache
+from DeepCache.export import export_graphs, load_graphs, writing
+from DeepCache.export.formats import FORMATS
+from DeepCache.plan import Plan
+from DeepCache.schedule import Step, StepSchedule
+from tests.engine.tiny_pipeline import tiny_pipeline
+from tests.export.runs import CALL, latents, least_unet
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C."""
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Names of the graphs that are written; those in `written.stop_at` are interrupted in the middle of their file."""
+    names = []
+    Written = namedtuple("Written", "names stop_at")
+    stop_at: list[str] = []
+    save = FORMATS["torch"].save
+
+    def interruptible(program, path, *more):
+        names.append(path.stem)
+        if path.stem in stop_at:
+            path.write_bytes(b"half of a fi")
+            raise Interrupted
+        save(program, path, *more)
+
+    monkeypatch.setattr(FORMATS["torch"], "save", interruptible)
+    return Written(names, stop_at)
+
+
+def export(folder, seed=0, **options):
+    torch.manual_seed(seed)
+    unet = least_unet()
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(1 + seed)
+    export_graphs(tiny_pipeline(unet), folder, CALL(), format="torch", **options)
+    return unet
+
+
+def on_graphs(folder):
+    pipe = tiny_pipeline()
+    pipe.unet = load_graphs(folder)
+    return latents(pipe)
+
+
+def test_an_interrupted_export_resumes_after_the_last_graph(tmp_path, written):
+    written.stop_at.append("shallow")
+    with pytest.raises(Interrupted):
+        export(tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()
+    written.stop_at.clear()
+    unet = export(tmp_path / "graphs")
+    assert written.names == ["full", "shallow", "shallow"]
+    assert torch.equal(on_graphs(tmp_path / "graphs"), latents(tiny_pipeline(unet)))
+    assert [each.name for each in tmp_path.iterdir()] == ["graphs"]
+
+
+def test_an_interrupted_export_of_another_model_is_not_resumed(tmp_path, written):
+    written.stop_at.append("shallow")
+    with pytest.raises(Interrupted):
+        export(tmp_path / "graphs")
+    written.stop_at.clear()
+    unet = export(tmp_path / "graphs", seed=1)
+    assert written.names == ["full", "shallow", "full", "shallow"]
+    assert torch.equal(on_graphs(tmp_path / "graphs"), latents(tiny_pipeline(unet)))
+
+
+def test_graphs_are_replaced_when_asked_for_and_once_the_new_ones_are_finished(tmp_path, written):
+    export(tmp_path / "graphs")
+    with pytest.raises(ValueError, match=r"holds graphs already. Name another folder, or overwrite it"):
+        export(tmp_path / "graphs", seed=1)
+    before = on_graphs(tmp_path / "graphs")
+    written.stop_at.append("full")
+    with pytest.raises(Interrupted):
+        export(tmp_path / "graphs", seed=1, overwrite=True)
+    assert torch.equal(on_graphs(tmp_path / "graphs"), before)
+    written.stop_at.clear()
+    export(tmp_path / "graphs", seed=1, overwrite=True)
+    assert not torch.equal(on_graphs(tmp_path / "graphs"), before)
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds other files than graphs. Name another folder"):
+        export(tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match=r"is a file. Name a folder"):
+        export(tmp_path / "thesis.tex", overwrite=True)
+
+
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"need about 0.0 GB in .* where 0.0 GB are free. Make room"):
+        export(tmp_path / "graphs")
+
+
+def test_a_graph_that_differs_from_pytorch_is_refused(tmp_path, monkeypatch):
+    load = FORMATS["torch"].load
+
+    def wrong(path, **options):
+        run = load(path, **options)
+        return lambda tensors: [tensor + 1e-3 * tensor.abs().max() for tensor in run(tensors)]
+
+    monkeypatch.setattr(FORMATS["torch"], "load", wrong)
+    with pytest.raises(ValueError, match=r"the graph 'full' differs from PyTorch by 0.001 .* 0.0001 is allowed"):
+        export(tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()
+
+
+def test_other_names(tmp_path):
+    export(tmp_path / "graphs", names={"deep_in": "state_in", "deep_out": "state_out"})
+    graphs = json.loads((tmp_path / "graphs" / "deepcache-graphs.json").read_text())["graphs"]
+    assert [each["name"] for each in graphs["full"]["outputs"]] == ["prediction", "state_out"]
+    assert [each["name"] for each in graphs["shallow"]["inputs"]] == ["sample", "timestep", "state_in"]
+    unet = least_unet()
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(1)
+    pipes = tiny_pipeline(unet), tiny_pipeline()
+    pipes[1].unet = load_graphs(tmp_path / "graphs")
+    for pipe in pipes:
+        apply_deepcache(pipe, DeepCacheConfig(cache_interval=3))
+    assert torch.equal(*map(latents, pipes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": {"deepin": "a"}}, "names must be of .*deep_in, deep_out, prediction, got 'deepin'"),
+        ({"names": {"deep_in": "sample"}}, "names must differ, got .*sample"),
+        ({"int8": True}, "weights of eight bits are for format openvino, got 'torch'"),
+        ({"config": DeepCacheConfig(cache_branch_id=40)}, "cache_branch_id must be from 0 to"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_wrong_options(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "graphs", **options)
+
+
+def test_several_branches_are_refused(tmp_path):
+    schedule = StepSchedule((Step(True), Step(False, 0), Step(False, 1)))
+    with pytest.raises(ValueError, match="graphs are cut at one skip branch, and the plan uses 0, 1"):
+        export(tmp_path / "graphs", config=DeepCacheConfig(plan=Plan(schedule, {}, {}), force_plan=True))
+
+
+def test_deepcache_must_be_off(tmp_path):
+    pipe = tiny_pipeline()
+    apply_deepcache(pipe)
+    with pytest.raises(ValueError, match=r"Call remove_deepcache\(pipe\) first"):
+        export_graphs(pipe, tmp_path / "graphs", CALL(), format="torch")
+
+
+def with_lora():
+    pipe = tiny_pipeline()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    return pipe
+
+
+def test_adapters_become_part_of_the_weights(tmp_path):
+    pipe = with_lora()
+    before = copy.deepcopy(pipe.unet.state_dict())
+    expected = latents(pipe)
+    found = export_graphs(pipe, tmp_path / "graphs", CALL(), format="torch")
+    assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
+    assert torch.equal(latents(pipe), expected)
+    assert 0 < max(graph.largest_difference for graph in found.graphs.values()) < 1e-5
+    assert torch.allclose(on_graphs(tmp_path / "graphs"), expected, atol=1e-4)
+    nodes = torch.export.load(tmp_path / "graphs" / "full.pt2").graph.nodes
+    assert not [node.name for node in nodes if "lora" in node.name and node.users]
+
+
+def test_a_scale_of_adapters_is_refused(tmp_path):
+    pipe = with_lora()
+    unet, sample = pipe.unet, torch.zeros(2, 4, 8, 8)
+    call = {"encoder_hidden_states": torch.zeros(2, 3, 8), "cross_attention_kwargs": {"scale": 0.5}}
+
+    class Scaling:
+        unet = pipe.unet
+        scheduler = pipe.scheduler
+
+        def __call__(self, **_):
+            unet(sample, 1, **call)
+
+    with pytest.raises(
+        ValueError, match=r"adapters default become part of the weights, and the call scales them by 0.5"
+    ):
+        export_graphs(Scaling(), tmp_path / "graphs", format="torch")
