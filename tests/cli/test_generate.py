@@ -336,6 +336,18 @@ def test_settings_of_skipped_and_adaptive_steps_that_cannot_be_are_refused(run, 
     complain(run("generate", PROMPT, *options), *words)
 
 
+@pytest.mark.filterwarnings("default:.* has no native support on this CPU:UserWarning")
+def test_a_dtype_that_the_cpu_emulates_is_warned_of_in_a_line(run, monkeypatch):
+    monkeypatch.setattr("DeepCache.models.device.cpu_support", lambda dtype: "emulated")
+    result = run("generate", PROMPT, "--steps", 2, "--dtype", "bfloat16", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "bfloat16" in line]
+    assert line == (
+        "deepcache: warning: bfloat16 has no native support on this CPU: convolutions are many times slower than in "
+        "float32. Use float32."
+    )
+
+
 @pytest.mark.filterwarnings("default:the plan does not record:UserWarning")
 def test_a_plan_without_guidance_scales_is_warned_of_in_a_line(run, plan, tmp_path):
     values = plan.to_dict() | {"format": "DeepCache plan 1"}
