@@ -16,6 +16,7 @@ from DeepCache.models import MODELS, load_pipeline
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
 from tests.engine.backend import use_backend
+from tests.models.small_vaes import save_tiny
 
 PROMPT = "a red circle left of a blue square"
 
@@ -244,6 +245,38 @@ def test_a_saved_folder_is_a_model(run, plain, tmp_path):
     load_pipeline("shapes", device="cpu").save_pretrained(tmp_path / "model")
     assert run("generate", PROMPT, "-m", tmp_path / "model", "--steps", 2, "-i", 1, "--guidance", 2).exit_code == 0
     assert pixels(written()[0]) == pixels(plain(steps=2, guidance_scale=2))
+
+
+def test_another_vae_decodes_and_is_noted(run, plain, tmp_path):
+    assert run("generate", PROMPT, "--steps", 2, "-i", 1, "-o", "own").exit_code == 0
+    saved = save_tiny(tmp_path / "vae")
+    result = run("generate", PROMPT, "--steps", 2, "-i", 1, "--vae", "vae", "--compare")
+    assert result.exit_code == 0, result.stderr
+    own = plain.pipe.vae
+    plain.pipe.register_modules(vae=saved)
+    expected = plain(steps=2)
+    plain.pipe.register_modules(vae=own)
+    _, original, path = written()
+    assert pixels(path) == pixels(original) == pixels(expected) != pixels(written("own")[0])
+    assert noted(path)["vae"] == noted(original)["vae"] == "vae"
+    assert noted(written("own")[0])["vae"] is None
+
+
+@pytest.mark.parametrize(
+    ("vae", "words"),
+    [
+        ("", ["the VAE has no name"]),
+        ("nowhere", ["there is no VAE folder 'nowhere'", "owner/name on the hub"]),
+        ("model/unet", ["'model/unet' is a UNet2DConditionModel, not a VAE"]),
+        ("wide", ["'wide' does not fit", "16 channels", "the model 4"]),
+        ("deep", ["'deep' does not fit", "8 times", "the model 4 times"]),
+    ],
+)
+def test_a_vae_that_does_not_fit_is_refused(run, plain, tmp_path, vae, words):
+    plain.pipe.save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "wide", latent_channels=16)
+    save_tiny(tmp_path / "deep", levels=4)
+    complain(run("generate", PROMPT, "--vae", vae), *words)
 
 
 def test_second_order_scheduler_shows_all_its_steps(run):

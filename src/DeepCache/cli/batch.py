@@ -28,6 +28,7 @@ from DeepCache.cli.options import (
     Scheduler,
     SkipMode,
     Threshold,
+    Vae,
     deepcache_config,
 )
 from DeepCache.cli.progress import BatchDisplay
@@ -100,6 +101,7 @@ def batch_command(
         ),
     ] = None,
     model: Model = "shapes",
+    vae: Vae = None,
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -197,6 +199,7 @@ def batch_command(
         scheduler=scheduler,
         dtype=dtype,
         cache=cache,
+        vae=vae,
     )
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray, got {engine!r}")
