@@ -367,6 +367,12 @@ def test_another_model_is_refused_even_where_nothing_is_left_to_do(job):
     job.run()
     with pytest.raises(ValueError, match="another model: model is 'dots' there and 'lines' here"):
         job.run(asked={"model": "./lines"}, facts={"model": "lines"})
+    with pytest.raises(ValueError, match=r"\(what is asked for: model is 'dots' there and './lines' here\)"):
+        job.run(asked={"model": "./lines"}, facts={"model": "lines"})
+    # What earlier versions did not ask for is None.
+    starts = job.starts
+    assert job.run(asked={"model": "dots", "vae": None}).drawn == 0
+    assert job.starts == starts
     # Called otherwise, it is the same.
     assert job.run(asked={"model": "./dots"}).drawn == 0
     assert len(job.drawn) == 6

@@ -13,14 +13,14 @@ from DeepCache.schedule import Step, StepSchedule
 
 
 def test_row_goes_before_the_settings():
-    settings = BatchSettings(negative_prompt="n", size=(64, 64), seed=3, steps=6, guidance=2.5, model="m")
+    settings = BatchSettings(negative_prompt="n", size=(64, 64), seed=3, steps=6, guidance=2.5, model="m", vae="v")
     row = BatchRow("0", prompt="x", negative_prompt="own", seed=7, size=(128, 64))
     job = settings.of_row(row)
     assert (job.negative_prompt, job.seed, job.size) == ("own", 7, (128, 64))
     plain = BatchRow("0", prompt="x")
     job = settings.of_row(plain)
     assert (job.negative_prompt, job.seed, job.size) == ("n", plain.seed_for(3), (64, 64))
-    assert (job.prompts, job.steps, job.guidance, job.model) == (("x",), 6, 2.5, "m")
+    assert (job.prompts, job.steps, job.guidance, job.model, job.vae) == (("x",), 6, 2.5, "m", "v")
 
 
 def test_a_plan_for_another_guidance_scale_is_refused_unless_it_is_forced():
@@ -45,7 +45,7 @@ def test_settings_out_of_range_are_refused(values, said):
 
 
 def test_everything_that_a_picture_depends_on_can_be_written_down():
-    settings = BatchSettings("m", "n", 6, 2.5, (64, 72), 3, "ddim", "float16", DeepCacheConfig(5))
+    settings = BatchSettings("m", "n", 6, 2.5, (64, 72), 3, "ddim", "float16", DeepCacheConfig(5), "v")
     assert json.loads(json.dumps(settings.to_dict())) == {
         "negative_prompt": "n",
         "steps": 6,
@@ -53,4 +53,4 @@ def test_everything_that_a_picture_depends_on_can_be_written_down():
         "seed": 3,
         "deepcache": DeepCacheConfig(5).to_dict(),
     }
-    assert settings.asked() == {"model": "m", "guidance": 2.5, "scheduler": "ddim", "dtype": "float16"}
+    assert settings.asked() == {"model": "m", "vae": "v", "guidance": 2.5, "scheduler": "ddim", "dtype": "float16"}

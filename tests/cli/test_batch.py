@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from DeepCache.batch.folder import BatchFolder
+from tests.models.small_vaes import save_kl, save_tiny
 
 DEEPCACHE = [sys.executable, "-m", "DeepCache"]
 QUICK = ("--steps", 3)
@@ -107,6 +108,23 @@ def test_other_settings_are_refused(run, prompts):
     assert (pictures(), manifest()) == before
 
 
+def test_another_vae_is_refused(run, prompts, tmp_path):
+    save_tiny(tmp_path / "tiny")
+    save_kl(tmp_path / "other")
+    assert run("batch", prompts, "-o", "out", *QUICK, "--vae", "tiny").exit_code == 0
+    before = pictures()
+    assert json.loads((tmp_path / "out" / "job.json").read_text(encoding="utf-8"))["asked"]["vae"] == "tiny"
+    complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "vae is 'tiny' there and None here")
+    complain(run("batch", prompts, "-o", "out", *QUICK, "--vae", "other"), "vae is 'tiny' there and 'other' here")
+    # Called otherwise, it is the same.
+    assert run("batch", prompts, "-o", "out", *QUICK, "--vae", "./tiny").exit_code == 0
+    assert pictures() == before
+    run("batch", prompts, "-o", "own", *QUICK)
+    assert pictures("own").keys() == before.keys()
+    assert pictures("own") != before
+    complain(run("batch", prompts, "-o", "own", *QUICK, "--vae", "tiny"), "vae is None there and 'tiny' here")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -143,6 +161,7 @@ def test_wrong_options_are_told_and_make_no_folder(run, prompts, arguments, word
         (("--size", "65"), ["multiple of 8"]),
         (("--dtype", "int8"), ["'int8'"]),
         (("--branch", 99), ["cache_branch_id", "99"]),
+        (("--vae", "nowhere"), ["no VAE folder 'nowhere'"]),
     ],
 )
 def test_what_does_not_fit_the_model_is_told_and_draws_nothing(run, prompts, arguments, words):

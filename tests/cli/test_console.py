@@ -11,6 +11,9 @@ from importlib.metadata import version
 
 import pytest
 
+from DeepCache.generation import read_settings
+from tests.models.small_vaes import save_tiny
+
 DEEPCACHE = [sys.executable, "-m", "DeepCache"]
 
 
@@ -47,6 +50,19 @@ def test_generate_says_nothing_but_its_own(tmp_path):
     assert done.stderr == "image 1 of 1, DeepCache: 2 steps F·\n"
     (path,) = (tmp_path / "deepcache-output").glob("*.png")
     assert path.name in done.stdout
+
+
+def test_another_vae_decodes_without_a_word(tmp_path):
+    save_tiny(tmp_path / "vae")
+    done = deepcache("generate", "a red circle", "--steps", "2", "--vae", "vae", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "image 1 of 1, DeepCache: 2 steps F·\n"
+    (path,) = (tmp_path / "deepcache-output").glob("*.png")
+    assert read_settings(path)["settings"]["vae"] == "vae"
+    (tmp_path / "vae" / "config.json").unlink()
+    refused = deepcache("generate", "a red circle", "--vae", "vae", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "deepcache: the folder 'vae' is not a VAE of diffusers: it has no config.json\n"
 
 
 def test_wrong_input_gives_one_line_and_status_2(tmp_path):

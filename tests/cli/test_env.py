@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
-from types import SimpleNamespace
 
-import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -25,7 +23,7 @@ def test_what_a_report_needs_is_there():
     assert lines[0].startswith(f"DeepCache: {version('DeepCache')} in ")
     assert f"  torch: {torch.__version__}" in lines
     assert f"  diffusers: {version('diffusers')}" in lines
-    assert any(line.startswith("  cpu: float32: native, bfloat16 ") for line in lines)
+    assert any(line.startswith("  cpu: float32: native, bfloat16: ") for line in lines)
 
 
 def test_it_is_the_same_for_programs():
@@ -35,13 +33,8 @@ def test_it_is_the_same_for_programs():
     assert "pruna" not in found["packages"]
 
 
-@pytest.mark.parametrize(("native", "said"), [(True, "native"), (False, "emulated")])
-def test_dtypes_of_the_processor_are_those_that_it_computes_in(native, said, monkeypatch):
-    monkeypatch.setattr(
-        torch.ops,
-        "mkldnn",
-        SimpleNamespace(_is_mkldnn_bf16_supported=lambda: native, _is_mkldnn_fp16_supported=lambda: not native),
-    )
-    other = "emulated" if native else "native"
+def test_dtypes_of_the_processor_are_those_that_it_computes_in(monkeypatch):
+    support = {torch.float32: "native", torch.bfloat16: "native (AMX)", torch.float16: "emulated"}
+    monkeypatch.setattr(environment, "cpu_support", support.get)
     cpu = environment.describe_environment()["devices"]["cpu"]
-    assert cpu == f"float32: native, bfloat16 {said}, float16 {other}"
+    assert cpu == "float32: native, bfloat16: native (AMX), float16: emulated"

@@ -16,6 +16,7 @@ from DeepCache.models import MODELS, load_pipeline
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
 from tests.engine.backend import use_backend
+from tests.models.small_vaes import save_tiny
 
 PROMPT = "a red circle left of a blue square"
 
@@ -246,6 +247,38 @@ def test_a_saved_folder_is_a_model(run, plain, tmp_path):
     assert pixels(written()[0]) == pixels(plain(steps=2, guidance_scale=2))
 
 
+def test_another_vae_decodes_and_is_noted(run, plain, tmp_path):
+    assert run("generate", PROMPT, "--steps", 2, "-i", 1, "-o", "own").exit_code == 0
+    saved = save_tiny(tmp_path / "vae")
+    result = run("generate", PROMPT, "--steps", 2, "-i", 1, "--vae", "vae", "--compare")
+    assert result.exit_code == 0, result.stderr
+    own = plain.pipe.vae
+    plain.pipe.register_modules(vae=saved)
+    expected = plain(steps=2)
+    plain.pipe.register_modules(vae=own)
+    _, original, path = written()
+    assert pixels(path) == pixels(original) == pixels(expected) != pixels(written("own")[0])
+    assert noted(path)["vae"] == noted(original)["vae"] == "vae"
+    assert noted(written("own")[0])["vae"] is None
+
+
+@pytest.mark.parametrize(
+    ("vae", "words"),
+    [
+        ("", ["the VAE has no name"]),
+        ("nowhere", ["there is no VAE folder 'nowhere'", "owner/name on the hub"]),
+        ("model/unet", ["'model/unet' is a UNet2DConditionModel, not a VAE"]),
+        ("wide", ["'wide' does not fit", "16 channels", "the model 4"]),
+        ("deep", ["'deep' does not fit", "8 times", "the model 4 times"]),
+    ],
+)
+def test_a_vae_that_does_not_fit_is_refused(run, plain, tmp_path, vae, words):
+    plain.pipe.save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "wide", latent_channels=16)
+    save_tiny(tmp_path / "deep", levels=4)
+    complain(run("generate", PROMPT, "--vae", vae), *words)
+
+
 def test_second_order_scheduler_shows_all_its_steps(run):
     result = run("generate", PROMPT, "--steps", 3, "--scheduler", "Heun")
     assert result.exit_code == 0
@@ -334,6 +367,18 @@ def test_a_threshold_without_an_adaptive_schedule_is_refused(run, mode):
 )
 def test_settings_of_skipped_and_adaptive_steps_that_cannot_be_are_refused(run, options, words):
     complain(run("generate", PROMPT, *options), *words)
+
+
+@pytest.mark.filterwarnings("default:.* has no native support on this CPU:UserWarning")
+def test_a_dtype_that_the_cpu_emulates_is_warned_of_in_a_line(run, monkeypatch):
+    monkeypatch.setattr("DeepCache.models.device.cpu_support", lambda dtype: "emulated")
+    result = run("generate", PROMPT, "--steps", 2, "--dtype", "bfloat16", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "bfloat16" in line]
+    assert line == (
+        "deepcache: warning: bfloat16 has no native support on this CPU: convolutions are many times slower than in "
+        "float32. Use float32."
+    )
 
 
 @pytest.mark.filterwarnings("default:the plan does not record:UserWarning")

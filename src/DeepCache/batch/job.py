@@ -228,9 +228,10 @@ def run_batch(
             batches = run.drawable(batch, stop)
             first = next(batches, None)
             # Where nothing is left to do, other words may still mean another model.
-            if first is not None or (job is not None and job["asked"] != asked):
+            changed = "" if job is None else differences(job["asked"], asked)
+            if first is not None or changed:
                 tell(run.progress("loading the model"))
-                facts = engine.start(make_worker, None if job is None else job["loaded"])
+                facts = _start(engine, make_worker, None if job is None else job["loaded"], changed)
                 if job is None:
                     _begin(folder, common, asked, facts)
             if first is not None:
@@ -253,6 +254,17 @@ def run_batch(
             f"{summary.left} of {summary.rows} rows got lost on their way to a worker or back; run this again"
         )
     return summary
+
+
+def _start(engine: Engine, make_worker: WorkerMaker, expected: dict[str, Any] | None, changed: str) -> dict[str, Any]:
+    """The facts of the workers. Where these are refused, the error says what was asked for instead: a hash of the
+    weights tells nobody which option it was."""
+    try:
+        return engine.start(make_worker, expected)
+    except ValueError as error:
+        if changed:
+            raise ValueError(f"{error} (what is asked for: {changed})") from error
+        raise
 
 
 class _Run:

@@ -39,6 +39,8 @@ class BatchSettings:
             What the U-Net runs in, see `DeepCache.export.use_runtime`.
         cache (`DeepCacheConfig`):
             The settings of DeepCache.
+        vae (`str`, *optional*):
+            What `load_pipeline` is given for another VAE than the model's own.
 
     Raises:
         ValueError: a value is out of its range, or the plan is for another number of steps or guidance scale.
@@ -58,6 +60,7 @@ class BatchSettings:
     dtype: str = "auto"
     runtime: str = "torch"
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
+    vae: str | None = None
 
     def __post_init__(self) -> None:
         self.of_row(BatchRow("", prompt="any"))
@@ -81,6 +84,7 @@ class BatchSettings:
             size=self.size if row.size is None else row.size,
             seed=row.seed_for(self.seed),
             cache=self.cache,
+            vae=self.vae,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,4 +100,10 @@ class BatchSettings:
     def asked(self) -> dict[str, Any]:
         """What is asked for of the model, whose worth is seen once it is loaded: the same may be called otherwise
         elsewhere."""
-        return {"model": self.model, "guidance": self.guidance, "scheduler": self.scheduler, "dtype": self.dtype}
+        return {
+            "model": self.model,
+            "vae": self.vae,
+            "guidance": self.guidance,
+            "scheduler": self.scheduler,
+            "dtype": self.dtype,
+        }

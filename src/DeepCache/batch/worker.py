@@ -104,9 +104,8 @@ class PipelineWorker:
         settings = made_for.settings
         torch.set_num_threads(made_for.threads)
         self._made_for = made_for
-        pipe: Any = load_pipeline(
-            settings.model, dtype=settings.dtype, device=device_for(settings.runtime, made_for.device)
-        )
+        device = device_for(settings.runtime, made_for.device)
+        pipe: Any = load_pipeline(settings.model, dtype=settings.dtype, device=device, vae=settings.vae)
         self._pipe = pipe
         self._pipe.set_progress_bar_config(disable=True)
         if settings.scheduler is not None:

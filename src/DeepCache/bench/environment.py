@@ -10,6 +10,7 @@ import torch
 
 import DeepCache
 from DeepCache.bench.provenance import describe_device, describe_machine
+from DeepCache.models.device import cpu_support
 
 __all__ = ["describe_environment"]
 
@@ -45,17 +46,8 @@ def _version(name: str) -> str | None:
 
 
 def _cpu_dtypes() -> str:
-    """Where a processor has no instructions for them, torch computes the two small dtypes by way of float32."""
-    native = [f"{name} {'native' if _is_native(check) else 'emulated'}" for name, check in _CHECKS.items()]
-    return f"float32: native, {', '.join(native)}"
-
-
-_CHECKS = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
-
-
-def _is_native(check: str) -> bool:
-    supported = getattr(torch.ops.mkldnn, check, None)
-    return bool(supported and supported())
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return ", ".join(f"{str(dtype).removeprefix('torch.')}: {cpu_support(dtype)}" for dtype in dtypes)
 
 
 def _accelerators() -> dict[str, str]:

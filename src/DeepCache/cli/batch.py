@@ -29,6 +29,7 @@ from DeepCache.cli.options import (
     Scheduler,
     SkipMode,
     Threshold,
+    Vae,
     deepcache_config,
 )
 from DeepCache.cli.progress import BatchDisplay
@@ -101,6 +102,7 @@ def batch_command(
         ),
     ] = None,
     model: Model = "shapes",
+    vae: Vae = None,
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -200,6 +202,7 @@ def batch_command(
         dtype=dtype,
         runtime=runtime,
         cache=cache,
+        vae=vae,
     )
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray, got {engine!r}")

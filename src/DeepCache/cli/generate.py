@@ -27,6 +27,7 @@ from DeepCache.cli.options import (
     Scheduler,
     SkipMode,
     Threshold,
+    Vae,
     deepcache_config,
 )
 from DeepCache.config import DeepCacheConfig
@@ -94,6 +95,7 @@ def generate_command(
         ),
     ] = None,
     model: Model = "shapes",
+    vae: Vae = None,
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -165,6 +167,7 @@ def generate_command(
             seed=seed + number * images if row.seed is None else row.seed,
             images_per_prompt=images,
             cache=cache,
+            vae=vae,
         )
         for number, row in enumerate(rows)
     ]
@@ -179,7 +182,7 @@ def generate_command(
     finished: list[GeneratedImage] = []
     stderr = Console(stderr=True, markup=False)
     try:
-        pipe = load(model, dtype=dtype, device=device_for(runtime, device), console=stderr)
+        pipe = load(model, dtype=dtype, device=device_for(runtime, device), vae=vae, console=stderr)
         warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
         if scheduler is not None:
             set_scheduler(pipe, scheduler)

@@ -48,13 +48,15 @@ def _is_not_about_length(record: logging.LogRecord) -> bool:
     return "was truncated because" not in str(record.msg)
 
 
-def load(model: str, *, console: Console, dtype: str = "auto", device: str = "auto") -> DiffusionPipeline:
+def load(
+    model: str, *, console: Console, dtype: str = "auto", device: str = "auto", vae: str | None = None
+) -> DiffusionPipeline:
     """`load_pipeline` in quiet."""
     note = console.status(escape(f"Loading {model} …")) if console.is_terminal else nullcontext()
     with note, quiet_libraries():
         from DeepCache.models import load_pipeline
 
-        pipe = load_pipeline(model, dtype=dtype, device=device)
+        pipe = load_pipeline(model, dtype=dtype, device=device, vae=vae)
     pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     return pipe
 

@@ -41,6 +41,8 @@ class GenerationSettings:
             Images of each prompt.
         cache (`DeepCacheConfig`):
             The settings of DeepCache.
+        vae (`str`, *optional*):
+            The VAE that `load_pipeline` was given; it is written into the images.
 
     Raises:
         ValueError: a value is out of its range.
@@ -59,6 +61,7 @@ class GenerationSettings:
     seed: int = 0
     images_per_prompt: int = 1
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
+    vae: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:

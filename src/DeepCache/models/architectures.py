@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from DeepCache.models.device import resolve_device, resolve_dtype
+from DeepCache.models.device import resolve_device, resolve_dtype, warn_of_emulation
 from DeepCache.models.registry import MODELS
 
 if TYPE_CHECKING:
@@ -447,6 +447,7 @@ def random_pipeline(
     architecture = ARCHITECTURES[name]
     found_device = torch.device("meta") if str(device) == "meta" else resolve_device(device)
     found_dtype = resolve_dtype(dtype, found_device)
+    warn_of_emulation(found_dtype, found_device)
     with _building(found_device, found_dtype, seed):
         networks = {part: _build(network) for part, network in architecture.networks.items()}
     for network in networks.values():

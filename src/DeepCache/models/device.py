@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["resolve_device", "resolve_dtype", "wait_for_device"]
+__all__ = ["cpu_support", "resolve_device", "resolve_dtype", "wait_for_device", "warn_of_emulation"]
 
 _DTYPES = {
     "float32": "float32",
@@ -19,6 +20,9 @@ _DTYPES = {
     "bf16": "bfloat16",
 }
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
+# Private functions of PyTorch, which a release may lack.
+_ONEDNN_CHECKS = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
+_AMX_CHECKS = {"bfloat16": "_is_amx_tile_supported", "float16": "_is_amx_fp16_supported"}
 
 
 def resolve_device(device: torch.device | str | None = None) -> torch.device:
@@ -70,7 +74,8 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     """The dtype of that name, or what suits the device.
 
     Args:
-        dtype: a dtype or its name; None or `"auto"` for `float16` on a GPU with CUDA and `float32` elsewhere.
+        dtype: a dtype or its name; None or `"auto"` for `float16` on a GPU with CUDA and `float32` elsewhere, on every
+            CPU, so that an image does not depend on the kind of processor.
         device: the device that it is for.
 
     Raises:
@@ -94,6 +99,54 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     return found
 
 
+def cpu_support(dtype: torch.dtype) -> Literal["native", "native (AMX)", "emulated"]:
+    """How this processor computes in a dtype.
+
+    Returns:
+        `"native"` where it has instructions for the dtype and oneDNN, which computes convolutions and linear layers in
+        PyTorch, uses them; `"native (AMX)"` where these are Intel's matrix instructions, which make the dtype several
+        times faster than `float32`; `"emulated"` where every value is converted to `float32` and back.
+
+    Example:
+        >>> import torch
+        >>> cpu_support(torch.float32)
+        'native'
+    """
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    if name not in _ONEDNN_CHECKS:
+        return "native"
+    # Without oneDNN, or where it lacks the dtype, PyTorch's own loops compute convolutions.
+    if not _says_yes(torch.ops.mkldnn, _ONEDNN_CHECKS[name]):
+        return "emulated"
+    if _says_yes(torch.cpu, _AMX_CHECKS[name]):
+        return "native (AMX)"
+    # oneDNN takes bfloat16 on every processor with AVX-512, and converts it where the instructions for it are missing.
+    # Other processors that it takes bfloat16 on have them.
+    converted = (
+        dtype is torch.bfloat16
+        and _says_yes(torch.cpu, "_is_avx512_supported")
+        and not _says_yes(torch.cpu, "_is_avx512_bf16_supported", if_unknown=True)
+    )
+    return "emulated" if converted else "native"
+
+
+def warn_of_emulation(dtype: torch.dtype, device: torch.device) -> None:
+    """Warns where the device is the CPU and this processor emulates the dtype; see `cpu_support`.
+
+    The warning names the place that the caller was called from.
+    """
+    if device.type == "cpu" and cpu_support(dtype) == "emulated":
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"{name} has no native support on this CPU: convolutions are many times slower than in float32. "
+            "Use float32.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def wait_for_device(device: torch.device) -> None:
     """Returns when the device has done all it was given, so that a clock shows the truth."""
     import torch
@@ -102,3 +155,8 @@ def wait_for_device(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def _says_yes(module: object, check: str, *, if_unknown: bool = False) -> bool:
+    found = getattr(module, check, None)
+    return if_unknown if found is None else bool(found())

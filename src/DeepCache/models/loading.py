@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 from DeepCache.extras import require
 from DeepCache.models.architectures import ARCHITECTURES, architecture_names, random_pipeline
 from DeepCache.models.damage import why_not_loaded
-from DeepCache.models.device import resolve_device, resolve_dtype
+from DeepCache.models.device import resolve_device, resolve_dtype, warn_of_emulation
+from DeepCache.models.hub import ask_hub
 from DeepCache.models.registry import MODELS, named_model
+from DeepCache.models.vae import load_vae, own_vae
 
 if TYPE_CHECKING:
     import torch
+    from diffusers.models.modeling_utils import ModelMixin
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     class LoadedPipeline(DiffusionPipeline):
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["load_pipeline", "recommended_guidance"]
 
 _INDEX = "model_index.json"
-_HUB_SECONDS = 10.0
 # Denoisers with skip connections that no pipeline calls its U-Net.
 _DENOISERS = ("HunyuanDiT2DModel", "StableCascadeUNet", "WuerstchenDiffNeXt")
 
@@ -38,6 +39,7 @@ def load_pipeline(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    vae: str | os.PathLike[str] | ModelMixin | None = None,
     **options: Any,
 ) -> LoadedPipeline:
     """Loads a pipeline that DeepCache can accelerate.
@@ -52,10 +54,18 @@ def load_pipeline(
             of an architecture are random: it is there to be measured, and draws noise.
         dtype (`torch.dtype` or `str`, *optional*):
             `float32`, `float16` or `bfloat16`. By default, and with `"auto"`, `float16` on a GPU
-            with CUDA and `float32` elsewhere.
+            with CUDA and `float32` elsewhere. On a CPU, `bfloat16` is several times faster where the
+            processor has AMX, and many times slower where it has no instructions for it, which is
+            warned of; `deepcache env` shows what it has. `float16` gains nothing there.
         device (`torch.device` or `str`, *optional*):
             `cuda`, `cuda:1`, `mps`, `cpu`, …. By default, and with `"auto"`, the first of `cuda`,
             `mps` and `cpu` that is there.
+        vae (`str` or path, *optional*):
+            An autoencoder to use in place of the pipeline's own: a folder that a VAE of diffusers was saved to, or a
+            repository of the hub as `owner/name`, of the class that its `config.json` names. One such as
+            `madebyollin/taesd`, an `AutoencoderTiny` for Stable Diffusion 1 and 2, decodes many times faster than the
+            VAE that it was distilled from, at some loss of detail. It must be made for the latents of the model:
+            `madebyollin/taesdxl` is that for Stable Diffusion XL. A model that is loaded already is taken as it is.
         options:
             Handed to `DiffusionPipeline.from_pretrained`, `variant="fp16"` for one. An architecture
             takes none.
@@ -64,11 +74,11 @@ def load_pipeline(
         The pipeline, on the device.
 
     Raises:
-        FileNotFoundError: the folder does not exist or holds no pipeline.
+        FileNotFoundError: the folder does not exist or holds no pipeline, or the same of the VAE.
         OSError: the hub has no such repository, or cannot be reached.
-        ValueError: the name, dtype or device is unknown, the device is not in this machine, or
-            there are options for an architecture.
-        TypeError: the pipeline has no U-Net, or one that DeepCache cannot work on.
+        ValueError: the name, dtype or device is unknown, the device is not in this machine, the
+            VAE does not fit the model, or there are options for an architecture.
+        TypeError: the pipeline has no U-Net, or one that DeepCache cannot work on; the VAE is not one.
         ImportError: what `DeepCache[cli]` brings is missing, or too old.
 
     Example:
@@ -81,12 +91,19 @@ def load_pipeline(
     found_device = resolve_device(device)
     found_dtype = resolve_dtype(dtype, found_device)
     shown = os.fspath(model)
+    if vae is not None and not isinstance(vae, (str, os.PathLike)):
+        options["vae"], vae = vae, None
     if shown in ARCHITECTURES and not Path(shown).is_dir():
         if options:
             raise ValueError(f"{shown!r} is built with random weights and takes no options, got {', '.join(options)}")
-        return cast("LoadedPipeline", random_pipeline(shown, dtype=found_dtype, device=found_device))
+        built: Any = random_pipeline(shown, dtype=found_dtype, device=found_device)
+        if vae is not None:
+            own = {"_class_name": type(built.vae).__name__, **built.vae.config}
+            built.register_modules(vae=load_vae(vae, own, found_dtype).to(found_device))
+        return cast("LoadedPipeline", built)
+    warn_of_emulation(found_dtype, found_device)
     source, found_options = _locate(shown)
-    _check_index(model, source, found_options)
+    components = _check_index(model, source, found_options)
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from safetensors import SafetensorError
@@ -94,6 +111,8 @@ def load_pipeline(
     from DeepCache.engine.layouts import skip_branches
     from DeepCache.engine.unets import unets_of
 
+    if vae is not None:
+        options["vae"] = load_vae(vae, own_vae(shown, source, found_options, components), found_dtype)
     try:
         pipe = DiffusionPipeline.from_pretrained(source, **{"dtype": found_dtype, **found_options, **options})
     except (OSError, ValueError, SafetensorError) as error:
@@ -163,48 +182,15 @@ def _locate(model: str) -> tuple[str, dict[str, Any]]:
             + f"; give a name ({', '.join(MODELS)}; with random weights {architecture_names()}), a folder, or "
             "owner/name on the hub"
         )
-    return model, _ask_hub(model)
+    return model, ask_hub(model, _INDEX, "no diffusers pipeline")
 
 
-def _ask_hub(model: str) -> dict[str, Any]:
-    """The options to load a repository of the hub with, after a look at whether it is there."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+def _check_index(model: str | os.PathLike[str], source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what is no pipeline with a U-Net before any weights are read.
 
-    # One question and no retries: a person who is offline should not wait for an answer.
-    try:
-        files = HfApi().model_info(model, timeout=_HUB_SECONDS).siblings or []
-    except HFValidationError as error:
-        raise ValueError(f"{model!r} is neither a folder nor a hub id: {error}") from error
-    except GatedRepoError as error:
-        raise OSError(
-            f"the hub gives {model!r} only to people who accepted its terms: accept them on its "
-            f"page, then log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise OSError(
-            f"there is no folder {model!r}, and no public model of that name on the hub; for a "
-            f"private one, log in with `hf auth login`"
-        ) from error
-    # Which error tells of a missing connection depends on the HTTP library below the hub's.
-    except Exception as error:
-        if isinstance(try_to_load_from_cache(model, _INDEX), str):
-            return {"local_files_only": True}
-        raise OSError(
-            f"there is no folder {model!r}, and the hub cannot be asked for it "
-            f"({_first_line(error)}); connect to the network, or give a folder"
-        ) from error
-    if all(file.rfilename != _INDEX for file in files):
-        raise ValueError(f"the hub's {model!r} is no diffusers pipeline: it has no {_INDEX}")
-    return {}
-
-
-def _check_index(model: str | os.PathLike[str], source: str, options: dict[str, Any]) -> None:
-    """Refuses what is no pipeline with a U-Net before any weights are read."""
+    Returns:
+        What the index says of each component.
+    """
     shown = os.fspath(model)
     if Path(source).is_dir():
         index = Path(source) / _INDEX
@@ -230,6 +216,7 @@ def _check_index(model: str | os.PathLike[str], source: str, options: dict[str, 
         raise TypeError(
             f"DeepCache needs a pipeline with a U-Net, and {shown!r} is a {components['_class_name']}{instead}"
         )
+    return components
 
 
 def _check_class(model: str, class_name: str | list[str]) -> None:
@@ -240,8 +227,3 @@ def _check_class(model: str, class_name: str | list[str]) -> None:
         raise ValueError(
             f"the model {model!r} is a {class_name}, which diffusers {diffusers.__version__} does not have"
         )
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"\[Errno -?\d+\] ", "", line)
