@@ -12,7 +12,11 @@ caching. Then the fidelity of weights of 8 bits, on the bundled model, and the s
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,13 +27,17 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.gpu import REFERENCE as REFERENCE_PACKAGE
-from DeepCache.bench.contestants import BASELINE, DEEPCACHE, GRAPHS, REFERENCE, Contestant
+from DeepCache.bench.contestants import BASELINE, DEEPCACHE, GRAPHS, MODES, REFERENCE, sharing_weights
 from DeepCache.bench.provenance import provenance
+from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.summary import summary
 from DeepCache.bench.variants import parse_variant
-from DeepCache.bench.workload import PipelineCall
+from DeepCache.bench.workload import PipelineCall, UnetLoop
 from DeepCache.cli.loading import quiet_libraries
+from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.attach import DeepCacheEngine, apply_deepcache, remove_deepcache
+from DeepCache.engine.compilation import Compilation
 from DeepCache.engine.cost import count_costs
 from DeepCache.export import export_graphs, load_graphs, use_runtime
 from DeepCache.export.formats import graph_format
@@ -46,6 +54,7 @@ VARIANTS = {"I=3": parse_variant("I=3 B=0"), "I=5": parse_variant("I=5 B=0")}
 INT8 = "openvino int8"
 RUNTIMES = ("eager", "regional", "compiled", "openvino", INT8, "onnx")
 GUIDANCE = 7.5
+WARM_UP = 2  # a full step and a shallow one
 
 
 def main() -> None:
@@ -66,19 +75,18 @@ def main() -> None:
 def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pipe = _pipeline(options.model, options.dtype)
     call = PipelineCall(1, (options.pixels, options.pixels), STEPS, guidance=GUIDANCE)
-    contestants = dict(_contestants(pipe, call, options, folder))
-    seconds: dict[tuple[str, str, str], list[list[float]]] = {key: [] for key in contestants}
-    names = list(contestants)
+    loop = UnetLoop.of(pipe, call)
+    runs = dict(_runs(pipe, call, loop, options, folder))
+    seconds: dict[tuple[str, str, str], list[list[float]]] = {key: [] for key in runs}
+    names = list(runs)
     with Progress() as progress:
-        for number in progress.track(range(-1, options.rounds), description="rounds, the first to warm up"):
-            turn = number % len(names)
+        for key in progress.track(names, description="warming up and compiling"):
+            runs[key](WARM_UP)
+        for number in progress.track(range(options.rounds), description="rounds"):
+            turn = number * len(names) // options.rounds
             for key in (*names[turn:], *names[:turn]):
-                each = _timed_calls(contestants[key])
-                contestants[key].release()
-                if number >= 0:
-                    seconds[key].append(each)
+                seconds[key].append(runs[key](STEPS))
                 gc.collect()
-    loop = contestants[names[0]].loop
     costs = count_costs(pipe.unet, loop.args, loop.kwargs, [0])
     versions = {}
     for runtime in options.runtimes:
@@ -93,29 +101,63 @@ def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "batch": "1, guided",
         "guidance": GUIDANCE,
         "steps": STEPS,
+        "rounds": options.rounds,
         "threads": options.threads,
         "shallow_share_of_macs": costs.share(0),
         "rows": [row for key in names for row in _rows(key, seconds)],
     }
 
 
-def _contestants(pipe: Any, call: PipelineCall, options: argparse.Namespace, folder: Path) -> Any:
-    """By runtime, method and settings. Those of one runtime share the weights, or the graphs."""
+def _runs(
+    pipe: Any, call: PipelineCall, loop: UnetLoop, options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[tuple[str, str, str], Callable[[int], list[float]]]]:
+    """What runs so many steps and returns the seconds of each, by runtime, method and settings. All runs of a runtime
+    share the weights, or the graphs; both intervals share what is compiled."""
     for runtime in options.runtimes:
         here, mode = pipe, runtime
         if runtime.split()[0] in GRAPHS:
             here, mode = _on_graphs(pipe, runtime, call, folder), "eager"
-        for method in (BASELINE, DEEPCACHE, *((REFERENCE,) if runtime in ("eager", "regional") else ())):
-            for name, variant in VARIANTS.items() if method != BASELINE else {"no caching": None}.items():
-                yield (
-                    (runtime, method, name),
-                    Contestant(here, method, call, variant, reference=REFERENCE_PACKAGE, unet_only=True, mode=mode),
-                )
+        yield (runtime, BASELINE, "no caching"), partial(_timed_calls, _copy(here, mode), loop)
+        with_deepcache = _copy(here)
+        engine = apply_deepcache(with_deepcache, _config("I=3", mode))
+        for name in VARIANTS:
+            yield (runtime, DEEPCACHE, name), partial(_with_deepcache, engine, loop, _config(name, mode))
+        if runtime == "eager":
+            helper = reference_helper_class(REFERENCE_PACKAGE)(pipe=_copy(pipe))
+            for name, variant in VARIANTS.items():
+                interval = variant.config.cache_interval
+                yield (runtime, REFERENCE, name), partial(_with_reference, helper, loop, interval)
+
+
+def _copy(pipe: Any, mode: str = "eager") -> Any:
+    """The pipeline with a U-Net of its own that shares the weights, compiled as the mode says."""
+    made = copy.copy(pipe)
+    made.unet = sharing_weights(pipe.unet)
+    Compilation(made.unet, MODES[mode]).attach()
+    return made
+
+
+def _config(name: str, mode: str) -> DeepCacheConfig:
+    return replace(VARIANTS[name].config, compile=MODES[mode])
+
+
+def _with_deepcache(engine: DeepCacheEngine, loop: UnetLoop, config: DeepCacheConfig, steps: int) -> list[float]:
+    engine.configure(config)
+    seconds = _timed_calls(engine.pipe, loop, steps)
+    engine.end_run()
+    return seconds
+
+
+def _with_reference(helper: Any, loop: UnetLoop, interval: int, steps: int) -> list[float]:
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
+    helper.enable()
+    try:
+        return _timed_calls(helper.pipe, loop, steps)
+    finally:
+        helper.disable()
 
 
 def _on_graphs(pipe: Any, runtime: str, call: PipelineCall, folder: Path) -> Any:
-    import copy
-
     made = copy.copy(pipe)
     if runtime == INT8:
         export_graphs(pipe, folder / "int8", call.arguments(pipe), format="openvino", int8=True)
@@ -125,14 +167,14 @@ def _on_graphs(pipe: Any, runtime: str, call: PipelineCall, folder: Path) -> Any
     return made
 
 
-def _timed_calls(one: Contestant) -> list[float]:
-    """Seconds of each call of the U-Net."""
-    loop, unet, each = one.loop, one.pipe.unet, []
-    one.pipe.scheduler.timesteps = loop.timesteps
+def _timed_calls(pipe: Any, loop: UnetLoop, steps: int) -> list[float]:
+    """Seconds of each call of the U-Net in the first steps of a run."""
+    each = []
+    pipe.scheduler.timesteps = loop.timesteps
     with torch.no_grad():
-        for timestep in loop.timesteps[loop.first :]:
+        for timestep in loop.timesteps[loop.first :][:steps]:
             begin = perf_counter()
-            unet(loop.args[0], timestep, *loop.args[2:], **loop.kwargs)
+            pipe.unet(loop.args[0], timestep, *loop.args[2:], **loop.kwargs)
             each.append(perf_counter() - begin)
     return each
 
@@ -200,16 +242,16 @@ def _sdxl(options: argparse.Namespace) -> dict[str, Any]:
     """A shallow step of SDXL's U-Net as a share of a full one."""
     pipe = _pipeline("sdxl", "bfloat16")
     size = options.sdxl_pixels
-    one = Contestant(
-        pipe, DEEPCACHE, PipelineCall(1, (size, size), 6, guidance=GUIDANCE), VARIANTS["I=3"], unet_only=True
-    )
-    _timed_calls(one)
+    loop = UnetLoop.of(pipe, PipelineCall(1, (size, size), STEPS, guidance=GUIDANCE))
+    engine = apply_deepcache(pipe, VARIANTS["I=3"].config)
+    _timed_calls(pipe, loop, WARM_UP)
     ratios = []
     for _ in range(options.rounds):
-        each = _timed_calls(one)
-        one.release()
+        engine.end_run()
+        each = _timed_calls(pipe, loop, STEPS)
         ratios.append(median([*each[1:3], *each[4:]]) / median([each[0], each[3]]))
-    costs = count_costs(pipe.unet, one.loop.args, one.loop.kwargs, [0])
+    remove_deepcache(pipe)
+    costs = count_costs(pipe.unet, loop.args, loop.kwargs, [0])
     return {
         "pixels": size,
         "dtype": "bfloat16",

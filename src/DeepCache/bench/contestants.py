@@ -25,7 +25,18 @@ from DeepCache.engine.compilation import Compilation
 from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.unets import unets_of
 
-__all__ = ["BASELINE", "CAPTURED", "DEEPCACHE", "FEWER_STEPS", "GRAPHS", "MODES", "REFERENCE", "Contestant", "bytes_of"]
+__all__ = [
+    "BASELINE",
+    "CAPTURED",
+    "DEEPCACHE",
+    "FEWER_STEPS",
+    "GRAPHS",
+    "MODES",
+    "REFERENCE",
+    "Contestant",
+    "bytes_of",
+    "sharing_weights",
+]
 
 BASELINE, DEEPCACHE, REFERENCE, FEWER_STEPS = "no caching", "DeepCache", "reference package", "fewer steps"
 
@@ -85,7 +96,7 @@ class Contestant:
         self.loop = UnetLoop.of(self.pipe, call)
         self._run: Callable[[Any], None] = self.loop if unet_only else call
         for name, unet in unets_of(self.pipe).items():
-            setattr(self.pipe, name, getattr(unets_like.pipe, name) if unets_like else _sharing_weights(unet))
+            setattr(self.pipe, name, getattr(unets_like.pipe, name) if unets_like else sharing_weights(unet))
         self._engine = self._helper = None
         self._stats: TrajectoryStats | None = None
         self._broken: Exception | None = None
@@ -153,7 +164,7 @@ def bytes_of(outputs: Any) -> int:
     return sum(found.values())
 
 
-def _sharing_weights(module: nn.Module) -> nn.Module:
+def sharing_weights(module: nn.Module) -> nn.Module:
     """A copy of a module that has the same parameters and buffers."""
     shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared)

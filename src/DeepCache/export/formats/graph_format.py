@@ -35,7 +35,7 @@ class GraphFormat(ABC):
     extra: str | None = None
     outside: torch.dtype | None = None
     tolerance: float = 1e-4
-    half_tolerance: float = 5e-2
+    half_tolerance: float = 0.15
     int8_tolerance: float = 2e-1
 
     @abstractmethod
