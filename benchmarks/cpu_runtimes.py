@@ -4,7 +4,7 @@ without caching and with DeepCache, and the reference package where it runs, all
 Every call of the U-Net is timed, so that one run gives full and shallow steps, whole loops, and fewer steps without
 caching. Then the fidelity of weights of 8 bits, on the bundled model, and the share of a shallow step of SDXL.
 
-    python -m benchmarks.cpu_runtimes
+    python -m benchmarks.cpu_runtimes --steps 5
     python -m benchmarks.cpu_runtimes --dtype bfloat16 --runtimes eager,regional,compiled,openvino \\
         --sdxl-pixels 512 --output benchmarks/cpu_runtimes_bfloat16.json
 """
@@ -46,10 +46,9 @@ from DeepCache.generation.painter import Painter
 from DeepCache.metrics import psnr
 from DeepCache.models import load_pipeline, set_scheduler
 from DeepCache.prompts.bundled import bundled_prompts
+from DeepCache.schedule import mean_cost
 
 HERE = Path(__file__).parent
-STEPS = 10
-FEWER = (4, 3)
 VARIANTS = {"I=3": parse_variant("I=3 B=0"), "I=5": parse_variant("I=5 B=0")}
 INT8 = "openvino int8"
 RUNTIMES = ("eager", "regional", "compiled", "openvino", INT8, "onnx")
@@ -74,7 +73,7 @@ def main() -> None:
 
 def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pipe = _pipeline(options.model, options.dtype)
-    call = PipelineCall(1, (options.pixels, options.pixels), STEPS, guidance=GUIDANCE)
+    call = PipelineCall(1, (options.pixels, options.pixels), options.steps, guidance=GUIDANCE)
     loop = UnetLoop.of(pipe, call)
     runs = dict(_runs(pipe, call, loop, options, folder))
     seconds: dict[tuple[str, str, str], list[list[float]]] = {key: [] for key in runs}
@@ -85,7 +84,7 @@ def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in progress.track(range(options.rounds), description="rounds"):
             turn = number * len(names) // options.rounds
             for key in (*names[turn:], *names[:turn]):
-                seconds[key].append(runs[key](STEPS))
+                seconds[key].append(runs[key](options.steps))
                 gc.collect()
     costs = count_costs(pipe.unet, loop.args, loop.kwargs, [0])
     versions = {}
@@ -93,6 +92,8 @@ def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if runtime.split()[0] in GRAPHS:
             versions |= versions_of(graph_format(runtime.split()[0]).packages)
     made = provenance(seed=0)
+    shares = [mean_cost(variant.config.steps(options.steps), costs) for variant in VARIANTS.values()]
+    fewer = sorted({max(1, round(options.steps * share)) for share in shares}, reverse=True)
     return made | {
         "versions": made["versions"] | versions,
         "unet": f"{options.model}, random weights",
@@ -100,11 +101,11 @@ def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "dtype": options.dtype,
         "batch": "1, guided",
         "guidance": GUIDANCE,
-        "steps": STEPS,
+        "steps": options.steps,
         "rounds": options.rounds,
         "threads": options.threads,
         "shallow_share_of_macs": costs.share(0),
-        "rows": [row for key in names for row in _rows(key, seconds)],
+        "rows": [row for key in names for row in _rows(key, seconds, fewer)],
     }
 
 
@@ -179,7 +180,9 @@ def _timed_calls(pipe: Any, loop: UnetLoop, steps: int) -> list[float]:
     return each
 
 
-def _rows(key: tuple[str, str, str], seconds: dict[tuple[str, str, str], list[list[float]]]) -> list[dict[str, Any]]:
+def _rows(
+    key: tuple[str, str, str], seconds: dict[tuple[str, str, str], list[list[float]]], fewer: list[int]
+) -> list[dict[str, Any]]:
     runtime, method, name = key
     own, eager, same = seconds[key], seconds["eager", BASELINE, "no caching"], seconds[runtime, BASELINE, "no caching"]
     interval = VARIANTS[name].config.cache_interval if name in VARIANTS else 1
@@ -187,7 +190,7 @@ def _rows(key: tuple[str, str, str], seconds: dict[tuple[str, str, str], list[li
     if method == BASELINE:
         rows += [
             _row(runtime, "fewer steps", f"{count} steps", [sum(each[:count]) for each in own], eager, same)
-            for count in FEWER
+            for count in fewer
         ]
     full = [median(each[::interval]) for each in own]
     rows[0]["full_step"] = full
@@ -242,13 +245,13 @@ def _sdxl(options: argparse.Namespace) -> dict[str, Any]:
     """A shallow step of SDXL's U-Net as a share of a full one."""
     pipe = _pipeline("sdxl", "bfloat16")
     size = options.sdxl_pixels
-    loop = UnetLoop.of(pipe, PipelineCall(1, (size, size), STEPS, guidance=GUIDANCE))
+    loop = UnetLoop.of(pipe, PipelineCall(1, (size, size), 6, guidance=GUIDANCE))
     engine = apply_deepcache(pipe, VARIANTS["I=3"].config)
     _timed_calls(pipe, loop, WARM_UP)
     ratios = []
     for _ in range(options.rounds):
         engine.end_run()
-        each = _timed_calls(pipe, loop, STEPS)
+        each = _timed_calls(pipe, loop, 6)
         ratios.append(median([*each[1:3], *each[4:]]) / median([each[0], each[3]]))
     remove_deepcache(pipe)
     costs = count_costs(pipe.unet, loop.args, loop.kwargs, [0])
@@ -275,6 +278,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--runtimes", type=lambda text: tuple(text.split(",")), default=RUNTIMES)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sdxl-pixels", type=int, default=0, help="measure SDXL at this size too")

@@ -17,8 +17,8 @@ from DeepCache.export import description, export_graphs, load_graphs
 from DeepCache.export.description import FILE, GraphSetDescription
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
-from tests.engine.tiny_pipeline import tiny_pipeline, tiny_unet
-from tests.export.runs import CALL, STEPS, latents
+from tests.engine.tiny_pipeline import small_unet, tiny_pipeline, tiny_unet
+from tests.export.runs import CALL, STEPS, latents, least_unet
 
 CONFIGS = {
     "plain": None,
@@ -198,7 +198,10 @@ def test_the_description(exported):
         (lambda folder: (folder / FILE).write_text("{"), "does not describe graphs of DeepCache: .*Export again"),
         (lambda folder: (folder / FILE).write_text("[]"), "does not describe graphs of DeepCache: .*Export again"),
         (lambda folder: (folder / "full.pt2").unlink(), "lacks its file 'full.pt2'. Export again"),
-        (lambda folder: (folder / "full.pt2").write_bytes(b"no"), "cannot load the graph .*full.pt2"),
+        (
+            lambda folder: (folder / "full.pt2").write_bytes(b"no"),
+            "cannot load the graph 'full' .*'full.pt2' is damaged. Export again",
+        ),
     ],
     ids=["no description", "no JSON", "no object", "no graph", "a damaged graph"],
 )
@@ -214,3 +217,29 @@ def test_another_version_of_the_description_is_refused(exported, tmp_path):
     (tmp_path / FILE).write_text(json.dumps(values | {"deepcache_graphs": 99}))
     with pytest.raises(ValueError, match="it is of version 99, and this DeepCache reads 1"):
         load_graphs(tmp_path)
+
+
+def test_open_sizes_must_go_together(tmp_path):
+    export_graphs(tiny_pipeline(least_unet()), tmp_path / "graphs", CALL(), format="torch", dynamic=True)
+    unet, own = load_graphs(tmp_path / "graphs"), tiny_pipeline(least_unet()).unet
+    text = torch.ones(3, 5, 8)
+    with torch.no_grad():
+        sample = torch.randn(3, 4, 12, 20)
+        assert torch.equal(unet(sample, 1, text).sample, own(sample, 1, text).sample)
+    with pytest.raises(
+        ValueError, match=r"encoder_hidden_states has shape \(1, 5, 8\), which does not go with a sample"
+    ):
+        unet(sample, 1, text[:1])
+
+
+def test_open_sizes_are_multiples_of_what_the_denoiser_halves(tmp_path):
+    export_graphs(tiny_pipeline(small_unet()), tmp_path / "graphs", CALL(), format="torch", dynamic=True)
+    with pytest.raises(ValueError, match=r"height and width of the sample must be multiples of 2, got \(9, 8\)"):
+        load_graphs(tmp_path / "graphs")(torch.zeros(2, 4, 9, 8), 1, torch.zeros(2, 3, 8))
+
+
+def test_open_sizes_need_an_example_of_two(tmp_path):
+    with pytest.raises(ValueError, match="need an example with two samples or more"):
+        export_graphs(
+            tiny_pipeline(least_unet()), tmp_path / "graphs", CALL(guidance_scale=1.0), format="torch", dynamic=True
+        )

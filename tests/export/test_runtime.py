@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -11,8 +9,10 @@ from peft import LoraConfig
 
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.export import GraphDenoiser, cache_folder, export_graphs, load_graphs, use_runtime
+from DeepCache.export.call import CallReader
 from DeepCache.export.formats import FORMATS
-from DeepCache.export.identity import model_hash
+from DeepCache.export.options import GraphOptions
+from DeepCache.export.writing import WantedGraph, traced
 from DeepCache.runtime import RUNTIMES
 from tests.engine.tiny_pipeline import tiny_pipeline, tiny_unet
 from tests.export.runs import CALL, latents, least_unet
@@ -72,18 +72,15 @@ def test_another_size_takes_other_graphs_and_guidance_reuse_one_more(made):
     assert made == ["full", "shallow"] * 2
 
 
-def test_graphs_of_other_versions_are_made_again_in_the_same_place(made, own_cache):
-    pipe = pipeline()
-    use_runtime(pipe, "openvino")
-    latents(pipe)
-    (path,) = own_cache.glob("*/deepcache-graphs.json")
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps(values | {"key": "of other versions"}))
-    pipe = pipeline()
-    use_runtime(pipe, "openvino")
-    latents(pipe)
+def test_graphs_of_other_versions_are_made_again(made, monkeypatch):
+    for version in "1", "1", "2":
+        monkeypatch.setattr(
+            "DeepCache.export.writing.versions_of", lambda packages, version=version: {"torch": version}
+        )
+        pipe = pipeline()
+        use_runtime(pipe, "openvino")
+        latents(pipe)
     assert made == ["full", "full"]
-    assert json.loads(path.read_text())["key"] == values["key"]
 
 
 @pytest.mark.parametrize("name", ["deepcache-graphs.json", "full.pt2"])
@@ -92,56 +89,112 @@ def test_damaged_graphs_are_made_again(made, own_cache, name):
     use_runtime(pipe, "openvino")
     expected = latents(pipe)
     (path,) = own_cache.glob(f"*/{name}")
-    path.unlink()
+    path.write_bytes(path.read_bytes()[:-40] + b"0" * 40)
     pipe = pipeline()
     use_runtime(pipe, "openvino")
     assert torch.equal(latents(pipe), expected)
     assert made == ["full", "full"]
 
 
-def changes():
-    def one_weight(unet):
-        with torch.no_grad():
-            unet.mid_block.resnets[0].conv1.weight[3, 1, 2, 0] += 1e-6
+def changed_forward(unet):
+    layer = unet.mid_block.resnets[0]
+    forward = layer.forward
+    layer.forward = lambda *args: 2 * forward(*args)
 
-    def adapter(unet):
-        unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
 
-    def adapter_off(unet):
-        unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+def with_hook(factor):
+    return lambda unet: unet.mid_block.register_forward_hook(lambda module, args, output: factor * output)
+
+
+def one_weight(unet):
+    with torch.no_grad():
+        unet.mid_block.resnets[0].conv1.weight[3, 1, 2, 0] += 1e-6
+
+
+def adapter(unet, scale=1.0, disabled=False):
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    unet.set_adapters(["default"], [scale])
+    if disabled:
         unet.disable_adapters()
 
-    return {
-        "one weight": one_weight,
-        "dtype": lambda unet: unet.to(torch.bfloat16),
-        "FreeU": lambda unet: unet.enable_freeu(0.9, 0.2, 1.2, 1.4),
-        "other FreeU": lambda unet: unet.enable_freeu(0.9, 0.2, 1.2, 1.5),
-        "LoRA": adapter,
-        "LoRA, disabled": adapter_off,
-        "attention processors": lambda unet: unet.set_attn_processor(AttnProcessor()),
-        "a hook": lambda unet: unet.mid_block.register_forward_hook(lambda module, args, output: 2 * output),
-    }
+
+CHANGES = {
+    "nothing": lambda unet: None,
+    "one weight": one_weight,
+    "dtype": lambda unet: unet.to(torch.bfloat16),
+    "FreeU": lambda unet: unet.enable_freeu(0.9, 0.2, 1.2, 1.4),
+    "other FreeU": lambda unet: unet.enable_freeu(0.9, 0.2, 1.2, 1.5),
+    "LoRA": adapter,
+    "LoRA, scaled": lambda unet: adapter(unet, 0.5),
+    "a hook": with_hook(2),
+    "a hook of the same code": with_hook(3),
+    "a forward of its own": changed_forward,
+    "attention processors": lambda unet: unet.set_attn_processor(AttnProcessor()),
+}
 
 
-def test_what_changes_the_output_changes_the_hash():
-    hashes = {"": model_hash(tiny_unet())}
-    for name, change in changes().items():
-        unet = tiny_unet()
-        torch.manual_seed(0)
-        change(unet)
-        hashes[name] = model_hash(unet)
-    assert len({*hashes.values()}) == len(hashes), hashes
-    assert model_hash(tiny_unet()) == hashes[""]
+def hash_after(change):
+    unet = tiny_unet()
+    call = CallReader.of(unet)((torch.zeros(2, 4, 8, 8), 1), {"encoder_hidden_states": torch.zeros(2, 3, 8)})
+    torch.manual_seed(0)
+    change(unet)
+    if unet.dtype != torch.float32:
+        call = call._replace(tensors={name: each.to(unet.dtype) for name, each in call.tensors.items()})
+    with traced(unet, 0, WantedGraph("full", call), GraphOptions("torch"), lambda text: None) as graph:
+        return graph.key
+
+
+def test_what_changes_the_output_changes_the_key():
+    keys = {name: hash_after(change) for name, change in CHANGES.items()}
+    assert len({*keys.values()}) == len(keys), keys
+    assert hash_after(lambda unet: None) == keys["nothing"]
+    # With its adapters disabled, the model is what it is without them.
+    assert hash_after(lambda unet: adapter(unet, disabled=True)) == keys["nothing"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert hash_after(lambda unet: None) == keys["nothing"]
+
+
+def test_weights_changed_before_the_first_call_are_those_of_the_graphs(made):
+    """Whatever was in the weights when `use_runtime` was called."""
+    pipe, other = pipeline(), pipeline()
+    unet = pipe.unet
+    use_runtime(pipe, "openvino")
+    for each in (unet, other.unet):
+        with torch.no_grad():
+            each.conv_out.weight.mul_(2)
+    assert torch.equal(latents(pipe), latents(other))
+    fresh = pipeline()
+    use_runtime(fresh, "openvino")
+    assert torch.equal(latents(fresh), latents(pipeline()))
+    assert made == ["full", "full"]
+
+
+def test_adapters_cannot_be_changed_behind_the_graphs(made):
+    pipe = pipeline()
+    use_runtime(pipe, "openvino")
+    for change in (pipe.disable_lora, pipe.unload_lora_weights, pipe.fuse_lora):
+        with pytest.raises(AttributeError, match="its graphs cannot be changed"):
+            change()
+
+
+def test_few_graphs_stay_in_memory(made, monkeypatch):
+    monkeypatch.setattr("DeepCache.export.runtime._MOST_LOADED", 2)
+    pipe = pipeline()
+    use_runtime(pipe, "openvino")
+    for size in (64, 72, 80, 64):
+        latents(pipe, size=size, num_inference_steps=1)
+    assert made == ["full"] * 3
+    assert len(pipe.unet._source[0]._graphs) == 2
 
 
 def test_back_to_pytorch(made):
-    pipe, unet = pipeline(), None
+    pipe = pipeline()
     unet = pipe.unet
     use_runtime(pipe, "openvino", CONFIG)
     front = pipe.unet
     assert isinstance(front, GraphDenoiser)
     use_runtime(pipe, "openvino", CONFIG)
-    assert pipe.unet is front
+    assert pipe.unet is not front
     use_runtime(pipe, "openvino", DeepCacheConfig(cache_branch_id=1))
     assert pipe.unet.branch == 1
     use_runtime(pipe, "torch")
@@ -167,11 +220,11 @@ def test_what_is_refused(made, tmp_path):
         use_runtime(pipe, "openvino")
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES[1:])
-def test_a_missing_runtime_names_its_extra(monkeypatch, runtime):
+@pytest.mark.parametrize("name", RUNTIMES[1:])
+def test_a_missing_runtime_names_its_extra(monkeypatch, name):
     monkeypatch.setattr("DeepCache.extras.why_missing", lambda extra: f"install 'DeepCache[{extra}]'")
-    with pytest.raises(ImportError, match=rf"runtime {runtime} cannot be used here: install 'DeepCache\[{runtime}\]'"):
-        use_runtime(pipeline(), runtime)
+    with pytest.raises(ImportError, match=rf"runtime {name} cannot be used here: install 'DeepCache\[{name}\]'"):
+        use_runtime(pipeline(), name)
 
 
 def test_where_graphs_are_kept(monkeypatch, tmp_path, own_cache):

@@ -13,10 +13,13 @@ from peft import LoraConfig
 
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.export import export_graphs, load_graphs, writing
+from DeepCache.export.call import CallReader
 from DeepCache.export.formats import FORMATS
+from DeepCache.export.options import GraphOptions
+from DeepCache.export.writing import WantedGraph, traced
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
-from tests.engine.tiny_pipeline import tiny_pipeline
+from tests.engine.tiny_pipeline import tiny_pipeline, tiny_unet
 from tests.export.runs import CALL, latents, least_unet
 
 
@@ -62,11 +65,14 @@ def test_an_interrupted_export_resumes_after_the_last_graph(tmp_path, written):
     written.stop_at.append("shallow")
     with pytest.raises(Interrupted):
         export(tmp_path / "graphs")
-    assert not (tmp_path / "graphs").exists()
+    with pytest.raises(FileNotFoundError, match="is not a folder of exported graphs"):
+        load_graphs(tmp_path / "graphs")
     written.stop_at.clear()
     unet = export(tmp_path / "graphs")
     assert written.names == ["full", "shallow", "shallow"]
     assert torch.equal(on_graphs(tmp_path / "graphs"), latents(tiny_pipeline(unet)))
+    names = {each.name for each in (tmp_path / "graphs").iterdir()}
+    assert names == {"full.pt2", "shallow.pt2", "deepcache-graphs.json"}
     assert [each.name for each in tmp_path.iterdir()] == ["graphs"]
 
 
@@ -96,7 +102,7 @@ def test_graphs_are_replaced_when_asked_for_and_once_the_new_ones_are_finished(t
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds other files than graphs. Name another folder"):
+    with pytest.raises(ValueError, match=r"holds other files than graphs, such as 'thesis\.tex'. Name another folder"):
         export(tmp_path, overwrite=True)
     with pytest.raises(ValueError, match=r"is a file. Name a folder"):
         export(tmp_path / "thesis.tex", overwrite=True)
@@ -119,7 +125,7 @@ def test_a_graph_that_differs_from_pytorch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(FORMATS["torch"], "load", wrong)
     with pytest.raises(ValueError, match=r"the graph 'full' differs from PyTorch by 0.001 .* 0.0001 is allowed"):
         export(tmp_path / "graphs")
-    assert not (tmp_path / "graphs").exists()
+    assert not (tmp_path / "graphs" / "deepcache-graphs.json").exists()
 
 
 def test_other_names(tmp_path):
@@ -178,7 +184,7 @@ def test_adapters_become_part_of_the_weights(tmp_path):
     found = export_graphs(pipe, tmp_path / "graphs", CALL(), format="torch")
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
     assert torch.equal(latents(pipe), expected)
-    assert 0 < max(graph.largest_difference for graph in found.graphs.values()) < 1e-5
+    assert max(graph.largest_difference for graph in found.graphs.values()) < 1e-5
     assert torch.allclose(on_graphs(tmp_path / "graphs"), expected, atol=1e-4)
     nodes = torch.export.load(tmp_path / "graphs" / "full.pt2").graph.nodes
     assert not [node.name for node in nodes if "lora" in node.name and node.users]
@@ -200,3 +206,57 @@ def test_a_scale_of_adapters_is_refused(tmp_path):
         ValueError, match=r"adapters default become part of the weights, and the call scales them by 0.5"
     ):
         export_graphs(Scaling(), tmp_path / "graphs", format="torch")
+
+
+def test_files_that_came_beside_the_graphs_are_kept(tmp_path):
+    export(tmp_path / "graphs")
+    (tmp_path / "graphs" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds other files than graphs, such as 'notes\.txt'"):
+        export(tmp_path / "graphs", overwrite=True)
+    assert (tmp_path / "graphs" / "notes.txt").read_text() == "mine"
+
+
+def test_a_graph_that_was_damaged_after_an_interruption_is_written_again(tmp_path, written):
+    written.stop_at.append("shallow")
+    with pytest.raises(Interrupted):
+        export(tmp_path / "graphs")
+    (tmp_path / "graphs" / ".unfinished" / "full.pt2").write_bytes(b"no")
+    written.stop_at.clear()
+    export(tmp_path / "graphs")
+    assert written.names == ["full", "shallow", "full", "shallow"]
+
+
+def test_a_folder_that_is_there_already_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "graphs").symlink_to(tmp_path / "disk")
+    unet = export(tmp_path / "graphs")
+    assert torch.equal(on_graphs(tmp_path / "graphs"), latents(tiny_pipeline(unet)))
+
+
+def keeping(unet):
+    class Keeping:
+        def __init__(self):
+            self.maps = []
+
+        def __call__(self, attn, hidden_states, *args, **kwargs):
+            return hidden_states
+
+    unet.set_attn_processor(Keeping())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda unet: unet.train(), "is in training mode"),
+        (lambda unet: unet.to("meta"), "is offloaded or quantised"),
+        (keeping, r"processors that keep state from call to call \(Keeping\)"),
+    ],
+    ids=["training", "offloaded", "attention maps"],
+)
+def test_denoisers_that_a_graph_cannot_stand_for(tmp_path, change, message):
+    unet = tiny_unet()
+    call = CallReader.of(unet)((torch.zeros(2, 4, 8, 8), 1), {"encoder_hidden_states": torch.zeros(2, 3, 8)})
+    change(unet)
+    options = GraphOptions("torch")
+    with pytest.raises(ValueError, match=message), traced(unet, 0, WantedGraph("full", call), options, print):
+        pass

@@ -95,6 +95,8 @@ class BatchSettings:
             "size": None if self.size is None else "x".join(map(str, self.size)),
             "seed": self.seed,
             "deepcache": self.cache.to_dict(),
+            # Folders from before there was a choice have none.
+            **({} if self.runtime == "torch" else {"runtime": self.runtime}),
         }
 
     def asked(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from DeepCache.batch.settings import BatchSettings
 from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.settings import check_against_pipeline, check_plan
 from DeepCache.models.loading import load_pipeline, recommended_guidance
-from DeepCache.runtime import device_for, runtime_notes
+from DeepCache.runtime import device_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,7 +122,7 @@ class PipelineWorker:
             use_runtime(self._pipe, settings.runtime, settings.cache)
         self._engine = apply_deepcache(self._pipe, settings.cache)
         model, loaded = loaded_model(self._pipe)
-        self.facts = {"model": model, "guidance": self._guidance, **loaded, **runtime_notes(self._pipe)}
+        self.facts = {"model": model, "guidance": self._guidance, **loaded}
         if expected is not None and (changed := differences(expected, self.facts)):
             raise ValueError(
                 f"{settings.model!r} on {socket.gethostname()} is not what the folder {str(made_for.folder)!r} was "

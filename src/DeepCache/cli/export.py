@@ -136,8 +136,9 @@ def export_command(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, "none", between, threshold
     )
     renamed = _names(names)
-    if images < 1:
-        raise ValueError(f"--images must be 1 or more, got {images}")
+    for name, value in (("--images", images), ("--steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
 
     from DeepCache.cli.loading import load, quiet_libraries
     from DeepCache.export import export_graphs

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from threading import Lock
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -23,7 +23,7 @@ from torch import nn
 from DeepCache.engine import layouts
 from DeepCache.engine.layouts import CachedFeature
 
-__all__ = ["attributes_of", "call_key", "stable_structure_key", "structure_key"]
+__all__ = ["attributes_of", "call_key", "structure_key"]
 
 # What every module has (hooks, caches of torch), but for the flag of the training mode.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
@@ -32,9 +32,6 @@ _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 _OF_OTHERS = {"forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl"}
 _OF_OTHERS |= {"_deepcache_engine", "_reset_stateful_cache"}
 _LEFT_OUT = _OF_EVERY_MODULE | _OF_OTHERS
-
-# In a configuration of diffusers, what it notes of where it was loaded from.
-_OF_FILES = {"_name_or_path", "_use_default_values"}
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device})
 # From a processor over what it holds to the settings in there.
@@ -58,33 +55,20 @@ class _Numbers:
             return number
 
 
-_Name = Callable[[Any], Hashable]
 _number = _Numbers()
-
-
-def _dotted_name(item: Any) -> str:
-    return f"{item.__module__}.{item.__qualname__}"
 
 
 def structure_key(denoiser: nn.Module) -> str:
     """The key of the structure of a denoiser: the class of every module in it and the code that it runs, its settings,
     the shapes of its tensors, its attention processors."""
     description: list[Any] = [_number(layout) for layout in layouts._LAYOUTS]
-    _add_modules(denoiser, description, {}, {}, _number)
-    return _digest(description)
-
-
-def stable_structure_key(denoiser: nn.Module) -> str:
-    """The same with classes and functions by name, so that it holds from one process to the next. It does not tell two
-    classes of the same name apart."""
-    description: list[Any] = []
-    _add_modules(denoiser, description, {}, {}, _dotted_name)
+    _add_modules(denoiser, description, {}, {})
     return _digest(description)
 
 
 def call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The key of the arguments of a call: the shapes of all tensors, and everything that is not a tensor."""
-    return _digest(_describe((args, dict(sorted(kwargs.items()))), _LEVELS, _number))
+    return _digest(_describe((args, dict(sorted(kwargs.items()))), _LEVELS))
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
@@ -100,28 +84,24 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _add_modules(
-    module: nn.Module,
-    description: list[Any],
-    places: dict[nn.Module, int],
-    kinds: dict[type, tuple[Hashable, Hashable]],
-    named: _Name,
+    module: nn.Module, description: list[Any], places: dict[nn.Module, int], kinds: dict[type, tuple[int, int]]
 ) -> None:
     """Adds a description of each module of a tree; of one that is in it several times, its place from then on."""
     places[module] = len(places)
     kind = type(module)
     if kind not in kinds:
-        kinds[kind] = named(kind), named(kind.forward)
+        kinds[kind] = _number(kind), _number(kind.forward)
     description.append(kinds[kind])
     attributes = module.__dict__.copy()
     for name in sorted(attributes.keys() - _LEFT_OUT - module._modules.keys()):
-        description += (name, _describe(attributes[name], _LEVELS, named))
+        description += (name, _describe(attributes[name], _LEVELS))
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             description += (name, None if tensor is None else _shape(tensor))
     for name, child in list(module._modules.items()):
         description += (name, None if child is None else places.get(child))
         if child is not None and child not in places:
-            _add_modules(child, description, places, kinds, named)
+            _add_modules(child, description, places, kinds)
     # Where the children end.
     description.append(None)
 
@@ -130,7 +110,7 @@ def _shape(tensor: torch.Tensor) -> Any:
     return tuple(tensor.shape), "float" if tensor.is_floating_point() else str(tensor.dtype)
 
 
-def _describe(value: Any, levels: int, named: _Name) -> Any:
+def _describe(value: Any, levels: int) -> Any:
     """A value as nested tuples of plain values. Where objects hold one another, the first levels alone."""
     kind = type(value)
     if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
@@ -141,27 +121,23 @@ def _describe(value: Any, levels: int, named: _Name) -> Any:
         # Stands for no value.
         return None
     if isinstance(value, Enum):
-        return named(kind), value.name
+        return _number(kind), value.name
     if isinstance(value, (type, FunctionType, MethodType, BuiltinFunctionType)):
-        return _code(value, named)
+        return _code(value)
     if levels == 0 or isinstance(value, nn.Module):
-        return (named(kind),)
-    return named(kind), *_inside(value, levels - 1, named)
+        return (_number(kind),)
+    return _number(kind), *_inside(value, levels - 1)
 
 
-def _inside(value: Any, levels: int, named: _Name) -> Iterator[Any]:
+def _inside(value: Any, levels: int) -> Iterator[Any]:
     if isinstance(value, dict):
-        yield from (
-            (_describe(key, levels, named), _describe(item, levels, named))
-            for key, item in list(value.items())
-            if key not in _OF_FILES
-        )
+        yield from ((_describe(key, levels), _describe(item, levels)) for key, item in list(value.items()))
     elif isinstance(value, (list, tuple, deque)):
-        yield from (_describe(item, levels, named) for item in list(value))
+        yield from (_describe(item, levels) for item in list(value))
     elif isinstance(value, (set, frozenset)):
-        yield from sorted(repr(_describe(item, levels, named)) for item in list(value))
+        yield from sorted(repr(_describe(item, levels)) for item in list(value))
     elif isinstance(value, functools.partial):
-        yield from (_describe(each, levels, named) for each in (value.func, value.args, value.keywords))
+        yield from (_describe(each, levels) for each in (value.func, value.args, value.keywords))
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
         # Of NumPy.
         yield repr((value.shape, value.dtype)) if value.shape else repr(value)
@@ -173,16 +149,16 @@ def _inside(value: Any, levels: int, named: _Name) -> Iterator[Any]:
         slots = (getattr(kind, "__slots__", ()) for kind in type(value).__mro__)
         names = itertools.chain.from_iterable((each,) if isinstance(each, str) else each for each in slots)
         attributes |= {name: getattr(value, name) for name in names if hasattr(value, name)}
-        yield from ((name, _describe(item, levels, named)) for name, item in attributes.items())
+        yield from ((name, _describe(item, levels)) for name, item in attributes.items())
 
 
-def _code(value: Any, named: _Name) -> Any:
+def _code(value: Any) -> Any:
     """A class, a function, or a method with the class of what it is bound to."""
     function = getattr(value, "__func__", None)
     if function is not None:
-        return "method", _code(function, named), named(type(value.__self__))
+        return "method", _code(function), _number(type(value.__self__))
     try:
-        return "code", named(value)
+        return "code", _number(value)
     except TypeError:
         # Of C: there is one of each name.
         return "code", getattr(value, "__module__", None), getattr(value, "__qualname__", repr(value))

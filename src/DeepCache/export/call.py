@@ -85,7 +85,8 @@ class CallReader:
         ordered = [name for name in self._names if name in arguments]
         for name in [*ordered, *sorted(arguments.keys() - {*ordered})]:
             value = arguments[name]
-            if value is None or _is_default(value, self._defaults.get(name)):
+            default = self._defaults.get(name)
+            if (value is None and default is None) or _is_default(value, default):
                 continue
             kept[name] = _read(name, value, tensors, constants)
         return Call(tensors, constants, kept)

@@ -11,13 +11,17 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from DeepCache.engine.layouts import CachedFeature, Layout, Overlay, SkipBranch, register_layout
 from DeepCache.export.call import Call, CallReader
-from DeepCache.export.description import GraphDescription, GraphSetDescription
+from DeepCache.export.description import GraphDescription, GraphSetDescription, TensorDescription
 from DeepCache.export.formats import LoadedGraph, graph_format
 from DeepCache.export.graphs import DEEP_IN
+from DeepCache.export.writing import why_damaged
 
 __all__ = ["Graph", "GraphDenoiser", "GraphSource", "load_graph", "load_graphs"]
 
@@ -28,24 +32,26 @@ class Graph:
     Args:
         description: what it takes and returns.
         run: runs it.
+        multiple: what open heights and widths must be a multiple of.
     """
 
-    def __init__(self, description: GraphDescription, run: LoadedGraph) -> None:
-        self.description, self._run = description, run
+    def __init__(self, description: GraphDescription, run: LoadedGraph, multiple: int = 1) -> None:
+        self.description, self._run, self._multiple = description, run, multiple
         self._turn = threading.Lock()
 
     def why_not(self, call: Call, feature: torch.Tensor | None) -> str:
         """Why the graph is not for a call; an empty string where it is."""
         given = call.tensors if feature is None else call.tensors | {DEEP_IN: feature}
-        wanted = {each.argument: each.shape for each in self.description.inputs}
-        if extra := given.keys() - wanted.keys() - {*self.description.unread}:
+        wanted = {each.argument for each in self.description.inputs}
+        if extra := given.keys() - wanted - {*self.description.unread}:
             return f"it was exported without {', '.join(sorted(extra))}"
-        if missing := wanted.keys() - given.keys():
+        if missing := wanted - given.keys():
             return f"it takes {', '.join(sorted(missing))}, which the call lacks"
-        for name, shape in wanted.items():
-            found = tuple(given[name].shape)
-            if not _fits(found, shape):
-                return f"{name} has shape {found}, and it was exported for {_shown(shape)}"
+        sample = self.description.inputs[0]
+        for each in self.description.inputs:
+            found = tuple(given[each.argument].shape)
+            if reason := _why_not_shape(each, found, sample, tuple(given[sample.argument].shape), self._multiple):
+                return reason
         here, there = call.constants, self.description.constants
         for name in sorted({*here, *there}):
             if here.get(name) != there.get(name):
@@ -108,6 +114,8 @@ class LoadedGraphs:
 def load_graph(folder: Path, description: GraphSetDescription, name: str, provider: str | None = None) -> Graph:
     """One graph of a folder."""
     described = description.graphs[name]
+    if damage := why_damaged(folder, described):
+        raise ValueError(f"cannot load the graph {name!r} in {str(folder)!r}: {damage}. Export again")
     path, dtype = folder / described.file, getattr(torch, description.dtype)
     try:
         run = graph_format(description.format).load(path, provider=provider, dtype=dtype)
@@ -117,7 +125,7 @@ def load_graph(folder: Path, description: GraphSetDescription, name: str, provid
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"cannot load the graph {str(path)!r}: {reason}. Export again") from error
-    return Graph(described, run)
+    return Graph(described, run, description.multiple)
 
 
 def load_graphs(folder: str | os.PathLike[str], *, provider: str | None = None) -> GraphDenoiser:
@@ -157,7 +165,7 @@ def load_graphs(folder: str | os.PathLike[str], *, provider: str | None = None) 
     return denoiser
 
 
-class GraphDenoiser(nn.Module):
+class GraphDenoiser(ModelMixin):
     """A denoiser whose full and shallow steps are graphs.
 
     It has no weights and no layers: adapters, FreeU, attention processors and `torch.compile` are for the denoiser that
@@ -184,15 +192,25 @@ class GraphDenoiser(nn.Module):
         prompt_half: int = 1,
         runtime: str = "",
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._source, self._read = [source], read
         self.branch, self.prompt_half = branch, prompt_half
-        self.runtime, self.dtype, self.device = runtime, dtype, torch.device("cpu")
-        self.config = _frozen(config)
+        self.runtime, self._dtype = runtime, dtype
+        self.config = FrozenDict(config)  # type: ignore[no-untyped-call]
         self.deep_part = _DeepPart(self)
-        # The pipelines of SDXL and Stable Video Diffusion look up its size.
+        # Pipelines of SDXL and Stable Video Diffusion look up its size.
         features = config.get("projection_class_embeddings_input_dim")
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=features))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser that the graphs are made of computes in."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where samples are handed over."""
+        return torch.device("cpu")
 
     def describe_original(self, fingerprint: dict[str, Any], architecture: Callable[[], nn.Module]) -> None:
         """What plans and statistics look at in place of this module.
@@ -220,17 +238,23 @@ class GraphDenoiser(nn.Module):
         prediction = made[0] if made else self._source[0].graph(call, feature)(call, feature)[0]
         if not return_dict:
             return (prediction,)
-        from diffusers.models.unets.unet_2d import UNet2DOutput
-
         return UNet2DOutput(sample=prediction)
 
     def full_step(self, call: Call) -> list[torch.Tensor]:
         """The prediction and the deep feature."""
         return self._source[0].graph(call, None)(call)
 
-    def to(self, *args: Any, **kwargs: Any) -> GraphDenoiser:
+    def to(self, *args: Any, **kwargs: Any) -> GraphDenoiser:  # type: ignore[override]
         """Without effect: graphs stay where their runtime has them."""
         return self
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refused.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a denoiser of graphs is not saved with its pipeline. Copy the folder of the graphs")
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Refused.
@@ -290,15 +314,29 @@ class GraphLayout(Layout):
         return [self._graphs.deep_part]
 
 
-def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(found) == len(wanted) and all(want in (None, have) for have, want in zip(found, wanted, strict=True))
+def _why_not_shape(
+    wanted: TensorDescription,
+    found: tuple[int, ...],
+    sample: TensorDescription,
+    sample_found: tuple[int, ...],
+    multiple: int,
+) -> str:
+    """Why a graph does not take an input of a shape; an empty string where it does. Open sides must be to the sample as
+    they were in the example: not every runtime notices."""
+    shape, example = wanted.shape, wanted.example
+    if len(found) != len(shape) or any(want not in (None, have) for have, want in zip(found, shape, strict=True)):
+        return f"{wanted.argument} has shape {found}, and it was exported for {_shown(shape)}"
+    for side in (-2, -1):
+        if wanted is sample and len(shape) > 2 and shape[side] is None and found[side] % multiple:
+            return f"height and width of the sample must be multiples of {multiple}, got {found[-2:]}"
+    for side, want in enumerate(shape):
+        # The length of the text is its own.
+        if want is None and not (wanted.argument == "encoder_hidden_states" and side == 1):
+            other = 0 if side == 0 else side - len(shape)
+            if found[side] * sample.example[other] != example[side] * sample_found[other]:
+                return f"{wanted.argument} has shape {found}, which does not go with a sample of {sample_found}"
+    return ""
 
 
 def _shown(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
-
-
-def _frozen(config: dict[str, Any]) -> Any:
-    from diffusers.configuration_utils import FrozenDict
-
-    return FrozenDict(config)  # type: ignore[no-untyped-call]

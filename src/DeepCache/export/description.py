@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from DeepCache.export.call import Constant
 from DeepCache.text_file import read_json_text
 
@@ -27,13 +29,15 @@ class TensorDescription:
         name: its name in the graph.
         argument: the argument of the denoiser that it is, such as `added_cond_kwargs.text_embeds`; for outputs and the
             deep feature `prediction`, `deep_in` or `deep_out`.
-        shape: its sides; None where any fits.
+        shape: its sides; None where any fits that goes with the others as in the example.
+        example: the sides in the example that was traced.
         dtype: its type, such as `float32`.
     """
 
     name: str
     argument: str
     shape: tuple[int | None, ...]
+    example: tuple[int, ...]
     dtype: str
 
 
@@ -42,8 +46,10 @@ class GraphDescription:
     """A graph.
 
     Args:
+        key: a hash of all that its files depend on.
         step: `full` or `shallow`.
-        file: its file.
+        file: the file that its runtime loads.
+        files: a hash (SHA-256) of each of its files, by name.
         inputs: its inputs in order.
         outputs: its outputs in order.
         unread: arguments of the denoiser that none of its layers reads.
@@ -52,8 +58,10 @@ class GraphDescription:
         largest_difference: from PyTorch on random inputs, as a share of the largest value.
     """
 
+    key: str
     step: str
     file: str
+    files: dict[str, str]
     inputs: tuple[TensorDescription, ...]
     outputs: tuple[TensorDescription, ...]
     unread: tuple[str, ...]
@@ -63,10 +71,7 @@ class GraphDescription:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GraphDescription:
-        tensors = {
-            side: tuple(TensorDescription(**each | {"shape": tuple(each["shape"])}) for each in values[side])
-            for side in ("inputs", "outputs")
-        }
+        tensors = {side: tuple(map(_tensor, values[side])) for side in ("inputs", "outputs")}
         return cls(**values | tensors | {"unread": tuple(values["unread"])})
 
 
@@ -75,7 +80,6 @@ class GraphSetDescription:
     """The graphs of a denoiser.
 
     Args:
-        key: a hash of all that the files depend on.
         format: what they are written in.
         branch: the skip branch at which the shallow steps are cut.
         denoiser: its class, with its module.
@@ -83,15 +87,14 @@ class GraphSetDescription:
         dtype: what it computes in.
         prompt_half: which half of a guided batch has the prompt, 0 or 1.
         fingerprint: what tells its model from others, see `DeepCache.engine.fingerprint`.
-        model_hash: a hash of all that the graphs are made of.
         settings: the settings of DeepCache that they were exported for.
         steps: what each step of a run does: `full`, `shallow` or `skipped`.
         forecast_order: how many further deep features the forecast keeps beside the latest one.
         versions: of what made them.
+        multiple: where sizes are open, what height and width of the sample must be a multiple of.
         graphs: the graphs by name.
     """
 
-    key: str
     format: str
     branch: int
     denoiser: str
@@ -99,11 +102,11 @@ class GraphSetDescription:
     dtype: str
     prompt_half: int
     fingerprint: dict[str, Any]
-    model_hash: str
     settings: dict[str, Any]
     steps: tuple[str, ...]
     forecast_order: int
     versions: dict[str, str]
+    multiple: int = 1
     graphs: dict[str, GraphDescription] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -127,11 +130,17 @@ class GraphSetDescription:
             version = values.pop("deepcache_graphs")
             if version != _VERSION:
                 raise ValueError(f"it is of version {version}, and this DeepCache reads {_VERSION}")
+            getattr(torch, values["dtype"])
             graphs = {name: GraphDescription.from_dict(each) for name, each in values["graphs"].items()}
             found = cls(**values | {"graphs": graphs, "steps": tuple(values["steps"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} does not describe graphs of DeepCache: {error}. Export again") from error
         for graph in found.graphs.values():
-            if not (folder / graph.file).is_file():
-                raise FileNotFoundError(f"the folder {str(folder)!r} lacks its file {graph.file!r}. Export again")
+            for name in graph.files:
+                if not (folder / name).is_file():
+                    raise FileNotFoundError(f"the folder {str(folder)!r} lacks its file {name!r}. Export again")
         return found
+
+
+def _tensor(values: dict[str, Any]) -> TensorDescription:
+    return TensorDescription(**values | {name: tuple(values[name]) for name in ("shape", "example")})

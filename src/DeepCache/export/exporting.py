@@ -18,7 +18,16 @@ from DeepCache.export.call import CallReader
 from DeepCache.export.description import FILE, GraphSetDescription
 from DeepCache.export.graphs import DEEP_IN, DEEP_OUT, PREDICTION
 from DeepCache.export.options import GraphOptions
-from DeepCache.export.writing import Stage, WantedGraph, describe_graphs, example_feature, write_graphs
+from DeepCache.export.writing import (
+    LOCK,
+    Stage,
+    WantedGraph,
+    describe_graphs,
+    example_feature,
+    folder_of_graphs,
+    locked,
+    write_graphs,
+)
 from DeepCache.runtime import branch_for
 
 __all__ = ["denoiser_of", "export_graphs"]
@@ -92,8 +101,9 @@ def export_graphs(
     config = DeepCacheConfig() if config is None else config
     options, stage = GraphOptions(format, int8, dynamic, dict(names or {})), on_stage or (lambda text: None)
     options.require()
-    denoiser, branch, target = denoiser_of(pipe), branch_for(config), Path(folder)
+    denoiser, branch, target = denoiser_of(pipe), branch_for(config), Path(folder).resolve()
     branch_of(denoiser, branch)
+    options.check(denoiser)
     _check_target(target, overwrite)
     stage("Running the pipeline up to its U-Net")
     arguments: dict[str, Any] = {"prompt": "a photo"} if call is None else dict(call)
@@ -108,8 +118,13 @@ def export_graphs(
         wanted.append(WantedGraph("half", read((), keywords), feature.chunk(2)[half].contiguous()))
     _check_names(wanted, options.names)
     steps = config.steps(arguments.get("num_inference_steps", 50))
-    description = describe_graphs(denoiser, branch, wanted, options, config, steps)
-    return write_graphs(denoiser, target, description, wanted, options, stage)
+    description = describe_graphs(denoiser, branch, options, config, steps)
+    with locked(target):
+        # Another process may have been here meanwhile.
+        _check_target(target, overwrite)
+        found = write_graphs(denoiser, target, description, wanted, options, stage)
+        (target / LOCK).unlink(missing_ok=True)
+    return found
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -134,15 +149,17 @@ def _check_names(wanted: list[WantedGraph], others: dict[str, str]) -> None:
     for name in others:
         if name not in known:
             raise ValueError(f"names must be of {', '.join(known)}, got {name!r}")
+    names = [others.get(name, name) for name in known]
+    if len({*names}) < len(names):
+        raise ValueError(f"names must differ, got {', '.join(names)}")
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
-    """Refuses to replace a folder that is not one of graphs, or of which that is not wanted."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    """Refuses to replace what is not graphs, or not wanted."""
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file. Name a folder for the graphs")
-    if not (folder / FILE).is_file():
-        raise ValueError(f"the folder {str(folder)!r} holds other files than graphs. Name another folder")
-    if not overwrite:
+    folder_of_graphs(folder)
+    if (folder / FILE).is_file() and not overwrite:
         raise ValueError(f"the folder {str(folder)!r} holds graphs already. Name another folder, or overwrite it")

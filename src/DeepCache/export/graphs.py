@@ -51,7 +51,10 @@ class StepGraph(nn.Module):
         return tensor if self._outside is None or not tensor.is_floating_point() else tensor.to(self._outside)
 
     def _predict(self, keywords: dict[str, Any]) -> torch.Tensor:
-        return output_tensor(self.unet(**keywords))
+        output = self.unet(**keywords)
+        if not isinstance(output, torch.Tensor) and sum(isinstance(each, torch.Tensor) for each in tuple(output)) > 1:
+            raise ValueError(f"graphs are for one prediction, and this {type(self.unet).__name__} returns several")
+        return output_tensor(output)
 
 
 class FullGraph(StepGraph):

@@ -1,48 +1,69 @@
-"""Tells whether two denoisers compute the same: a hash of everything that a graph is made of."""
+"""Tells programs apart: a hash of everything that they compute with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
-from DeepCache.engine.cost_key import stable_structure_key
+from DeepCache.export.call import Constant
 
-__all__ = ["call_signature", "model_hash", "versions_of"]
+__all__ = ["call_signature", "file_hash", "program_hash", "versions_of"]
 
 
-def model_hash(denoiser: nn.Module) -> str:
-    """A hash of the structure and settings of a denoiser, of its adapters, and of every value of its weights.
-
-    Raises:
-        ValueError: weights are out of reach (offloaded or quantised).
+def program_hash(program: ExportedProgram) -> str:
+    """A hash of a traced program: its operations, the shapes and types of its inputs, and every value of its weights
+    and constants. Whatever changes the output changes it: adapters, FreeU, attention processors, hooks, patched code.
     """
-    digest = hashlib.sha256(stable_structure_key(denoiser).encode())
-    for name, module in denoiser.named_modules():
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            kind = hook if hasattr(hook, "__qualname__") else type(hook)
-            digest.update(f"{name} {kind.__module__}.{kind.__qualname__}".encode())
-    for name, tensor in sorted({**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}.items()):
-        if tensor.device.type == "meta" or type(tensor.data) is not torch.Tensor:
-            raise ValueError(
-                f"the graphs hold the weights of the denoiser, and {name!r} is offloaded or quantised. Load the "
-                "pipeline without offloading and quantisation"
-            )
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-        if data.numel():
-            digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    digest = hashlib.sha256()
+    for name, module in program.graph_module.named_modules():
+        if isinstance(module, GraphModule):
+            digest.update(f"{name}\n{module.code}\n".encode())
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{node.name} {value.dtype} {tuple(value.shape)}\n".encode())
+    for name, tensor in _read_tensors(program):
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def call_signature(tensors: dict[str, torch.Tensor], constants: dict[str, Any]) -> str:
+def _read_tensors(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights, buffers and constants that any operation reads, by the name of their input."""
+    signature, tensors = program.graph_signature, {**program.state_dict, **program.constants}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name in names and node.users:
+            tensor = tensors[names[node.name]]
+            assert isinstance(tensor, torch.Tensor)
+            yield node.name, tensor
+
+
+def call_signature(tensors: dict[str, torch.Tensor], constants: dict[str, Constant]) -> str:
     """A hash of what a graph for fixed sizes depends on in a call."""
     shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
     return hashlib.sha256(json.dumps([shapes, constants]).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """A hash of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def versions_of(packages: tuple[str, ...]) -> dict[str, str]:

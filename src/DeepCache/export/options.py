@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from torch import nn
+
 from DeepCache.export.formats import GraphFormat, graph_format
 from DeepCache.extras import require
 
@@ -47,3 +49,13 @@ class GraphOptions:
         if self.int8 and find_spec("nncf") is None:
             raise ImportError("weights of eight bits take NNCF, which is not installed: pip install nncf")
         return found
+
+    def check(self, denoiser: nn.Module) -> None:
+        """Refuses a denoiser that the format is not for.
+
+        Raises:
+            ValueError: its runtime does not compute in the type of its weights.
+        """
+        dtype = next(denoiser.parameters()).dtype
+        if dtype not in graph_format(self.format).dtypes:
+            raise ValueError(f"format {self.format} is not for weights in {dtype}. Load the pipeline in float32")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
-from dataclasses import asdict
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from DeepCache.export.call import Call, CallReader
 from DeepCache.export.denoiser import Graph, GraphDenoiser, load_graph
 from DeepCache.export.description import GraphSetDescription
 from DeepCache.export.exporting import denoiser_of
-from DeepCache.export.identity import call_signature, model_hash
+from DeepCache.export.graphs import DEEP_IN
+from DeepCache.export.identity import call_signature
 from DeepCache.export.options import GraphOptions
-from DeepCache.export.writing import Stage, WantedGraph, describe_graphs, write_graphs
+from DeepCache.export.writing import Stage, WantedGraph, describe_graphs, folder_of_graphs, locked, traced, write_graph
 from DeepCache.runtime import branch_for, check_runtime
 
 __all__ = ["cache_folder", "use_runtime"]
 
 _CACHE = "DEEPCACHE_CACHE"
+_MOST_LOADED = 6  # full, shallow and half-batch graphs of two sizes
 
 
 def use_runtime(
@@ -37,7 +39,8 @@ def use_runtime(
     """Has the denoiser of a pipeline run in another runtime.
 
     A graph is made at the first call that needs it (another kind of step, size or batch needs another one), which takes
-    from seconds to minutes, and kept in `cache_folder()` for the next time.
+    from seconds to minutes, and kept in `cache_folder()` for the next time. Change the denoiser (adapters, FreeU,
+    attention processors) before.
 
     Args:
         pipe: the pipeline, without DeepCache on it. Its `unet` is replaced.
@@ -47,8 +50,9 @@ def use_runtime(
         on_stage: is told what is being done when a graph is made.
 
     Raises:
-        ValueError: there is no such runtime; the settings use several branches, or compile; the weights are out of
-            reach, or the pipeline is not on the CPU.
+        TypeError: the pipeline has several denoisers, or none.
+        ValueError: there is no such runtime; the settings use several branches, or compile; DeepCache is applied
+            already; the pipeline is not on the CPU, or in a type that the runtime does not compute in.
         ImportError: the runtime is not installed.
 
     Example:
@@ -62,28 +66,34 @@ def use_runtime(
     """
     config = DeepCacheConfig() if config is None else config
     check_runtime(runtime, config)
-    (name,) = unets_of(pipe) if len(unets_of(pipe)) == 1 else ("unet",)
-    front = getattr(pipe, name)
+    found = unets_of(pipe)
+    name = next(iter(found)) if len(found) == 1 else ""
+    front = found.get(name)
+    if not name:
+        raise TypeError(
+            f"a runtime is for a pipeline with one denoiser, got {', '.join(found) or 'a denoiser by itself'}"
+        )
+    if front is not None and "_deepcache_engine" in vars(front):
+        raise ValueError("DeepCache is applied to this pipeline. Call remove_deepcache(pipe) first")
     if isinstance(front, GraphDenoiser):
-        source = front._source[0]
-        if not isinstance(source, MadeGraphs):
+        if not isinstance(front._source[0], MadeGraphs):
             raise ValueError("the pipeline has exported graphs, which run in the runtime that they are for")
-        if (front.runtime, front.branch) == (runtime, branch_for(config)):
-            source.stage = on_stage or _quiet
-            return
         setattr(pipe, name, front.deepcache_architecture)
     if runtime == "torch":
         return
     denoiser, branch = denoiser_of(pipe), branch_for(config)
     branch_of(denoiser, branch)
+    inner = [key for key, part in vars(pipe).items() if denoiser in getattr(part, "components", {}).values()]
+    if inner:
+        raise ValueError(f"this {type(pipe).__name__} runs its denoiser in pipe.{inner[0]}. Use a runtime for that")
     parameter = next(denoiser.parameters())
     if parameter.device.type != "cpu":
         raise ValueError(f"runtime {runtime} runs on the CPU, and the denoiser is on {parameter.device}. Load it there")
     options = GraphOptions(runtime)
     options.require()
-    source = MadeGraphs(denoiser, branch, options, on_stage or _quiet)
+    options.check(denoiser)
     front = GraphDenoiser(
-        source,
+        MadeGraphs(denoiser, branch, options, on_stage or _quiet),
         CallReader.of(denoiser),
         branch=branch,
         config=dict(getattr(denoiser, "config", {})),
@@ -92,6 +102,10 @@ def use_runtime(
         runtime=runtime,
     )
     front.describe_original(fingerprint(denoiser), lambda: denoiser)
+    # Pipelines with an IP-Adapter look up how many there are.
+    projection = getattr(denoiser, "encoder_hid_proj", None)
+    if projection is not None:
+        vars(front)["encoder_hid_proj"] = projection
     setattr(pipe, name, front)
 
 
@@ -110,50 +124,64 @@ def cache_folder() -> Path:
 class MadeGraphs:
     """Makes graphs of a denoiser when they are first asked for.
 
+    The denoiser is traced in any case, and what was traced decides which graph on the disk is the one: it has all that
+    the output depends on, the values of all weights included.
+
     Args:
-        denoiser: the denoiser.
+        denoiser: the denoiser. Changes to it are not seen by graphs that are loaded already.
         branch: the skip branch at which shallow steps are cut.
         options: how graphs are written.
-        stage: is told what is being done; may be replaced.
+        stage: is told what is being done.
     """
 
     def __init__(self, denoiser: nn.Module, branch: int, options: GraphOptions, stage: Stage) -> None:
-        self._denoiser, self._branch, self._options, self.stage = denoiser, branch, options, stage
-        # Of weights that change afterwards nothing would be seen: the graphs have those that are there now.
-        self._hash = model_hash(denoiser)
-        self._graphs: dict[str, Graph] = {}
+        self._denoiser, self._branch, self._options, self._stage = denoiser, branch, options, stage
+        # The latest to be used comes last.
+        self._graphs: OrderedDict[str, Graph] = OrderedDict()
         self._turn = threading.Lock()
 
     def graph(self, call: Call, feature: torch.Tensor | None) -> Graph:
-        given = call.tensors if feature is None else call.tensors | {"": feature}
-        key = call_signature(given, call.constants)
+        given = call.tensors if feature is None else call.tensors | {DEEP_IN: feature}
+        signature = call_signature(given, call.constants)
         with self._turn:
-            if key not in self._graphs:
-                self._graphs[key] = self._made(
-                    WantedGraph("full" if feature is None else "shallow", call, feature), key
+            if signature not in self._graphs:
+                # Each graph of a full step holds all weights, which may be most of the memory.
+                while len(self._graphs) >= _MOST_LOADED:
+                    self._graphs.popitem(last=False)
+                self._graphs[signature] = self._made(
+                    WantedGraph("full" if feature is None else "shallow", call, feature), signature
                 )
-            return self._graphs[key]
+            self._graphs.move_to_end(signature)
+            return self._graphs[signature]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MadeGraphs:
         """A copy of a denoiser shares the graphs, which hold the weights."""
         return self
 
-    def _made(self, wanted: WantedGraph, key: str) -> Graph:
-        """The graph from the disk; made where it is not there, or was made by other versions."""
-        parts = [self._hash, self._branch, key, asdict(self._options), str(next(self._denoiser.parameters()).dtype)]
-        folder = cache_folder() / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-        description = describe_graphs(
-            self._denoiser, self._branch, [wanted], self._options, DeepCacheConfig(), hashed=self._hash
-        )
-        found = _read(folder)
-        if found is None or found.key != description.key:
-            found = write_graphs(self._denoiser, folder, description, [wanted], self._options, self.stage)
-        self.stage(f"{wanted.name}: loading")
-        return load_graph(folder, found, wanted.name)
+    def _made(self, wanted: WantedGraph, signature: str) -> Graph:
+        description = describe_graphs(self._denoiser, self._branch, self._options, DeepCacheConfig())
+        with traced(self._denoiser, self._branch, wanted, self._options, self._stage) as graph:
+            folder = cache_folder() / hashlib.sha256(f"{graph.key} {signature}".encode()).hexdigest()[:24]
+            with locked(folder):
+                found = self._loaded(folder, graph.key)
+                if found is None:
+                    for path in folder_of_graphs(folder):
+                        path.unlink()
+                    made = write_graph(self._denoiser, folder, graph, self._options, self._stage)
+                    replace(description, graphs={wanted.name: made}).write(folder)
+                    found = self._loaded(folder, graph.key)
+        if found is None:
+            raise ValueError(f"the graph that was written to {str(folder)!r} cannot be read. Check the disk")
+        return found
 
-
-def _read(folder: Path) -> GraphSetDescription | None:
-    try:
-        return GraphSetDescription.read(folder)
-    except (OSError, ValueError):
-        return None
+    def _loaded(self, folder: Path, key: str) -> Graph | None:
+        """The graph in a folder; None where it is not there, damaged or another."""
+        try:
+            found = GraphSetDescription.read(folder)
+            (name,) = found.graphs
+            if found.graphs[name].key != key:
+                return None
+            self._stage(f"{name}: loading")
+            return load_graph(folder, found, name)
+        except (OSError, ValueError):
+            return None

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from DeepCache.export.graphs import ShallowGraph, StepGraph
 
-__all__ = ["open_sides", "read_inputs", "trace"]
+__all__ = ["open_sides", "read_inputs", "size_multiple", "trace"]
 
 _IMAGES = ("sample", "deep_in", "deep_out", "prediction")
 
@@ -27,6 +28,11 @@ def trace(graph: StepGraph, dynamic: bool = False) -> ExportedProgram:
         ValueError: torch.export cannot trace the denoiser, or not with these shapes; the message says why.
     """
     batch = len(next(iter(graph.inputs.values())))
+    if dynamic and batch == 1:
+        raise ValueError(
+            "open sizes need an example with two samples or more, since torch.export takes one for fixed: a guidance "
+            "scale above 1, or two images"
+        )
     sides = (open_sides(name, tensor, batch) for name, tensor in graph.inputs.items())
     shapes = (tuple(dict.fromkeys(each, Dim.DYNAMIC) for each in sides),) if dynamic else None
     with torch.no_grad(), _quiet():
@@ -51,6 +57,12 @@ def read_inputs(graph: ShallowGraph, program: ExportedProgram) -> frozenset[str]
             waiting += node.all_input_nodes
     names = program.graph_signature.user_inputs
     return frozenset(name for name, node in zip(graph.inputs, names, strict=True) if node in read)
+
+
+def size_multiple(denoiser: nn.Module) -> int:
+    """What height and width of a sample must be a multiple of: other sizes take another path through the denoiser,
+    which was not traced."""
+    return int(2 ** getattr(denoiser, "num_upsamplers", 6))
 
 
 def open_sides(argument: str, tensor: torch.Tensor, batch: int) -> tuple[int, ...]:

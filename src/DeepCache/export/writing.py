@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,24 +16,44 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.engine.attention import counting_editor, may_write
 from DeepCache.engine.fingerprint import fingerprint
+from DeepCache.engine.guidance import counts_parts
 from DeepCache.engine.layouts import branch_of, layout_of
 from DeepCache.export.adapters import merged_adapters
 from DeepCache.export.call import Call
-from DeepCache.export.description import GraphDescription, GraphSetDescription, TensorDescription
+from DeepCache.export.description import FILE, GraphDescription, GraphSetDescription, TensorDescription
 from DeepCache.export.formats import GraphFormat
-from DeepCache.export.graphs import FullGraph, ShallowGraph
-from DeepCache.export.identity import call_signature, model_hash, versions_of
+from DeepCache.export.graphs import FullGraph, ShallowGraph, StepGraph
+from DeepCache.export.identity import file_hash, program_hash, versions_of
 from DeepCache.export.options import GraphOptions
-from DeepCache.export.tracing import open_sides, read_inputs, trace
+from DeepCache.export.tracing import open_sides, read_inputs, size_multiple, trace
 from DeepCache.schedule import Step
 
-__all__ = ["Stage", "WantedGraph", "describe_graphs", "example_feature", "write_graphs"]
+__all__ = [
+    "LOCK",
+    "Stage",
+    "WantedGraph",
+    "describe_graphs",
+    "example_feature",
+    "folder_of_graphs",
+    "locked",
+    "traced",
+    "why_damaged",
+    "write_graph",
+    "write_graphs",
+]
 
 Stage = Callable[[str], None]
 """Is told what is being done."""
 
+UNFINISHED, LOCK = ".unfinished", ".lock"
+"""What is beside the graphs while they are written."""
+
 _PROGRESS = "progress.json"
+_GRAPHS = ("full", "shallow", "half")
+# Layers of GLIGEN, off after a share of the steps.
+_SWITCHED = ("GatedSelfAttentionDense",)
 _LORA_SCALE = "cross_attention_kwargs.scale"
 
 
@@ -61,31 +81,18 @@ def example_feature(denoiser: nn.Module, branch: int, call: Call) -> torch.Tenso
 
 
 def describe_graphs(
-    denoiser: nn.Module,
-    branch: int,
-    wanted: Sequence[WantedGraph],
-    options: GraphOptions,
-    config: DeepCacheConfig,
-    steps: Sequence[Step] = (),
-    hashed: str | None = None,
+    denoiser: nn.Module, branch: int, options: GraphOptions, config: DeepCacheConfig, steps: Sequence[Step] = ()
 ) -> GraphSetDescription:
     """The description of graphs that are not made yet.
 
     Args:
         denoiser: what they are made of.
         branch: the skip branch of shallow steps.
-        wanted: the graphs.
         options: how they are written.
         config: the settings that they are for.
         steps: what each step of a run does.
-        hashed: `model_hash` of the denoiser, where it is known.
     """
-    hashed = model_hash(denoiser) if hashed is None else hashed
-    versions = versions_of((*options.require().packages, *(("nncf",) if options.int8 else ())))
-    calls = {each.name: call_signature(each.call.tensors, each.call.constants) for each in wanted}
-    key = json.dumps([hashed, branch, calls, asdict(options), versions], sort_keys=True)
     return GraphSetDescription(
-        key=hashlib.sha256(key.encode()).hexdigest(),
         format=options.format,
         branch=branch,
         denoiser=f"{type(denoiser).__module__}.{type(denoiser).__qualname__}",
@@ -93,11 +100,11 @@ def describe_graphs(
         dtype=str(next(denoiser.parameters()).dtype).removeprefix("torch."),
         prompt_half=layout_of(denoiser).prompt_half,
         fingerprint=fingerprint(denoiser),
-        model_hash=hashed,
         settings=config.to_dict(),
         steps=tuple("full" if step.full else "skipped" if step.skipped else "shallow" for step in steps),
         forecast_order=config.highest_order,
-        versions=versions,
+        versions=_versions(options),
+        multiple=size_multiple(denoiser) if options.dynamic else 1,
     )
 
 
@@ -109,11 +116,14 @@ def write_graphs(
     options: GraphOptions,
     stage: Stage,
 ) -> GraphSetDescription:
-    """Writes graphs and their description into a folder, which appears once all are there, in place of what it was.
+    """Writes graphs and their description into a folder, in place of the graphs that it holds.
+
+    The description comes last, so that a folder with one is complete. Graphs that an interrupted call has finished, and
+    that are the same, are kept.
 
     Args:
         denoiser: what the graphs are made of.
-        folder: where to write.
+        folder: where to write. Another process must not write there at the same time, see `locked`.
         description: the description, without graphs.
         wanted: the graphs.
         options: how they are written.
@@ -121,52 +131,86 @@ def write_graphs(
 
     Raises:
         ValueError: the denoiser cannot be traced, or a graph not written or run, or it differs from PyTorch.
-        OSError: the disk has not enough space.
+        OSError: the disk has not enough space, or the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    with _one_process_at_a_time(folder):
-        done = _resumed(unfinished, description.key)
-        _check_space(denoiser, [each for each in wanted if each.name not in done], folder.parent)
-        for each in wanted:
-            if each.name in done:
+    unfinished = folder / UNFINISHED
+    unfinished.mkdir(parents=True, exist_ok=True)
+    done = _finished(unfinished)
+    _check_space(denoiser, [each for each in wanted if each.name not in done], folder)
+    for each in wanted:
+        with traced(denoiser, description.branch, each, options, stage) as graph:
+            if each.name in done and done[each.name].key == graph.key:
                 stage(f"{each.name}: found from an interrupted export")
                 continue
-            done[each.name] = _write_graph(denoiser, unfinished, description.branch, each, options, stage)
-            _note_progress(unfinished, description.key, done)
-        finished = replace(description, graphs={each.name: done[each.name] for each in wanted})
-        finished.write(unfinished)
-        (unfinished / _PROGRESS).unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
+            done[each.name] = write_graph(denoiser, unfinished, graph, options, stage)
+        _note_progress(unfinished, done)
+    finished = replace(description, graphs={each.name: done[each.name] for each in wanted})
+    for path in folder_of_graphs(folder):
+        path.unlink()
+    for graph_done in finished.graphs.values():
+        for name in graph_done.files:
+            (unfinished / name).replace(folder / name)
+    finished.write(unfinished)
+    (unfinished / FILE).replace(folder / FILE)
+    shutil.rmtree(unfinished)
     return finished
 
 
-def _one_process_at_a_time(folder: Path) -> FileLock:
-    """A lock that leaves no file beside the folder."""
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
-    return FileLock(Path(tempfile.gettempdir()) / f"deepcache-{name}.lock")
+def folder_of_graphs(folder: Path) -> list[Path]:
+    """The files of the graphs in a folder, the description first.
+
+    Raises:
+        ValueError: it holds other files too.
+    """
+    found = sorted(path for path in folder.iterdir() if path.name not in (UNFINISHED, LOCK))
+    if not (folder / FILE).is_file():
+        # The graphs of a call that was interrupted while it moved them have no description yet.
+        interrupted = (folder / UNFINISHED).is_dir()
+        known = {path.name for path in found if interrupted and path.name.split(".")[0] in _GRAPHS}
+    else:
+        try:
+            description = GraphSetDescription.read(folder)
+            known = {FILE, *(name for graph in description.graphs.values() for name in graph.files)}
+        except (OSError, ValueError):
+            known = {path.name for path in found if path.name == FILE or path.name.split(".")[0] in _GRAPHS}
+    if others := [path.name for path in found if path.name not in known]:
+        raise ValueError(
+            f"the folder {str(folder)!r} holds other files than graphs, such as {others[0]!r}. Name another folder"
+        )
+    return sorted(found, key=lambda path: path.name != FILE)
 
 
-def _resumed(unfinished: Path, key: str) -> dict[str, GraphDescription]:
-    """What an interrupted export of the same graphs has finished. What is of another export is removed."""
+def locked(folder: Path) -> FileLock:
+    """A lock that one process at a time has on a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / LOCK)
+
+
+def _finished(unfinished: Path) -> dict[str, GraphDescription]:
+    """The graphs that an interrupted call has finished, by name."""
     try:
-        progress = json.loads((unfinished / _PROGRESS).read_text(encoding="utf-8"))
-        graphs = {name: GraphDescription.from_dict(each) for name, each in progress["graphs"].items()}
-        if progress["key"] == key:
-            return graphs
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    return {}
+        noted = json.loads((unfinished / _PROGRESS).read_text(encoding="utf-8"))
+        graphs = {name: GraphDescription.from_dict(each) for name, each in noted.items()}
+        return {name: each for name, each in graphs.items() if not why_damaged(unfinished, each)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
-def _note_progress(unfinished: Path, key: str, done: dict[str, GraphDescription]) -> None:
-    text = json.dumps({"key": key, "graphs": {name: asdict(each) for name, each in done.items()}})
+def _note_progress(unfinished: Path, done: dict[str, GraphDescription]) -> None:
     written = unfinished / f"{_PROGRESS}.new"
-    written.write_text(text, encoding="utf-8")
+    written.write_text(json.dumps({name: asdict(each) for name, each in done.items()}), encoding="utf-8")
     written.replace(unfinished / _PROGRESS)
+
+
+def why_damaged(folder: Path, graph: GraphDescription) -> str:
+    """What is wrong with the files of a graph; an empty string where they are as they were written."""
+    for name, expected in graph.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name!r} is missing"
+        if file_hash(path) != expected:
+            return f"its file {name!r} is damaged"
+    return ""
 
 
 def _check_space(denoiser: nn.Module, wanted: Sequence[WantedGraph], folder: Path) -> None:
@@ -180,53 +224,120 @@ def _check_space(denoiser: nn.Module, wanted: Sequence[WantedGraph], folder: Pat
         )
 
 
-def _write_graph(
-    denoiser: nn.Module, folder: Path, branch: int, wanted: WantedGraph, options: GraphOptions, stage: Stage
-) -> GraphDescription:
-    fmt, path = options.require(), folder / f"{wanted.name}{options.require().suffix}"
-    with torch.no_grad():
+@dataclass(frozen=True)
+class TracedGraph:
+    """A graph as a program.
+
+    Args:
+        wanted: what was wanted.
+        graph: the step as a module.
+        program: the program, which refers to the weights of the denoiser.
+        names: the names of its inputs and outputs.
+        key: a hash of all that its files depend on.
+    """
+
+    wanted: WantedGraph
+    graph: StepGraph
+    program: ExportedProgram
+    names: list[str]
+    key: str
+
+
+@contextmanager
+def traced(
+    denoiser: nn.Module, branch: int, wanted: WantedGraph, options: GraphOptions, stage: Stage
+) -> Iterator[TracedGraph]:
+    """A graph as a program, with the active adapters in its weights for the length of the context.
+
+    Raises:
+        ValueError: the denoiser cannot be traced, or is one that a graph cannot stand for.
+    """
+    _check_denoiser(denoiser)
+    fmt = options.require()
+    stage(f"{wanted.name}: tracing")
+    kind = next(denoiser.parameters()).device.type
+    with torch.no_grad(), torch.autocast(kind, enabled=False), merged_adapters(denoiser) as adapters:
+        if adapters and _LORA_SCALE in wanted.call.constants:
+            raise ValueError(
+                f"the adapters {', '.join(adapters)} become part of the weights, and the call scales them by "
+                f"{wanted.call.constants[_LORA_SCALE]}. Leave the scale out of cross_attention_kwargs and use "
+                "pipe.set_adapters"
+            )
         graph = _step(denoiser, branch, wanted, fmt)
-        random = _random_inputs(graph)
-        expected = graph(*random.values())
-        stage(f"{wanted.name}: tracing")
-        with merged_adapters(denoiser) as adapters:
-            if adapters and _LORA_SCALE in wanted.call.constants:
-                raise ValueError(
-                    f"the adapters {', '.join(adapters)} become part of the weights, and the call scales them by "
-                    f"{wanted.call.constants[_LORA_SCALE]}. Leave the scale out of cross_attention_kwargs and use "
-                    "pipe.set_adapters"
-                )
-            program = trace(graph, options.dynamic)
-            if isinstance(graph, ShallowGraph):
-                used = read_inputs(graph, program)
-                if used != frozenset(graph.inputs):
-                    graph = _step(denoiser, branch, wanted, fmt, used)
-                    program = trace(graph, options.dynamic)
-            names = _names(graph, options.names)
-            stage(f"{wanted.name}: writing")
-            _save(fmt, program, path, names[: len(graph.inputs)], names[len(graph.inputs) :], options.int8)
-        del program
-        stage(f"{wanted.name}: comparing with PyTorch")
-        dtype = next(denoiser.parameters()).dtype
-        found = _run(fmt, path, dtype, [random[name] for name in graph.inputs])
+        program = trace(graph, options.dynamic)
+        if isinstance(graph, ShallowGraph):
+            used = read_inputs(graph, program)
+            if used != frozenset(graph.inputs):
+                graph = _step(denoiser, branch, wanted, fmt, used)
+                program = trace(graph, options.dynamic)
+        names = _names(graph, options.names)
+        key = json.dumps([program_hash(program), names, asdict(options), _versions(options)], sort_keys=True)
+        yield TracedGraph(wanted, graph, program, names, hashlib.sha256(key.encode()).hexdigest())
+
+
+def write_graph(
+    denoiser: nn.Module, folder: Path, made: TracedGraph, options: GraphOptions, stage: Stage
+) -> GraphDescription:
+    """Writes a graph into a folder, and compares it with PyTorch.
+
+    Raises:
+        ValueError: it cannot be written or run, or differs from PyTorch.
+    """
+    fmt, graph, wanted, names = options.require(), made.graph, made.wanted, made.names
+    count, path = len(graph.inputs), folder / f"{wanted.name}{fmt.suffix}"
+    for left in folder.glob(f"{wanted.name}.*"):
+        left.unlink()
+    stage(f"{wanted.name}: writing")
+    _save(fmt, made.program, path, names[:count], names[count:], options.int8)
+    stage(f"{wanted.name}: comparing with PyTorch")
+    dtype, random = next(denoiser.parameters()).dtype, _random_inputs(graph)
+    expected = graph(*random.values())
+    found = _run(fmt, path, dtype, list(random.values()))
     difference = _compare(wanted.name, expected, found, fmt, dtype, options.int8)
-    files = [each for each in folder.iterdir() if each.name.split(".")[0] == wanted.name]
-    sides = [*graph.inputs.items(), *zip(graph.outputs, expected, strict=True)]
     batch = len(next(iter(graph.inputs.values())))
+    sides = [*graph.inputs.items(), *zip(graph.outputs, expected, strict=True)]
     tensors = [
         _describe(name, argument, tensor, open_sides(argument, tensor, batch) if options.dynamic else ())
         for name, (argument, tensor) in zip(names, sides, strict=True)
     ]
+    files = sorted(folder.glob(f"{wanted.name}.*"))
     return GraphDescription(
+        key=made.key,
         step="full" if wanted.feature is None else "shallow",
         file=path.name,
-        inputs=tuple(tensors[: len(graph.inputs)]),
-        outputs=tuple(tensors[len(graph.inputs) :]),
+        files={each.name: file_hash(each) for each in files},
+        inputs=tuple(tensors[:count]),
+        outputs=tuple(tensors[count:]),
         unread=tuple(name for name in wanted.call.tensors if name not in graph.inputs),
         constants=dict(wanted.call.constants),
         bytes=sum(each.stat().st_size for each in files),
         largest_difference=difference,
     )
+
+
+def _versions(options: GraphOptions) -> dict[str, str]:
+    return versions_of((*options.require().packages, *(("nncf",) if options.int8 else ())))
+
+
+def _check_denoiser(denoiser: nn.Module) -> None:
+    """Refuses a denoiser of which a graph would be something else: pipelines look into its layers, or its layers tell
+    them what they have computed."""
+    kind = type(denoiser).__name__
+    if denoiser.training:
+        raise ValueError(f"this {kind} is in training mode. Call eval() on it first")
+    for name, tensor in denoiser.named_parameters():
+        if tensor.device.type == "meta" or type(tensor.data) is not torch.Tensor:
+            raise ValueError(
+                f"graphs hold the weights of the denoiser, and {name!r} is offloaded or quantised. Load the pipeline "
+                "without offloading and quantisation"
+            )
+    layers = [module for module in denoiser.modules() if hasattr(module, "processor")]
+    editor = counting_editor(denoiser.modules())
+    if editor or counts_parts(layers) or any(map(may_write, layers)):
+        what = editor or next(type(layer.processor).__name__ for layer in layers)
+        raise ValueError(f"a graph cannot stand for attention processors that keep state from call to call ({what})")
+    if any(type(module).__name__ in _SWITCHED for module in denoiser.modules()):
+        raise ValueError(f"a graph cannot stand for this {kind}: its pipeline switches layers of it off during a run")
 
 
 def _save(
@@ -254,14 +365,14 @@ def _first_line(error: Exception) -> str:
 
 def _step(
     denoiser: nn.Module, number: int, wanted: WantedGraph, fmt: GraphFormat, used: frozenset[str] | None = None
-) -> FullGraph | ShallowGraph:
+) -> StepGraph:
     branch = branch_of(denoiser, number)
     if wanted.feature is None:
         return FullGraph(denoiser, branch, wanted.call, fmt.outside)
     return ShallowGraph(denoiser, branch, wanted.call, wanted.feature, fmt.outside, used)
 
 
-def _random_inputs(graph: FullGraph | ShallowGraph) -> dict[str, torch.Tensor]:
+def _random_inputs(graph: StepGraph) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def random(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -273,18 +384,15 @@ def _random_inputs(graph: FullGraph | ShallowGraph) -> dict[str, torch.Tensor]:
     return {name: random(name, tensor) for name, tensor in graph.inputs.items()}
 
 
-def _names(graph: FullGraph | ShallowGraph, others: dict[str, str]) -> list[str]:
+def _names(graph: StepGraph, others: dict[str, str]) -> list[str]:
     """The names of inputs and outputs, in order."""
     own = {name: name.replace(".", "_") for name in (*graph.inputs, *graph.outputs)}
-    names = [others.get(own[name], own[name]) for name in (*graph.inputs, *graph.outputs)]
-    if len({*names}) < len(names):
-        raise ValueError(f"names must differ, got {', '.join(names)}")
-    return names
+    return [others.get(own[name], own[name]) for name in (*graph.inputs, *graph.outputs)]
 
 
 def _describe(name: str, argument: str, tensor: torch.Tensor, open_sides: Sequence[int]) -> TensorDescription:
     shape = tuple(None if side in open_sides else length for side, length in enumerate(tensor.shape))
-    return TensorDescription(name, argument, shape, str(tensor.dtype).removeprefix("torch."))
+    return TensorDescription(name, argument, shape, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _compare(

@@ -154,16 +154,8 @@ def generate(
         check_plan(cache, steps, _guidance(pipe, groups[0]))
         # The original is compiled as well, so that caching is all that tells the two apart.
         whole = DeepCacheEngine(pipe, DeepCacheConfig(cache_interval=1, compile=cache.compile))
-        if compare:
-            call = _call(pipe, *jobs[0])
-            if compiled:
-                _discard(pipe, call)
-                whole.attach()
-                _discard(pipe, call)
-            else:
-                engine.configure(_warm_up(cache))
-                _discard(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, steps)})
-                engine.configure(cache)
+        if compare or runtime_notes(pipe):
+            _warm_up(pipe, (engine, whole), cache, _call(pipe, *jobs[0]))
         for number, (each, prompt, seed) in enumerate(jobs, start=1):
             stem = output.new_stem(prompt, seed)
             drawings = {}
@@ -215,7 +207,28 @@ def _named(prompt: str, seed: int, accelerated: bool) -> Iterator[None]:
         raise NotFiniteError(f"cannot generate {shown(prompt)} (seed {seed}, {what}): {error}") from error
 
 
-def _warm_up(cache: DeepCacheConfig) -> DeepCacheConfig:
+def _warm_up(
+    pipe: Any, engines: tuple[DeepCacheEngine, DeepCacheEngine], cache: DeepCacheConfig, call: dict[str, Any]
+) -> None:
+    """Does what is done once before anything is timed: compiles, has graphs of another runtime made, warms up.
+
+    Args:
+        pipe: the pipeline.
+        engines: that which accelerates, and that without caching.
+        cache: the settings.
+        call: what the pipeline is called with.
+    """
+    if cache.compile != "none":
+        for engine in engines:
+            engine.attach()
+            _discard(pipe, call)
+        return
+    engines[0].configure(_short_run(cache))
+    _discard(pipe, call | {"num_inference_steps": min(WARM_UP_STEPS, call["num_inference_steps"])})
+    engines[0].configure(cache)
+
+
+def _short_run(cache: DeepCacheConfig) -> DeepCacheConfig:
     """Settings for the short run to warm up: a plan refuses another number of steps than its own."""
     if cache.plan is None:
         return cache

@@ -23,6 +23,7 @@ class GraphFormat(ABC):
         suffix: that of its files.
         packages: the distributions that it takes beside torch.
         extra: the extra of DeepCache that brings them; None where torch is enough.
+        dtypes: what a denoiser may compute in.
         outside: the floating-point type of inputs and outputs; None for that of the denoiser.
         tolerance: the largest difference from PyTorch that an export may have, as a share of the largest value.
         half_tolerance: the same where the denoiser computes in float16 or bfloat16.
@@ -33,6 +34,7 @@ class GraphFormat(ABC):
     suffix: str
     packages: tuple[str, ...] = ("torch",)
     extra: str | None = None
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     outside: torch.dtype | None = None
     tolerance: float = 1e-4
     half_tolerance: float = 0.15

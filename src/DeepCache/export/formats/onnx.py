@@ -22,6 +22,8 @@ class OnnxFormat(GraphFormat):
 
     name, suffix, extra = "onnx", ".onnx", "onnx"
     packages = ("torch", "onnx", "onnxscript", "onnxruntime")
+    # ONNX Runtime has no convolution in bfloat16.
+    dtypes = (torch.float32, torch.float16)
     outside = torch.float32
 
     def save(
