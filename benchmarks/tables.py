@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.batch_table import batch_costs, batch_tried
 from benchmarks.comfyui_table import compared_in_comfyui, conditions_in_comfyui
+from benchmarks.cpu_table import cpu_page
 from benchmarks.families_table import families_page
 from benchmarks.frontier_tables import compared_page, draw_compared, draw_frontier, guidance_page, in_readme
 from benchmarks.host_work_table import host_work
@@ -30,6 +31,7 @@ MEASURING = HERE.parent / "docs" / "benchmarks.md"
 GUIDANCE = HERE.parent / "docs" / "guidance.md"
 COMPARED = HERE.parent / "docs" / "compared.md"
 LAYOUTS = HERE.parent / "docs" / "layouts.md"
+CPU = HERE.parent / "docs" / "cpu.md"
 COMFYUI = HERE.parent / "docs" / "comfyui.md"
 BEGIN, END = "<!-- results: made by python -m benchmarks.tables -->", "<!-- end of results -->"
 
@@ -51,7 +53,10 @@ def pages() -> dict[Path, str]:
     shallow = shallow_step(_read("shallow_step"))
     batch = batch_costs(_read("sd15_512_cpu")) + "\n\n" + batch_tried(_read("batch_stress"), _read("batch_memory"))
     comfyui = compared_in_comfyui(_read("comfyui")) + "\n\n" + conditions_in_comfyui(_read("comfyui_conditions"))
+    runtimes = [_read(name) for name in ("cpu_runtimes_bfloat16", "cpu_runtimes")]
+    cpu = cpu_page(_read("cpu_steps"), runtimes, _read("cpu_dtypes"))
     made = {
+        CPU: cpu,
         GUIDANCE: guidance_page(),
         COMPARED: compared_page(),
         COMFYUI: comfyui,

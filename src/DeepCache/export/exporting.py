@@ -121,10 +121,11 @@ def export_graphs(
     description = describe_graphs(denoiser, branch, options, config, steps)
     with locked(target):
         # Another process may have been here meanwhile.
-        _check_target(target, overwrite)
-        found = write_graphs(denoiser, target, description, wanted, options, stage)
-        (target / LOCK).unlink(missing_ok=True)
-    return found
+        try:
+            _check_target(target, overwrite)
+            return write_graphs(denoiser, target, description, wanted, options, stage)
+        finally:
+            (target / LOCK).unlink(missing_ok=True)
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

@@ -24,7 +24,7 @@ from DeepCache.export.exporting import denoiser_of
 from DeepCache.export.graphs import DEEP_IN
 from DeepCache.export.identity import call_signature
 from DeepCache.export.options import GraphOptions
-from DeepCache.export.writing import Stage, WantedGraph, describe_graphs, folder_of_graphs, locked, traced, write_graph
+from DeepCache.export.writing import LOCK, Stage, WantedGraph, describe_graphs, locked, traced, write_graph
 from DeepCache.runtime import branch_for, check_runtime
 
 __all__ = ["cache_folder", "use_runtime"]
@@ -165,8 +165,10 @@ class MadeGraphs:
             with locked(folder):
                 found = self._loaded(folder, graph.key)
                 if found is None:
-                    for path in folder_of_graphs(folder):
-                        path.unlink()
+                    # What is older, damaged, or left of a call that was interrupted.
+                    for path in folder.iterdir():
+                        if path.name != LOCK:
+                            path.unlink()
                     made = write_graph(self._denoiser, folder, graph, self._options, self._stage)
                     replace(description, graphs={wanted.name: made}).write(folder)
                     found = self._loaded(folder, graph.key)

@@ -136,7 +136,9 @@ def write_graphs(
     unfinished = folder / UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
     done = _finished(unfinished)
-    _check_space(denoiser, [each for each in wanted if each.name not in done], folder)
+    needed = _needed_space(denoiser, [each for each in wanted if each.name not in done], folder)
+    if needed:
+        stage(f"Writing about {needed / 1e9:.2g} GB")
     for each in wanted:
         with traced(denoiser, description.branch, each, options, stage) as graph:
             if each.name in done and done[each.name].key == graph.key:
@@ -213,7 +215,12 @@ def why_damaged(folder: Path, graph: GraphDescription) -> str:
     return ""
 
 
-def _check_space(denoiser: nn.Module, wanted: Sequence[WantedGraph], folder: Path) -> None:
+def _needed_space(denoiser: nn.Module, wanted: Sequence[WantedGraph], folder: Path) -> int:
+    """Bytes that graphs take on the disk, at most.
+
+    Raises:
+        OSError: there are not so many.
+    """
     weights = sum(parameter.nbytes for parameter in denoiser.parameters())
     needed = int(1.1 * weights) * sum(each.feature is None for each in wanted)
     free = shutil.disk_usage(folder).free
@@ -222,6 +229,7 @@ def _check_space(denoiser: nn.Module, wanted: Sequence[WantedGraph], folder: Pat
             f"the graphs need about {needed / 1e9:.1f} GB in {str(folder)!r}, where {free / 1e9:.1f} GB are free. Make "
             "room, or name a folder on another disk"
         )
+    return needed
 
 
 @dataclass(frozen=True)

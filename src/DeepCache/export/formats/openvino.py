@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,4 +72,7 @@ class OpenVinoFormat(GraphFormat):
 def _with_int8_weights(model: Any) -> Any:
     import nncf
 
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    nncf.set_log_level(logging.ERROR)
+    # It prints a bar.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
