@@ -2,11 +2,14 @@
 without caching and with DeepCache, and the reference package where it runs, all in turn in one run.
 
 Every call of the U-Net is timed, so that one run gives full and shallow steps, whole loops, and fewer steps without
-caching. Then the fidelity of weights of 8 bits, on the bundled model, and the share of a shallow step of SDXL.
+caching. Then the fidelity of weights of 8 bits, on the bundled model, and the share of a shallow step of SDXL. Each
+runtime keeps the weights in its own way: in float32 all of them together take more than 24 GB.
 
-    python -m benchmarks.cpu_runtimes --steps 5
     python -m benchmarks.cpu_runtimes --dtype bfloat16 --runtimes eager,regional,compiled,openvino \\
         --sdxl-pixels 512 --output benchmarks/cpu_runtimes_bfloat16.json
+    python -m benchmarks.cpu_runtimes --runtimes eager,openvino --steps 5 --rounds 2
+    python -m benchmarks.cpu_runtimes --model shapes --pixels 64 --steps 20 --rounds 5 \\
+        --output benchmarks/cpu_runtimes_shapes.json
 """
 
 from __future__ import annotations
@@ -273,7 +276,7 @@ def _pipeline(model: str, dtype: str) -> Any:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=HERE / "cpu_runtimes.json")
+    parser.add_argument("--output", type=Path, default=HERE / "cpu_runtimes_float32.json")
     parser.add_argument("--model", default="sd15")
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--dtype", default="float32")

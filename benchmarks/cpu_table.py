@@ -50,8 +50,8 @@ def _runtimes(result: dict[str, Any]) -> str:
         reference = [found.get(("reference package", name)) for name in ("I=3", "I=5")]
         cells = [
             runtime,
-            f"{_median(plain['full_step']):.2f} s",
-            f"{_median(cached['shallow_step']):.2f} s",
+            _time(_median(plain["full_step"])),
+            _time(_median(cached["shallow_step"])),
             f"{cached['shallow_over_full']:.3f}",
             _speed_up(plain),
             _speed_up(cached),
@@ -61,16 +61,21 @@ def _runtimes(result: dict[str, Any]) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     fewer = [row for row in result["rows"] if row["method"] == "fewer steps" and row["runtime"] == "eager"]
     shown = ", ".join(f"{row['settings']} {_speed_up(row)}" for row in fewer)
-    name = "cpu_runtimes.json" if result["dtype"] == "float32" else f"cpu_runtimes_{result['dtype']}.json"
+    model = result["unet"].removesuffix(", random weights")
+    name = f"cpu_runtimes_{'shapes' if model == 'shapes' else result['dtype']}.json"
+    shown_model = {"sd15": "Stable Diffusion 1.5 with random weights", "shapes": "the bundled model"}[model]
     return (
-        f"## Runtimes, {result['dtype']}\n\n"
-        f"The U-Net alone of {result['unet'].replace('sd15', 'Stable Diffusion 1.5')}, {result['pixels']} px, batch "
-        f"{result['batch']}, loops of {result['steps']} calls, branch 0, on {_threads(result['threads'])} of an "
+        f"## {shown_model[0].upper()}{shown_model[1:]}, {result['dtype']}\n\n"
+        f"The U-Net alone, {result['pixels']} px, batch {result['batch']}, loops of {result['steps']} calls, branch 0, on {_threads(result['threads'])} of an "
         f"{result['machine']['cpu']}. Speed-ups of whole loops are over eager PyTorch without caching: medians of "
         f"{result['rounds']} rounds in which all ran in turn, and the smallest and largest. By multiply-accumulates a "
         f"shallow step is {result['shallow_share_of_macs']:.3f} of a full one. Fewer steps without caching, eager: "
         f"{shown} ([{name}](../benchmarks/{name})).\n\n" + "\n".join(rows)
     )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
 
 def _median(values: list[float]) -> float:
