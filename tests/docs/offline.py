@@ -44,6 +44,7 @@ LESS = {
         *("--steps", "3", "--rounds", "1", "--warm-up", "0", "--sizes", "64", "--scopes", "unet"),
         "--no-fewer-steps",
     ),
+    "export": ("--size", "64", "--steps", f"{STEPS}", "--overwrite"),
     "generate": ("--steps", f"{STEPS}"),
     "tune": ("--steps", f"{STEPS}", "--cost", "0.7", "--evaluations", "0", "--tune-on", "1", "--check-on", "1"),
 }

@@ -32,6 +32,7 @@ _PATTERN = re.compile(r"print\(.*\)  # ([F.0-9]{6,})$", flags=re.MULTILINE)
 def reader(tmp_path, monkeypatch):
     """A folder with what a reader has, on a machine without a network."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEEPCACHE_CACHE", str(tmp_path / "cache"))
     offline(monkeypatch)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")

@@ -174,7 +174,7 @@ def test_every_command_with_every_option_is_on_the_page_of_the_commands(site):
     assert sections.keys() == commands.keys()
     for name, command in commands.items():
         shown = re.sub(r"<[^>]*>", "", sections[name])
-        words = set(re.findall(r"--[a-z-]+|\b[A-Z][A-Z.a-z]+", shown))
+        words = set(re.findall(r"--[a-z0-9-]+|\b[A-Z][A-Z.a-z]+", shown))
         for parameter in command.params:
             if parameter.param_type_name == "argument":
                 assert parameter.get_help_record(command.context_class(command))[0].split(" ")[0] in words

@@ -1,7 +1,7 @@
 """A denoiser as two graphs for other runtimes: one of a full step, one of a shallow step."""
 
 from DeepCache.export.denoiser import GraphDenoiser, load_graphs
-from DeepCache.export.description import GraphDescription, GraphSetDescription
+from DeepCache.export.description import GraphDescription, GraphSetDescription, TensorDescription
 from DeepCache.export.exporting import export_graphs
 from DeepCache.export.runtime import cache_folder, use_runtime
 
@@ -9,6 +9,7 @@ __all__ = [
     "GraphDenoiser",
     "GraphDescription",
     "GraphSetDescription",
+    "TensorDescription",
     "cache_folder",
     "export_graphs",
     "load_graphs",

@@ -132,7 +132,7 @@ def load_graphs(folder: str | os.PathLike[str], *, provider: str | None = None) 
     """Loads exported graphs as a denoiser that can be assigned to `pipe.unet`.
 
     Args:
-        folder (path): what `export_graphs` or `deepcache export` wrote.
+        folder (`str` or `Path`): what `export_graphs` or `deepcache export` wrote.
         provider (`str`, *optional*):
             What computes: a provider of ONNX Runtime (`CUDAExecutionProvider`, `DmlExecutionProvider`,
             `CoreMLExecutionProvider`, …) or a device of OpenVINO (`GPU`, `NPU`). The CPU by default.

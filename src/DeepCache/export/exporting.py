@@ -56,7 +56,7 @@ def export_graphs(
 
     Args:
         pipe: the pipeline. It is run up to its first call of the U-Net, and left as it was.
-        folder (path):
+        folder (`str` or `Path`):
             Where to write. It is created.
         call (`dict`, *optional*):
             What the pipeline is called with, for the sizes of the graphs: prompt, height, width, number of images,
