@@ -33,15 +33,16 @@ def _steps(result: dict[str, Any]) -> str:
         "## Step by step\n\n"
         f"Whole pipeline calls of {result['model'].replace('sd15', 'Stable Diffusion 1.5')}, {result['pixels']} px, "
         f"{result['steps']} DDIM steps, guidance {result['guidance']:g}, {result['dtype']}, on "
-        f"{_threads(result['threads'])} of an {result['machine']['cpu']}: medians of {result['rounds']} rounds in which "
-        "all ran in turn, and the smallest and largest speed-up "
+        f"{_threads(result['threads'])} of an {result['machine']['cpu']}: medians of {result['rounds']} rounds in "
+        "which all ran in turn, and the smallest and largest speed-up "
         "([cpu_steps.json](../benchmarks/cpu_steps.json)).\n\n" + "\n".join(rows)
     )
 
 
 def _runtimes(result: dict[str, Any]) -> str:
     rows = [
-        "| runtime | full step | shallow step | shallow / full | no caching | I=3 | I=5 | reference package, I=3, I=5 |",
+        "| runtime | full step | shallow step | shallow / full | no caching | I=3 | I=5 "
+        "| reference package, I=3, I=5 |",
         "|---" * 8 + "|",
     ]
     for runtime in dict.fromkeys(row["runtime"] for row in result["rows"]):
@@ -66,7 +67,8 @@ def _runtimes(result: dict[str, Any]) -> str:
     shown_model = {"sd15": "Stable Diffusion 1.5 with random weights", "shapes": "the bundled model"}[model]
     return (
         f"## {shown_model[0].upper()}{shown_model[1:]}, {result['dtype']}\n\n"
-        f"The U-Net alone, {result['pixels']} px, batch {result['batch']}, loops of {result['steps']} calls, branch 0, on {_threads(result['threads'])} of an "
+        f"The U-Net alone, {result['pixels']} px, batch {result['batch']}, loops of {result['steps']} calls, branch 0, "
+        f"on {_threads(result['threads'])} of an "
         f"{result['machine']['cpu']}. Speed-ups of whole loops are over eager PyTorch without caching: medians of "
         f"{result['rounds']} rounds in which all ran in turn, and the smallest and largest. By multiply-accumulates a "
         f"shallow step is {result['shallow_share_of_macs']:.3f} of a full one. Fewer steps without caching, eager: "

@@ -96,7 +96,19 @@ def test_every_other_extra_brings_what_the_command_takes():
         package, _, extra = requirement.partition("; extra == ")
         if extra:
             brought[extra.strip("'\"")].add(package)
-    assert brought.keys() == {"all", "app", "batch", "cli", "onnx", "openvino", "ray", "report", "training", "tune", "wandb"}
+    assert brought.keys() == {
+        "all",
+        "app",
+        "batch",
+        "cli",
+        "onnx",
+        "openvino",
+        "ray",
+        "report",
+        "training",
+        "tune",
+        "wandb",
+    }
     assert all(packages >= brought["cli"] for packages in brought.values())
     assert brought["all"] == set().union(*brought.values())
 

@@ -53,7 +53,10 @@ def test_export(run, tmp_path):
         (("--format", "tensorrt"), "format must be one of torch, onnx, openvino, got 'tensorrt'"),
         (("--format", "torch", "--int8"), "weights of eight bits are for format openvino, got 'torch'. Leave int8 out"),
         (("--names", "deep_in"), "--names must be NAME=NEW with commas between, such as deep_in=state, got 'deep_in'"),
-        (("--format", "torch", "--branch", "99"), "cache_branch_id must be from 0 to 11 for this UNet2DConditionModel, got 99"),
+        (
+            ("--format", "torch", "--branch", "99"),
+            "cache_branch_id must be from 0 to 11 for this UNet2DConditionModel, got 99",
+        ),
         (("--images", "0"), "--images must be 1 or more, got 0"),
         (("--steps", "0"), "--steps must be 1 or more, got 0"),
     ],
@@ -66,7 +69,9 @@ def test_wrong_options_are_one_line(run, options, message):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("command", [("generate", "a red circle"), ("batch", "prompts.txt", "--output", "out"), ("app",)])
+@pytest.mark.parametrize(
+    "command", [("generate", "a red circle"), ("batch", "prompts.txt", "--output", "out"), ("app",)]
+)
 def test_an_unknown_runtime_is_one_line(run, tmp_path, command):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     result = run(*command, "--runtime", "tensorrt")
