@@ -23,8 +23,8 @@ from benchmarks.fidelity import resumed
 from benchmarks.frontier import IDENTICAL
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.summary import summary
-from DeepCache.comfyui.presets import PRESETS
 from DeepCache.comfyui.wrappers import KEY
+from DeepCache.config import PRESETS
 from DeepCache.metrics import psnr
 from tests.comfyui import real_engine
 from tests.comfyui.bundled_model import load

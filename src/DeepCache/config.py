@@ -27,11 +27,17 @@ from DeepCache.schedule import (
 )
 from DeepCache.text_file import read_json_text
 
-__all__ = ["COMPILE_MODES", "DeepCacheConfig"]
+__all__ = ["COMPILE_MODES", "PRESETS", "DeepCacheConfig"]
 
 CompileMode = Literal["none", "regional", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 """What `DeepCacheConfig.compile` takes."""
+
+PRESETS = {"faithful": 2, "balanced": 3, "fast": 5}
+"""Settings by name, see `DeepCacheConfig.preset`, and the number of steps from one full step to the next."""
+
+# Up to here a line through past predictions is the better forecast (docs/guidance.md).
+_LOW_GUIDANCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,30 @@ class DeepCacheConfig:
             value = getattr(self, name)
             if not isinstance(value, kind) and not (value is None and kind is not bool):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+
+    @classmethod
+    def preset(cls, name: str, guidance: float | None = None) -> DeepCacheConfig:
+        """Settings by name: `"faithful"`, `"balanced"` or `"fast"`.
+
+        All have skipped steps between full ones. The forecast depends on the guidance scale: limited up to 3, by the
+        response of predictions to their inputs above. How close to the original they are, by scheduler and guidance
+        scale, is in docs/guidance.md and docs/comfyui.md.
+
+        Args:
+            name: one of `PRESETS`.
+            guidance: the guidance scale; None, where that is not known, is taken for a high one.
+
+        Raises:
+            ValueError: there is no such preset.
+
+        Example:
+            >>> DeepCacheConfig.preset("balanced", 7.5).forecast, DeepCacheConfig.preset("balanced", 2.0).forecast
+            ('response', 'limited')
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        low = guidance is not None and guidance <= _LOW_GUIDANCE
+        return cls(PRESETS[name], between="skipped", forecast="limited" if low else "response")
 
     @property
     def effective_schedule(self) -> Schedule:

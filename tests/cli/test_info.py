@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import json
 import re
+import shutil
+
+import pytest
+import torch
+
+from DeepCache.models import MODELS
 
 
 def test_info_lists_the_branches_of_the_shipped_model(run):
@@ -18,3 +25,36 @@ def test_info_lists_the_branches_of_the_shipped_model(run):
     shares = [float(row[3]) for row in rows]
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 100
+
+
+def test_info_takes_no_weights(run, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
+    result = run("info", "sdxl", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["pipeline"], found["unet"]) == ("StableDiffusionXLPipeline", "UNet2DConditionModel")
+    assert found["sample"] == [128, 128]
+    # Two samples of what was counted for one in the published tables.
+    assert found["full_macs"] == pytest.approx(2 * 3380.6e9, rel=0.01)
+    assert found["branches"][0]["mac_share"] == pytest.approx(0.015, abs=0.001)
+
+
+def test_a_folder_is_described_by_its_configuration_alone(run, tmp_path):
+    shutil.copytree(MODELS["shapes"].folder, tmp_path / "model")
+    for weights in (tmp_path / "model").rglob("*.safetensors"):
+        weights.unlink()
+    expected, found = run("info", "--json"), run("info", "./model", "--json")
+    assert found.exit_code == 0, found.stderr
+    own, other = json.loads(expected.stdout), json.loads(found.stdout)
+    assert other["branches"] == own["branches"]
+    # A folder has no recommended guidance scale; that of the pipeline's class is above 1 too.
+    assert other["full_macs"] == own["full_macs"]
+
+
+def test_a_broken_configuration_is_one_line(run, tmp_path):
+    shutil.copytree(MODELS["shapes"].folder, tmp_path / "model")
+    (tmp_path / "model" / "unet" / "config.json").write_text("{")
+    result = run("info", "./model")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("deepcache: cannot read the configuration of 'unet' of the model './model': ")
+    assert "Traceback" not in result.output

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from DeepCache.cli.options import Json
 
 __all__ = ["info_command"]
 
@@ -24,20 +28,25 @@ def info_command(
             "owner/name on the hub.",
         ),
     ] = "shapes",
+    as_json: Json = False,
 ) -> None:
     """List the skip branches of a model and the speed-up that each can give at most.
 
+    Reads the configuration of the model and not its weights.
+
     Example: deepcache info shapes
     """
+    from DeepCache.cli.loading import quiet_libraries
+
+    with quiet_libraries():
+        from DeepCache.models import describe_pipeline, limit_speed_up, load_without_weights, recommended_guidance
+
+        pipe = load_without_weights(model)
+        description = describe_pipeline(pipe, recommended_guidance(model, pipe))
+    if as_json:
+        print(json.dumps(asdict(description), indent=2))
+        return
     console = Console(markup=False)
-
-    from DeepCache.cli.loading import load
-
-    pipe = load(model, device="cpu", console=Console(stderr=True, markup=False))
-
-    from DeepCache.models import describe_pipeline, limit_speed_up, recommended_guidance
-
-    description = describe_pipeline(pipe, recommended_guidance(model, pipe))
     size = "×".join(str(side) for side in description.sample)
     guidance = "with guidance" if description.batch > 1 else "without guidance"
     console.print(

@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from DeepCache.comfyui.presets import PRESETS
-from DeepCache.comfyui.presets import preset as settings_of
 from DeepCache.comfyui.wrappers import KEY, Applied, apply
-from DeepCache.config import DeepCacheConfig
+from DeepCache.config import PRESETS, DeepCacheConfig
 from DeepCache.engine.layouts import layout_of
 from DeepCache.engine.layouts.paired_lists import PairedListsLayout
 from DeepCache.plan import Plan
@@ -174,7 +172,7 @@ class DeepCacheNode:
             settings_for = partial(_whatever_the_guidance, config)
         else:
             config = DeepCacheConfig()
-            settings_for = partial(settings_of, preset)
+            settings_for = partial(DeepCacheConfig.preset, preset)
         _check_branches(model, config)
         changed = model.clone()
         apply(changed, Applied(settings_for, start_percent, end_percent))

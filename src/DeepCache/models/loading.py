@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-__all__ = ["load_pipeline", "recommended_guidance"]
+__all__ = ["load_pipeline", "locate", "recommended_guidance", "refuse_unless_pipeline"]
 
 _INDEX = "model_index.json"
 # Denoisers with skip connections that no pipeline calls its U-Net.
@@ -102,8 +102,8 @@ def load_pipeline(
             built.register_modules(vae=load_vae(vae, own, found_dtype).to(found_device))
         return cast("LoadedPipeline", built)
     warn_of_emulation(found_dtype, found_device)
-    source, found_options = _locate(shown)
-    components = _check_index(model, source, found_options)
+    source, found_options = locate(shown)
+    components = refuse_unless_pipeline(model, source, found_options)
 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from safetensors import SafetensorError
@@ -154,7 +154,7 @@ def recommended_guidance(model: str | os.PathLike[str], pipe: Any) -> float | No
     return float(parameter.default)
 
 
-def _locate(model: str) -> tuple[str, dict[str, Any]]:
+def locate(model: str) -> tuple[str, dict[str, Any]]:
     """Where to load the model from, and the options that this needs."""
     named = named_model(model)
     if named is not None:
@@ -185,7 +185,7 @@ def _locate(model: str) -> tuple[str, dict[str, Any]]:
     return model, ask_hub(model, _INDEX, "no diffusers pipeline")
 
 
-def _check_index(model: str | os.PathLike[str], source: str, options: dict[str, Any]) -> dict[str, Any]:
+def refuse_unless_pipeline(model: str | os.PathLike[str], source: str, options: dict[str, Any]) -> dict[str, Any]:
     """Refuses what is no pipeline with a U-Net before any weights are read.
 
     Returns:

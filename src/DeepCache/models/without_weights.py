@@ -1,0 +1,92 @@
+"""A pipeline whose weights have a shape and no memory: to count with, in seconds and without a download of weights."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from DeepCache.extras import require
+from DeepCache.models.architectures import ARCHITECTURES, random_pipeline
+from DeepCache.models.loading import locate, refuse_unless_pipeline
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+__all__ = ["load_without_weights"]
+
+
+def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionPipeline:
+    """Builds a pipeline from its configuration files alone, on the `meta` device.
+
+    It can be called up to its first step, and every cost of it be counted; it generates nothing. Its scheduler is DDIM
+    where that fits, since others read values.
+
+    Args:
+        model: as `load_pipeline` takes it.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError, TypeError, ImportError: as `load_pipeline`.
+
+    Example:
+        >>> pipe = load_without_weights("sd15")
+        >>> pipe.unet.device.type, sum(parameter.numel() for parameter in pipe.unet.parameters())
+        ('meta', 859520964)
+    """
+    require("cli", "load_without_weights")
+    shown = os.fspath(model)
+    if shown in ARCHITECTURES and not os.path.isdir(shown):
+        return _quiet(random_pipeline(shown, device="meta"))
+    source, options = locate(shown)
+    refuse_unless_pipeline(model, source, options)
+
+    import diffusers
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    config = DiffusionPipeline.load_config(source, **options)
+    parts: dict[str, Any] = {}
+    for name, value in config.items():
+        if not isinstance(value, (list, tuple)):
+            if not name.startswith("_"):
+                parts[name] = value
+            continue
+        try:
+            parts[name] = _component(source, name, *value, options)
+        except (OSError, ValueError) as error:
+            raise OSError(f"cannot read the configuration of {name!r} of the model {shown!r}: {error}") from error
+    if parts.get("safety_checker", ...) is None:
+        parts["requires_safety_checker"] = False
+    kind = config["_class_name"]
+    made: DiffusionPipeline = getattr(diffusers, kind)(**parts)
+    return _quiet(made)
+
+
+def _quiet(pipe: Any) -> Any:
+    """Without a progress bar, and with a scheduler that reads no value."""
+    from DeepCache.models.schedulers import set_scheduler
+
+    pipe.set_progress_bar_config(disable=True)
+    with suppress(ValueError):
+        set_scheduler(pipe, "ddim")
+    return pipe
+
+
+def _component(source: str, name: str, library: str | None, kind: str | None, options: dict[str, Any]) -> Any:
+    """A component of a pipeline; None for one that it does without."""
+    import diffusers
+    import torch
+    import transformers
+
+    library_module = {"diffusers": diffusers, "transformers": transformers}.get(library or "")
+    # A safety checker looks at images, of which there are none.
+    if library_module is None or kind is None:
+        return None
+    found: Any = getattr(library_module, kind)
+    if not issubclass(found, torch.nn.Module):
+        return found.from_pretrained(source, subfolder=name, **options)
+    with torch.device("meta"):
+        if library == "diffusers":
+            made = found.from_config(found.load_config(source, subfolder=name, **options))
+        else:
+            made = found(found.config_class.from_pretrained(source, subfolder=name, **options))
+    return made.eval().requires_grad_(False)
