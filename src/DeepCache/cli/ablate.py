@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from DeepCache.cli.options import (
     Device,
     Dtype,
     Guidances,
+    Json,
     Model,
     Threads,
     check_output,
@@ -151,6 +153,7 @@ def ablate_command(
             rich_help_panel=_OUTPUT,
         ),
     ] = Path("ablation.json"),
+    as_json: Json = False,
 ) -> None:
     """Measure cost and fidelity over intervals, branches, forecasts, guidance scales, schedulers and steps.
 
@@ -212,6 +215,9 @@ def ablate_command(
         raise typer.Exit(INTERRUPTED) from None
     for metric, reason in result["settings"]["left_out"].items():
         stderr.print(f"{metric.upper()} is left out: {reason}.", soft_wrap=True, highlight=False)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
     _print(result)
     print(output)
 

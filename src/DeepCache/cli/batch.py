@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +25,7 @@ from DeepCache.cli.options import (
     Forecast,
     GuidanceReuse,
     Interval,
+    Json,
     Model,
     PlanFile,
     Runtime,
@@ -176,6 +179,7 @@ def batch_command(
             rich_help_panel=_WHERE,
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Draw every row of a prompt file once, however many there are and whatever interrupts it.
 
@@ -229,7 +233,10 @@ def batch_command(
             note = "Stopped at once; what is finished stays. The same command goes on."
             stderr.print(note, soft_wrap=True, highlight=False)
             raise typer.Exit(_STOPPED) from None
-    _print_summary(summary, output)
+    if as_json:
+        print(json.dumps({**asdict(summary), "left": summary.left, "folder": output}, indent=2))
+    else:
+        _print_summary(summary, output)
     if stop() or summary.left:
         raise typer.Exit(_STOPPED)
     if summary.failed:

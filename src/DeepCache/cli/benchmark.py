@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from DeepCache.cli.options import (
     MODEL_PANEL,
     Device,
     Guidance,
+    Json,
     Model,
     Scheduler,
     Threads,
@@ -144,6 +146,7 @@ def benchmark_command(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Measure the speed of a pipeline with DeepCache, without, and with fewer steps.
 
@@ -198,10 +201,14 @@ def benchmark_command(
             going_on = stopped(output)
             stderr.print(going_on, soft_wrap=True, highlight=False)
             raise typer.Exit(INTERRUPTED) from None
-    _print(result)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print(result)
     if not is_complete(result):
         stderr.print(f"Stopped after {stop_after:g} minutes. The same command goes on.", highlight=False)
-    print(output)
+    if not as_json:
+        print(output)
     if profile is not None:
         _profile(settings, result, profile, device, stderr)
 

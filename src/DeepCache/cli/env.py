@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
-import typer
 from rich.console import Console
+
+from DeepCache.cli.options import Json
 
 __all__ = ["env_command"]
 
 
 def env_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as a JSON object, for programs.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show versions, devices and supported dtypes for a bug report.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +23,7 @@ from DeepCache.cli.options import (
     Forecast,
     GuidanceReuse,
     Interval,
+    Json,
     PlanFile,
     Scheduler,
     SkipMode,
@@ -122,6 +125,7 @@ def export_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the graphs in the folder.", rich_help_panel=_OUTPUT)
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Export a U-Net as a graph of a full step and one of a shallow step.
 
@@ -178,6 +182,9 @@ def export_command(
             overwrite=overwrite,
             on_stage=on_stage,
         )
+    if as_json:
+        print(json.dumps({"folder": str(output), **asdict(found)}, indent=2))
+        return
     _print(found, output)
 
 

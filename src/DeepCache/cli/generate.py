@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,12 +18,16 @@ from DeepCache.cli.options import (
     CompileMode,
     Device,
     Dtype,
+    Embeddings,
     ForcePlan,
     Forecast,
     GuidanceReuse,
     Interval,
+    Json,
+    Loras,
     Model,
     PlanFile,
+    Preset,
     Runtime,
     Scheduler,
     SkipMode,
@@ -33,9 +38,12 @@ from DeepCache.cli.options import (
 from DeepCache.config import DeepCacheConfig
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
+if TYPE_CHECKING:
+    from DeepCache.generation import GenerationSettings
+
 __all__ = ["generate_command"]
 
-_PICTURE, _OUTPUT = "Picture", "Output"
+_PICTURE, _START, _OUTPUT = "Picture", "From an image", "Output"
 _DEFAULT = DeepCacheConfig()
 
 
@@ -94,12 +102,44 @@ def generate_command(
             rich_help_panel=_PICTURE,
         ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An image to start from.", show_default=False, rich_help_panel=_START),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of it is made again, above 0 and at most 1.",
+            show_default="the pipeline's own",
+            rich_help_panel=_START,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="White where it is made again.", show_default=False, rich_help_panel=_START),
+    ] = None,
+    controlnet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A ControlNet of this model: a folder, or owner/name on the hub.",
+            show_default=False,
+            rich_help_panel=_START,
+        ),
+    ] = None,
+    control_image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What it looks at.", show_default=False, rich_help_panel=_START),
+    ] = None,
     model: Model = "shapes",
     vae: Vae = None,
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     runtime: Runtime = "torch",
+    loras: Loras = None,
+    embeddings: Embeddings = None,
+    preset: Preset = None,
     interval: Interval = _DEFAULT.cache_interval,
     branch: Branch = _DEFAULT.cache_branch_id,
     skip_mode: SkipMode = _DEFAULT.skip_mode,
@@ -126,10 +166,12 @@ def generate_command(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Where to write; pictures are numbered on from those there, never overwritten.",
+            help="Where to write; images are numbered on from those there, never overwritten. A name with an ending "
+            "(.png, .webp, .jpg) is that of the image.",
             rich_help_panel=_OUTPUT,
         ),
     ] = Path("deepcache-output"),
+    as_json: Json = False,
 ) -> None:
     """Draw pictures from prompts with DeepCache.
 
@@ -140,6 +182,7 @@ def generate_command(
     from DeepCache.generation import (
         GeneratedImage,
         GenerationSettings,
+        ImageInputs,
         OutputFolder,
         PromptRow,
         generate,
@@ -151,6 +194,12 @@ def generate_command(
     cache = deepcache_config(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
     )
+    from DeepCache.models.adapters import Lora
+
+    wanted_loras = tuple(map(Lora.parse, loras or ()))
+    inputs = ImageInputs(image, strength, mask, control_image)
+    if (controlnet is None) is not (control_image is None):
+        raise ValueError("--controlnet and --control-image go together: give both")
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
     rows = [*map(PromptRow, prompts or ()), *(read_prompt_rows(prompt_file) if prompt_file is not None else ())]
@@ -167,25 +216,27 @@ def generate_command(
             seed=seed + number * images if row.seed is None else row.seed,
             images_per_prompt=images,
             cache=cache,
+            loras=wanted_loras,
+            embeddings=tuple(embeddings or ()),
+            inputs=inputs,
             vae=vae,
         )
         for number, row in enumerate(rows)
     ]
+    _check_preset(preset, cache)
     check_runtime(runtime, cache)
     folder = OutputFolder(output)
 
-    from DeepCache.cli.loading import load
     from DeepCache.cli.progress import StepDisplay
     from DeepCache.cli.results import print_results
-    from DeepCache.models import set_scheduler
 
     finished: list[GeneratedImage] = []
     stderr = Console(stderr=True, markup=False)
     try:
-        pipe = load(model, dtype=dtype, device=device_for(runtime, device), vae=vae, console=stderr)
+        pipe = _pipeline(settings[0], dtype, device_for(runtime, device), controlnet, scheduler, stderr)
+        if preset is not None:
+            settings = _with_preset(preset, settings, pipe, stderr)
         warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
-        if scheduler is not None:
-            set_scheduler(pipe, scheduler)
         if compile_mode != _DEFAULT.compile:
             note = "The first steps of each kind compile the U-Net, which takes a minute or more."
             stderr.print(note, soft_wrap=True, highlight=False)
@@ -193,18 +244,63 @@ def generate_command(
             if runtime != "torch":
                 from DeepCache.export import use_runtime
 
-                use_runtime(pipe, runtime, cache, on_stage=display.note)
+                use_runtime(pipe, runtime, settings[0].cache, on_stage=display.note)
             for image in generate(pipe, settings, folder, compare=compare, on_step=display):
                 finished.append(image)
                 display.finish_image()
     except KeyboardInterrupt:
-        print_results(finished, folder.written)
+        print_results(finished, folder.written, as_json=as_json)
         count = sum(not path.stem.endswith(("-original", "-compare")) for path in folder.written)
         stderr.print(f"Stopped: {count} of {sum(each.count for each in settings)} pictures are finished.")
         raise typer.Exit(INTERRUPTED) from None
     except WRONG_INPUT_ERRORS:
         # What was finished before stays.
         if finished:
-            print_results(finished, folder.written)
+            print_results(finished, folder.written, as_json=as_json)
         raise
-    print_results(finished, folder.written)
+    print_results(finished, folder.written, as_json=as_json)
+
+
+def _pipeline(
+    settings: GenerationSettings,
+    dtype: str,
+    device: str,
+    controlnet: str | None,
+    scheduler: str | None,
+    stderr: Console,
+) -> Any:
+    """The pipeline that the settings are for."""
+    from DeepCache.cli.loading import load
+    from DeepCache.models import load_controlnet, load_embeddings, load_loras, set_scheduler
+
+    pipe: Any = load(settings.model, dtype=dtype, device=device, vae=settings.vae, console=stderr)
+    load_loras(pipe, settings.loras)
+    load_embeddings(pipe, settings.embeddings)
+    if settings.inputs:
+        pipe = settings.inputs.pipeline(pipe, None if controlnet is None else load_controlnet(controlnet, pipe))
+    if scheduler is not None:
+        set_scheduler(pipe, scheduler)
+    return pipe
+
+
+def _check_preset(preset: str | None, cache: DeepCacheConfig) -> None:
+    if preset is None:
+        return
+    DeepCacheConfig.preset(preset)
+    if cache != _DEFAULT:
+        raise ValueError(f"--preset {preset} stands for all settings of DeepCache: leave the others out")
+
+
+def _with_preset(
+    preset: str, settings: list[GenerationSettings], pipe: Any, stderr: Console
+) -> list[GenerationSettings]:
+    """The settings with what a preset stands for, which is printed."""
+    from DeepCache.models import recommended_guidance
+
+    guidance = settings[0].guidance
+    cache = DeepCacheConfig.preset(
+        preset, recommended_guidance(settings[0].model, pipe) if guidance is None else guidance
+    )
+    words = f"--interval {cache.cache_interval} --between {cache.between} --forecast {cache.forecast}"
+    stderr.print(f"Preset {preset}: {words}", soft_wrap=True, highlight=False)
+    return [replace(each, cache=cache) for each in settings]

@@ -18,14 +18,18 @@ __all__ = [
     "CompileMode",
     "Device",
     "Dtype",
+    "Embeddings",
     "ForcePlan",
     "Forecast",
     "Guidance",
     "GuidanceReuse",
     "Guidances",
     "Interval",
+    "Json",
+    "Loras",
     "Model",
     "PlanFile",
+    "Preset",
     "Runtime",
     "Scheduler",
     "SkipMode",
@@ -113,6 +117,29 @@ Threads = Annotated[
     typer.Option(help="Threads of PyTorch on the CPU.", show_default="PyTorch's own", rich_help_panel=MODEL_PANEL),
 ]
 
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        help="A LoRA: a file, a folder, or owner/name on the hub; repeat it for several.",
+        show_default=False,
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="PATH",
+        help="A textual inversion, whose word is its file's name; repeat it for several.",
+        show_default=False,
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the results as a JSON object, for programs.")]
+
 Interval = Annotated[
     int,
     typer.Option(
@@ -187,6 +214,15 @@ PlanFile = Annotated[
         "--plan",
         metavar="FILE",
         help="A plan of `deepcache tune`, instead of the settings above.",
+        rich_help_panel=DEEPCACHE_PANEL,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="faithful, balanced or fast: settings for the guidance scale, instead of those below.",
+        show_default=False,
         rich_help_panel=DEEPCACHE_PANEL,
     ),
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -18,8 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["print_results", "show_bytes"]
 
 
-def print_results(images: Sequence[GeneratedImage], written: Sequence[Path]) -> None:
-    """Prints what the images cost and how faithful they are, and the files that were written."""
+def print_results(images: Sequence[GeneratedImage], written: Sequence[Path], *, as_json: bool = False) -> None:
+    """Prints what the images cost and how faithful they are, and the files that were written.
+
+    Args:
+        images: the images.
+        written: the files.
+        as_json: whether to print them as a JSON object.
+    """
+    if as_json:
+        found = {"images": [_for_programs(image) for image in images], "files": [str(path) for path in written]}
+        print(json.dumps(found, indent=2))
+        return
     console = Console(markup=False)
     if images:
         console.print(_table(images))
@@ -33,6 +44,35 @@ def print_results(images: Sequence[GeneratedImage], written: Sequence[Path]) -> 
     for path in written:
         # Never wrapped, so that a path can be copied.
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def _for_programs(image: GeneratedImage) -> dict[str, Any]:
+    stats, original = image.stats, image.original
+    found = {
+        "prompt": image.prompt,
+        "seed": image.seed,
+        "file": str(image.drawing.path),
+        "seconds": image.drawing.seconds,
+        "pattern": stats.pattern,
+        "full_steps": stats.full_steps,
+        "shallow_steps": stats.shallow_steps,
+        "skipped_steps": stats.skipped_steps,
+        "mac_share": stats.mac_share,
+        "bytes_kept": stats.bytes_kept,
+    }
+    if original is not None:
+        # JSON has no infinity.
+        identical = image.psnr == math.inf
+        found |= {
+            "original": str(original.path),
+            "comparison": str(image.comparison),
+            "original_seconds": original.seconds,
+            "speed_up": image.speed_up,
+            "identical": identical,
+            "psnr": None if identical else image.psnr,
+            "ssim": image.ssim,
+        }
+    return found
 
 
 def show_bytes(count: float) -> str:

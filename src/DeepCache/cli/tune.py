@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from DeepCache.cli.interruption import INTERRUPTED, stopped
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Model, Scheduler, check_output, guidance_scales, numbers
+from DeepCache.cli.options import (
+    MODEL_PANEL,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Scheduler,
+    check_output,
+    guidance_scales,
+    numbers,
+)
 from DeepCache.cli.progress import WorkDisplay
 
 if TYPE_CHECKING:
@@ -113,6 +124,7 @@ def tune_command(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Tune a plan: which steps are full, and what each shallow step does.
 
@@ -184,8 +196,15 @@ def tune_command(
     except ImportError as error:
         stderr.print(f"No picture of the frontier: {error}", soft_wrap=True, highlight=False)
         picture = None
+    _print(plan, [str(path) for path in (output, picture) if path is not None], as_json)
+
+
+def _print(plan: Plan, files: list[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"plan": plan.to_dict(), "files": files}, indent=2))
+        return
     _print_plan(plan)
-    for path in filter(None, (output, picture)):
+    for path in files:
         print(path)
 
 

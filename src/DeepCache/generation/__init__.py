@@ -3,6 +3,7 @@
 from DeepCache.generation.comparison import compare_side_by_side
 from DeepCache.generation.drawing import Drawing, GeneratedImage, StepProgress, generate
 from DeepCache.generation.finite import NotFiniteError
+from DeepCache.generation.image_inputs import ImageInputs
 from DeepCache.generation.output import OutputFolder, read_settings
 from DeepCache.generation.prompt_row import PromptRow, read_prompt_rows
 from DeepCache.generation.settings import (
@@ -15,6 +16,7 @@ __all__ = [
     "Drawing",
     "GeneratedImage",
     "GenerationSettings",
+    "ImageInputs",
     "NotFiniteError",
     "OutputFolder",
     "PromptRow",

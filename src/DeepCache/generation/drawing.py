@@ -252,7 +252,9 @@ def _call(pipe: Any, settings: GenerationSettings, prompt: str, seed: int) -> di
     guidance = _guidance(pipe, settings)
     if guidance is not None:
         call["guidance_scale"] = guidance
-    if settings.size is not None:
+    if settings.inputs:
+        call |= settings.inputs.arguments(pipe, settings.size)
+    elif settings.size is not None:
         call["width"], call["height"] = settings.size
     return call
 
@@ -329,6 +331,9 @@ def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "device": str(pipe.device),
             **runtime_notes(pipe),
+            **({"loras": [list(lora) for lora in settings.loras]} if settings.loras else {}),
+            **({"embeddings": list(settings.embeddings)} if settings.embeddings else {}),
+            **settings.inputs.notes(),
             "versions": {name: version(name) for name in ("DeepCache", "diffusers", "torch")},
             **more,
         },

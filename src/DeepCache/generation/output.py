@@ -7,15 +7,20 @@ import os
 import re
 import tempfile
 import textwrap
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-__all__ = ["OutputFolder", "read_settings"]
+__all__ = ["FORMATS", "OutputFolder", "read_settings"]
+
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""Formats of images by the ending of a file."""
 
 _SLUG_LENGTH = 40
+_DESCRIPTION = 0x010E  # ImageDescription of EXIF
 
 
 class OutputFolder:
@@ -25,7 +30,8 @@ class OutputFolder:
     `0001-a-red-circle-seed0.png`, then `0002-…`. A file appears under its name once it is whole.
 
     Args:
-        path: the folder; it is made where it does not exist.
+        path: the folder, which is made where it does not exist; or a file whose ending says the format of the images
+            (`.png`, `.webp`, `.jpg`): the first image gets this name, further ones `name-2` and so on.
 
     Raises:
         ValueError: the path is empty.
@@ -33,7 +39,10 @@ class OutputFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path, self._name, self._suffix = Path(path).expanduser(), "", ".png"
+        if self.path.suffix.lower() in FORMATS and not self.path.is_dir():
+            self._name, self._suffix = self.path.stem, self.path.suffix
+            self.path = self.path.parent
         self._paths: list[Path] = []
         if not str(path):
             raise ValueError("the folder to write to must have a name, got ''; use '.' for the current folder")
@@ -51,20 +60,24 @@ class OutputFolder:
 
     def new_stem(self, prompt: str, seed: int) -> str:
         """The name, without its ending, of the next image."""
+        if self._name:
+            further = (f"{self._name}-{number}" for number in count(2))
+            return next(stem for stem in (self._name, *islice(further, 10**6)) if not self._taken(stem))
         numbers = (re.match(r"(\d{4,})-", entry.name) for entry in self.path.iterdir())
         number = max((int(match[1]) for match in numbers if match), default=0) + 1
         words = textwrap.shorten(re.sub(r"[\W_]+", " ", prompt.lower()), _SLUG_LENGTH, placeholder="")
         return "-".join((f"{number:04d}", *words.split(), f"seed{seed}"))
 
+    def _taken(self, stem: str) -> bool:
+        return (self.path / f"{stem}{self._suffix}").exists()
+
     def save(self, image: Image.Image, stem: str, notes: dict[str, Any]) -> Path:
-        """Writes an image as PNG, with notes as text chunks; values other than text as JSON."""
-        info = PngInfo()
-        for key, value in notes.items():
-            info.add_text(key, value if isinstance(value, str) else json.dumps(value))
-        path = self.path / f"{stem}.png"
+        """Writes an image with notes: text chunks of a PNG, whose values other than text are JSON; of other formats a
+        description in the EXIF data, as one JSON object."""
+        path, kind = self.path / f"{stem}{self._suffix}", FORMATS[self._suffix.lower()]
         partial = self.path / f".{stem}.partial"
         try:
-            image.save(partial, format="PNG", pnginfo=info)
+            image.save(partial, format=kind, **_with_notes(kind, notes))
             # Before it is there, so that none is forgotten.
             self._paths.append(path)
             partial.replace(path)
@@ -73,6 +86,18 @@ class OutputFolder:
         finally:
             partial.unlink(missing_ok=True)
         return path
+
+
+def _with_notes(kind: str, notes: dict[str, Any]) -> dict[str, Any]:
+    """The options that an image of a format is saved with."""
+    if kind == "PNG":
+        info = PngInfo()
+        for key, value in notes.items():
+            info.add_text(key, value if isinstance(value, str) else json.dumps(value))
+        return {"pnginfo": info}
+    exif = Image.Exif()
+    exif[_DESCRIPTION] = json.dumps(notes)
+    return {"exif": exif, "quality": 95}
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -86,10 +111,14 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             notes = {key: value for key, value in image.info.items() if isinstance(value, str)}
+            described = image.getexif().get(_DESCRIPTION)
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read the image {name!r}: it is not an image") from error
     except OSError as error:
         raise OSError(f"cannot read the image {name!r}: {error.strerror or error}") from error
+    if isinstance(described, str) and described.startswith("{"):
+        found = json.loads(described)
+        notes = {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
     if "settings" not in notes:
         raise ValueError(f"{name!r} holds no settings of DeepCache")
     return {

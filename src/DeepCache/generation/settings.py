@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.generation.image_inputs import ImageInputs
+from DeepCache.models.adapters import Lora
 from DeepCache.models.loading import recommended_guidance
 from DeepCache.prompts.rows import shown
 
@@ -43,6 +45,12 @@ class GenerationSettings:
             The settings of DeepCache.
         vae (`str`, *optional*):
             The VAE that `load_pipeline` was given; it is written into the images.
+        loras (`tuple` of `Lora`):
+            The LoRAs that were loaded; they are written into the images.
+        embeddings (`tuple` of `str`):
+            The textual inversions that were loaded; they are written into the images.
+        inputs (`ImageInputs`):
+            Images to start from.
 
     Raises:
         ValueError: a value is out of its range.
@@ -62,6 +70,9 @@ class GenerationSettings:
     images_per_prompt: int = 1
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
     vae: str | None = None
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    inputs: ImageInputs = field(default_factory=ImageInputs)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -118,13 +129,13 @@ def check_against_pipeline(settings: GenerationSettings, pipe: Any) -> None:
     from inspect import signature
 
     parameters = signature(pipe.__call__).parameters
-    if "prompt" not in parameters or "image" in parameters or "num_frames" in parameters:
+    if "prompt" not in parameters or "num_frames" in parameters or ("image" in parameters) is not bool(settings.inputs):
         raise ValueError(f"a {type(pipe).__name__} does not draw images from prompts alone")
     if settings.guidance is not None and "guidance_scale" not in parameters:
         raise ValueError(f"a {type(pipe).__name__} takes no guidance scale, got {settings.guidance:g}; leave it out")
     if settings.negative_prompt:
         _check_negative_prompt(settings, pipe)
-    if settings.size is not None and not {"width", "height"} <= parameters.keys():
+    if settings.size is not None and not settings.inputs and not {"width", "height"} <= parameters.keys():
         raise ValueError(
             f"a {type(pipe).__name__} takes no size, got {'x'.join(map(str, settings.size))}; leave it out"
         )

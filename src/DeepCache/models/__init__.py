@@ -1,6 +1,8 @@
 """Pipelines by name, from a folder or from the hub, and what there is to know about them."""
 
+from DeepCache.models.adapters import Lora, load_embeddings, load_loras
 from DeepCache.models.architectures import ARCHITECTURES, Architecture, random_pipeline
+from DeepCache.models.controlnet import load_controlnet
 from DeepCache.models.description import (
     BranchDescription,
     ModelDescription,
@@ -11,6 +13,7 @@ from DeepCache.models.device import resolve_device
 from DeepCache.models.loading import load_pipeline, recommended_guidance
 from DeepCache.models.registry import MODELS, NamedModel
 from DeepCache.models.schedulers import SCHEDULER_ALIASES, set_scheduler
+from DeepCache.models.without_weights import load_without_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -18,11 +21,16 @@ __all__ = [
     "SCHEDULER_ALIASES",
     "Architecture",
     "BranchDescription",
+    "Lora",
     "ModelDescription",
     "NamedModel",
     "describe_pipeline",
     "limit_speed_up",
+    "load_controlnet",
+    "load_embeddings",
+    "load_loras",
     "load_pipeline",
+    "load_without_weights",
     "random_pipeline",
     "recommended_guidance",
     "resolve_device",

@@ -1,0 +1,42 @@
+"""Loads a ControlNet for a pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+__all__ = ["load_controlnet"]
+
+
+def load_controlnet(controlnet: str, pipe: Any) -> Any:
+    """Loads a ControlNet in the dtype and on the device of a pipeline.
+
+    Args:
+        controlnet: a folder that a ControlNet of diffusers was saved to, or a repository of the hub as `owner/name`.
+        pipe: the pipeline.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: it cannot be loaded.
+        ValueError: it is for another kind of model.
+    """
+    from diffusers import ControlNetModel
+
+    path = Path(controlnet).expanduser()
+    if not path.is_dir() and (controlnet.startswith((".", "~", "/")) or controlnet.count("/") != 1):
+        raise FileNotFoundError(
+            f"there is no ControlNet folder {controlnet!r}; give a folder, or owner/name on the hub"
+        )
+    try:
+        loaded = ControlNetModel.from_pretrained(str(path) if path.is_dir() else controlnet, dtype=pipe.dtype)
+    # Whatever a folder holds.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(f"cannot load the ControlNet {controlnet!r}: {reason}") from error
+    own, other = pipe.unet.config.cross_attention_dim, loaded.config.cross_attention_dim
+    if own != other:
+        raise ValueError(
+            f"the ControlNet {controlnet!r} is for another kind of model: its text has {other} features, and that of "
+            f"this {type(pipe).__name__} {own}"
+        )
+    return loaded.to(pipe.device).eval()

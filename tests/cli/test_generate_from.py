@@ -1,0 +1,185 @@
+"""`deepcache generate` with LoRAs, embeddings, images to start from, and formats of images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import save_file
+
+from DeepCache.generation import read_settings
+from DeepCache.models import MODELS, load_pipeline
+
+GENERATE = ("generate", "a red circle", "--steps", 4)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path), dtype=int)
+
+
+def image_of(result):
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["images"][0]["file"]
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A LoRA for the shipped model with random weights."""
+    pipe = load_pipeline("shapes", device="cpu")
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("lora")
+    type(pipe).save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    return next(folder.glob("*.safetensors"))
+
+
+@pytest.fixture
+def start(tmp_path):
+    path = tmp_path / "start.png"
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(path)
+    return path
+
+
+def test_json(run):
+    found = json.loads(run(*GENERATE, "--compare", "--json").stdout)
+    (image,) = found["images"]
+    assert found["files"] == [image["original"], image["file"], image["comparison"]]
+    assert image["pattern"] == "F..F"
+    assert (image["full_steps"], image["shallow_steps"], image["identical"]) == (2, 2, False)
+    assert image["psnr"] > 10
+    assert json.loads(run(*GENERATE, "--interval", 1, "--compare", "--json").stdout)["images"][0]["identical"]
+
+
+@pytest.mark.parametrize("ending", ["webp", "jpg", "PNG"])
+def test_the_ending_of_the_output_is_the_format(run, tmp_path, ending):
+    for expected in (f"circle.{ending}", f"circle-2.{ending}"):
+        assert image_of(run(*GENERATE, "--output", f"circle.{ending}", "--json")) == expected
+    with Image.open(tmp_path / f"circle.{ending}") as image:
+        assert image.format == {"webp": "WEBP", "jpg": "JPEG", "PNG": "PNG"}[ending]
+    found = read_settings(tmp_path / f"circle.{ending}")
+    assert (found["prompt"], found["seed"], found["settings"]["steps"]) == ("a red circle", 0, 4)
+
+
+def test_a_lora_at_its_scales(run, lora):
+    plain = pixels(image_of(run(*GENERATE, "--json")))
+    whole, half, none = (
+        pixels(image_of(run(*GENERATE, "--json", "--lora", f"{lora}{scale}"))) for scale in ("", ":0.5", ":0")
+    )
+    assert abs(none - plain).max() <= 1
+    assert 0 < abs(half - plain).mean() < abs(whole - plain).mean()
+
+
+def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
+    pipe = load_pipeline("shapes", device="cpu")
+    pipe.load_lora_weights(str(lora.parent), weight_name=lora.name)
+    expected = pipe(
+        "a red circle",
+        num_inference_steps=4,
+        guidance_scale=MODELS["shapes"].guidance,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    path = image_of(run(*GENERATE, "--interval", 1, "--json", "--lora", lora))
+    assert np.array_equal(pixels(path), np.asarray(expected))
+    assert read_settings(path)["settings"]["loras"] == [[str(lora), 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lora", "nowhere.safetensors"), "there is no LoRA 'nowhere.safetensors'. Check the path"),
+        (("--lora", ":0.5"), "a LoRA must be PATH or PATH:SCALE, got ':0.5'"),
+        (("--embedding", "./nowhere.pt"), "there is no embedding './nowhere.pt'. Check the path"),
+        (("--image", "nowhere.png"), "there is no image 'nowhere.png'. Check the path"),
+        (("--mask", "start.png"), "mask is for an image to start from. Give --image too"),
+        (("--image", "start.png", "--strength", "2"), "strength must be above 0 and at most 1, got 2"),
+        (("--control-image", "start.png"), "--controlnet and --control-image go together: give both"),
+        (
+            ("--control-image", "start.png", "--controlnet", "./nowhere"),
+            "there is no ControlNet folder './nowhere'; give a folder, or owner/name on the hub",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_options_are_one_line(run, start, options, message):
+    result = run(*GENERATE, *options)
+    assert result.exit_code == 2
+    assert result.stderr == f"deepcache: {message}\n"
+
+
+def test_a_file_that_is_not_a_lora(run, tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    result = run(*GENERATE, "--lora", "other.safetensors")
+    assert result.exit_code == 2
+    assert "other.safetensors" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_embedding(run, tmp_path):
+    features = load_pipeline("shapes", device="cpu").text_encoder.config.hidden_size
+    save_file({"<mine>": torch.full((1, features), 0.5)}, tmp_path / "mine.safetensors")
+    plain = image_of(run("generate", "a mine circle", "--steps", 4, "--json"))
+    path = image_of(run("generate", "a mine circle", "--steps", 4, "--json", "--embedding", "mine.safetensors"))
+    assert not np.array_equal(pixels(path), pixels(plain))
+    assert read_settings(path)["settings"]["embeddings"] == ["mine.safetensors"]
+
+
+def test_from_an_image(run, start):
+    weak, strong = (
+        image_of(run(*GENERATE, "--image", start, "--strength", strength, "--json")) for strength in (0.3, 1.0)
+    )
+    original = pixels(start)
+    assert abs(pixels(weak) - original).mean() < abs(pixels(strong) - original).mean()
+    found = read_settings(weak)["settings"]
+    assert (found["pipeline"], found["strength"]) == ("StableDiffusionImg2ImgPipeline", 0.3)
+
+
+def test_inpainting_keeps_what_is_black_in_the_mask(run, tmp_path, start):
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    mask.save(tmp_path / "mask.png")
+    path = image_of(run(*GENERATE, "--image", start, "--mask", "mask.png", "--json"))
+    assert read_settings(path)["settings"]["pipeline"] == "StableDiffusionInpaintPipeline"
+    changed = abs(pixels(path) - pixels(start)).mean(axis=(0, 2))
+    assert changed[:24].mean() < changed[40:].mean()
+
+
+def test_a_controlnet(run, tmp_path, start):
+    torch.manual_seed(0)
+    controlnet = ControlNetModel.from_unet(
+        load_pipeline("shapes", device="cpu").unet, conditioning_embedding_out_channels=(16, 32, 96)
+    )
+    for block in controlnet.controlnet_down_blocks:
+        torch.nn.init.normal_(block.weight, std=0.05)
+    controlnet.save_pretrained(tmp_path / "control")
+    path = image_of(run(*GENERATE, "--controlnet", "control", "--control-image", start, "--json"))
+    assert read_settings(path)["settings"]["pipeline"] == "StableDiffusionControlNetPipeline"
+    assert not np.array_equal(pixels(path), pixels(image_of(run(*GENERATE, "--json"))))
+
+
+@pytest.mark.parametrize(("guidance", "forecast"), [(2, "limited"), (7.5, "response")])
+def test_a_preset_goes_by_the_guidance_scale(run, guidance, forecast):
+    result = run(*GENERATE, "--guidance", guidance, "--preset", "balanced", "--json")
+    words = ("--interval", "3", "--between", "skipped", "--forecast", forecast)
+    assert f"Preset balanced: {' '.join(words)}" in result.stderr
+    same = run(*GENERATE, "--guidance", guidance, *words, "--json")
+    assert np.array_equal(pixels(image_of(result)), pixels(image_of(same)))
+    assert read_settings(image_of(result))["settings"]["forecast"] == forecast
+
+
+def test_wrong_presets_are_one_line(run):
+    result = run(*GENERATE, "--preset", "best")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "deepcache: preset must be one of faithful, balanced, fast, got 'best'\n",
+    )
+    result = run(*GENERATE, "--preset", "fast", "--interval", 4)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "deepcache: --preset fast stands for all settings of DeepCache: leave the others out\n",
+    )
