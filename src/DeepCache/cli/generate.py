@@ -245,8 +245,8 @@ def generate_command(
                 from DeepCache.export import use_runtime
 
                 use_runtime(pipe, runtime, settings[0].cache, on_stage=display.note)
-            for image in generate(pipe, settings, folder, compare=compare, on_step=display):
-                finished.append(image)
+            for generated in generate(pipe, settings, folder, compare=compare, on_step=display):
+                finished.append(generated)
                 display.finish_image()
     except KeyboardInterrupt:
         print_results(finished, folder.written, as_json=as_json)

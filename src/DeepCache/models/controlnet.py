@@ -28,7 +28,9 @@ def load_controlnet(controlnet: str, pipe: Any) -> Any:
             f"there is no ControlNet folder {controlnet!r}; give a folder, or owner/name on the hub"
         )
     try:
-        loaded = ControlNetModel.from_pretrained(str(path) if path.is_dir() else controlnet, dtype=pipe.dtype)
+        loaded: Any = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
+            str(path) if path.is_dir() else controlnet, dtype=pipe.dtype
+        )
     # Whatever a folder holds.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

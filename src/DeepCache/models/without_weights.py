@@ -43,7 +43,7 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionP
     import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    config = DiffusionPipeline.load_config(source, **options)
+    config: Any = DiffusionPipeline.load_config(source, **options)
     parts: dict[str, Any] = {}
     for name, value in config.items():
         if not isinstance(value, (list, tuple)):
@@ -51,24 +51,24 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionP
                 parts[name] = value
             continue
         try:
-            parts[name] = _component(source, name, *value, options)
+            parts[name] = _component(source, name, value[0], value[1], options)
         except (OSError, ValueError) as error:
             raise OSError(f"cannot read the configuration of {name!r} of the model {shown!r}: {error}") from error
     if parts.get("safety_checker", ...) is None:
         parts["requires_safety_checker"] = False
     kind = config["_class_name"]
-    made: DiffusionPipeline = getattr(diffusers, kind)(**parts)
-    return _quiet(made)
+    return _quiet(getattr(diffusers, kind)(**parts))
 
 
-def _quiet(pipe: Any) -> Any:
+def _quiet(pipe: Any) -> DiffusionPipeline:
     """Without a progress bar, and with a scheduler that reads no value."""
     from DeepCache.models.schedulers import set_scheduler
 
     pipe.set_progress_bar_config(disable=True)
     with suppress(ValueError):
         set_scheduler(pipe, "ddim")
-    return pipe
+    quiet: DiffusionPipeline = pipe
+    return quiet
 
 
 def _component(source: str, name: str, library: str | None, kind: str | None, options: dict[str, Any]) -> Any:
