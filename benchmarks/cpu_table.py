@@ -76,6 +76,10 @@ def _runtimes(result: dict[str, Any]) -> str:
     )
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
 def _time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
@@ -116,7 +120,7 @@ def _dtypes(result: dict[str, Any]) -> str:
             cells = found["layers"][layer]
             shown = [f"{cells[dtype]['median_ms']:.0f} ms" for dtype in ("float32", "bfloat16", "float16")]
             shown[1:] = [
-                f"{text} ({cells[dtype]['to_float32']:.2g}×)"
+                f"{text} ({_ratio(cells[dtype]['to_float32'])}×)"
                 for text, dtype in zip(shown[1:], ("bfloat16", "float16"), strict=True)
             ]
             rows.append(f"| {level} | {name} | {' | '.join(shown)} |")
