@@ -56,5 +56,5 @@ def test_a_broken_configuration_is_one_line(run, tmp_path):
     (tmp_path / "model" / "unet" / "config.json").write_text("{")
     result = run("info", "./model")
     assert result.exit_code == 2
-    assert result.stderr.startswith("deepcache: cannot read the configuration of 'unet' of the model './model': ")
+    assert result.stderr.startswith("deepcache: cannot load the configuration of 'unet' of the model './model': ")
     assert "Traceback" not in result.output

@@ -35,12 +35,12 @@ class BatchSettings:
             A scheduler by the name that `set_scheduler` takes; the model's own by default.
         dtype (`str`, defaults to `"auto"`):
             Type of the weights, as `load_pipeline` takes it.
-        runtime (`str`, defaults to `"torch"`):
-            What the U-Net runs in, see `DeepCache.export.use_runtime`.
         cache (`DeepCacheConfig`):
             The settings of DeepCache.
         vae (`str`, *optional*):
             What `load_pipeline` is given for another VAE than the model's own.
+        runtime (`str`, defaults to `"torch"`):
+            What the U-Net runs in, see `DeepCache.export.use_runtime`.
 
     Raises:
         ValueError: a value is out of its range, or the plan is for another number of steps or guidance scale.
@@ -58,9 +58,9 @@ class BatchSettings:
     seed: int = 0
     scheduler: str | None = None
     dtype: str = "auto"
-    runtime: str = "torch"
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
     vae: str | None = None
+    runtime: str = "torch"
 
     def __post_init__(self) -> None:
         self.of_row(BatchRow("", prompt="any"))

@@ -70,7 +70,7 @@ def count_costs(
     """Counts what a U-Net call costs as a full step and as a shallow one, once for a structure and arguments' shapes.
 
     Args:
-        unet: the U-Net; neither its weights nor its hooks are touched.
+        unet: the U-Net, or graphs of it; neither its weights nor its hooks are touched.
         args: positional arguments of the call; of tensors only shape and dtype matter.
         kwargs: keyword arguments of the call.
         branches: the skip branches to count, or their numbers; all by default.
@@ -84,7 +84,6 @@ def count_costs(
         >>> costs.shallow[0] < costs.full
         True
     """
-    # Graphs that were exported from a denoiser have no layers of their own.
     unet = getattr(unet, "deepcache_architecture", unet)
     args, kwargs = on_meta(args), on_meta(kwargs)
     wanted = None

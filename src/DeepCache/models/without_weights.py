@@ -53,7 +53,7 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionP
         try:
             parts[name] = _component(source, name, value[0], value[1], options)
         except (OSError, ValueError) as error:
-            raise OSError(f"cannot read the configuration of {name!r} of the model {shown!r}: {error}") from error
+            raise OSError(f"cannot load the configuration of {name!r} of the model {shown!r}: {error}") from error
     if parts.get("safety_checker", ...) is None:
         parts["requires_safety_checker"] = False
     kind = config["_class_name"]
