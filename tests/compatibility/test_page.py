@@ -24,4 +24,7 @@ def test_every_pipeline_that_is_found_is_listed():
 
 @pytest.mark.skipif(INSTALLED != WRITTEN_FOR, reason=f"the page is about diffusers {WRITTEN_FOR}")
 def test_every_pipeline_that_is_listed_is_found():
-    assert {case.pipeline for case in (*CASES, *REFUSED, *BROKEN)} - set(find_pipelines()) == set()
+    # Diffusers has a placeholder for this one without onnxruntime, and nothing with it.
+    only_without_onnx = {"OnnxStableDiffusionInpaintPipelineLegacy"}
+    listed = {case.pipeline for case in (*CASES, *REFUSED, *BROKEN)}
+    assert listed - set(find_pipelines()) - only_without_onnx == set()
