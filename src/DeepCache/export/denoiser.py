@@ -231,7 +231,7 @@ class GraphDenoiser(ModelMixin):
         return found
 
     def forward(self, sample: torch.Tensor, timestep: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        """A full step; a shallow one where DeepCache has put a stored deep feature in the place of the deep part."""
+        """A full step; a shallow one where DeepCache has replaced the deep part by a stored deep feature."""
         call = self._read((sample, timestep, *args), kwargs)
         made: list[torch.Tensor] = []
         feature = self.deep_part(call, made)

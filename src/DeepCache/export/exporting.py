@@ -73,7 +73,7 @@ def export_graphs(
             Other names for inputs and outputs, such as `{"deep_in": "state_in", "deep_out": "state_out"}`.
         overwrite (`bool`, defaults to `False`):
             Replace the graphs that the folder holds.
-        on_stage: is told what is being done.
+        on_stage: called with a line for each stage of the work.
 
     Returns:
         The description, as it is in `deepcache-graphs.json`.

@@ -47,7 +47,7 @@ def use_runtime(
         runtime (`str`): `torch` (the denoiser as it is), `openvino` or `onnx`.
         config (`DeepCacheConfig`, *optional*):
             The settings that will be applied, for the branch at which the graphs are cut.
-        on_stage: is told what is being done when a graph is made.
+        on_stage: called with a line for each stage when a graph is made.
 
     Raises:
         TypeError: the pipeline has several denoisers, or none.
@@ -131,7 +131,7 @@ class MadeGraphs:
         denoiser: the denoiser. Changes to it are not seen by graphs that are loaded already.
         branch: the skip branch at which shallow steps are cut.
         options: how graphs are written.
-        stage: is told what is being done.
+        stage: called with a line for each stage of the work.
     """
 
     def __init__(self, denoiser: nn.Module, branch: int, options: GraphOptions, stage: Stage) -> None:

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Stage = Callable[[str], None]
-"""Is told what is being done."""
+"""Called with a line for each stage of the work."""
 
 UNFINISHED, LOCK = ".unfinished", ".lock"
 """What is beside the graphs while they are written."""
@@ -127,7 +127,7 @@ def write_graphs(
         description: the description, without graphs.
         wanted: the graphs.
         options: how they are written.
-        stage: is told what is being done.
+        stage: called with a line for each stage of the work.
 
     Raises:
         ValueError: the denoiser cannot be traced, or a graph not written or run, or it differs from PyTorch.

@@ -22,9 +22,9 @@ class ImageInputs:
         image (`Path`, *optional*):
             The image to start from.
         strength (`float`, *optional*):
-            How much of it is made anew, from 0 to 1; the pipeline's own default by default.
+            How much of it is generated again, above 0 and at most 1; the pipeline's own default by default.
         mask (`Path`, *optional*):
-            White where the image is to be made anew, black where it stays.
+            White where the image is generated again, black where it stays.
         control_image (`Path`, *optional*):
             What a ControlNet looks at.
 
