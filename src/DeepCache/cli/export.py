@@ -145,8 +145,10 @@ def export_command(
             raise ValueError(f"{name} must be 1 or more, got {value}")
 
     from DeepCache.cli.loading import load, quiet_libraries
-    from DeepCache.export import export_graphs
-    from DeepCache.export.options import GraphOptions
+
+    with quiet_libraries():
+        from DeepCache.export import export_graphs
+        from DeepCache.export.options import GraphOptions
 
     # What is wrong here is reported before the model is loaded.
     GraphOptions(graph_format, int8, dynamic, renamed).require()
