@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["LEVELS", "NOTE", "described", "rotated", "serve", "workers"]
+__all__ = ["LEVELS", "NOTE", "Worker", "described", "rotated", "serve", "workers"]
 
 
 def _level(onednn: str, aten: str) -> dict[str, str]:
@@ -52,14 +52,15 @@ class Worker:
         module: what it runs, with `--worker`; its `main` calls `serve`.
         level: a name in `LEVELS`.
         options: further arguments.
+        threads: of its libraries. With one, neither the number of cores nor who else uses them matters.
     """
 
-    def __init__(self, module: str, level: str, options: Sequence[str]) -> None:
-        # One thread, so that neither the number of cores nor who else uses them matters.
+    def __init__(self, module: str, level: str, options: Sequence[str], threads: int = 1) -> None:
+        count = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment = {name: value for name, value in os.environ.items() if name not in LEVELS["AVX2"]}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, "--worker", *options],
-            env=environment | LEVELS[level] | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env=environment | LEVELS[level] | count,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -79,8 +80,10 @@ class Worker:
             raise RuntimeError(f"a worker ended with status {self._process.wait()}; its error is above")
         return json.loads(answer)
 
-    def close(self) -> None:
-        """Ends it."""
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         # Without questions it ends by itself.
         with self._process:
             pass
@@ -92,8 +95,7 @@ def workers(module: str, levels: Sequence[str], options: Sequence[str] = ()) -> 
     with ExitStack() as stack:
         found = {}
         for level in levels:
-            found[level] = Worker(module, level, options)
-            stack.callback(found[level].close)
+            found[level] = stack.enter_context(Worker(module, level, options))
         yield found
 
 

@@ -2,12 +2,15 @@
 without caching and with DeepCache, and the reference package where it runs, all in turn in one run.
 
 Every call of the U-Net is timed, so that one run gives full and shallow steps, whole loops, and fewer steps without
-caching. Then the fidelity of weights of 8 bits, on the bundled model, and the share of a shallow step of SDXL. Each
-runtime keeps the weights in its own way: in float32 all of them together take more than 24 GB.
+caching. Then the fidelity of weights of 8 bits, on the bundled model, and the share of a shallow step of SDXL.
 
+Each runtime keeps the weights in its own way, and making graphs takes several times the memory of running them. So
+PyTorch and each of the others have a process of their own for the whole run, and graphs are made by processes that end
+before it begins.
+
+    python -m benchmarks.cpu_runtimes --steps 5
     python -m benchmarks.cpu_runtimes --dtype bfloat16 --runtimes eager,regional,compiled,openvino \\
         --sdxl-pixels 512 --output benchmarks/cpu_runtimes_bfloat16.json
-    python -m benchmarks.cpu_runtimes --runtimes eager,openvino --steps 5 --rounds 2
     python -m benchmarks.cpu_runtimes --model shapes --pixels 64 --steps 20 --rounds 5 \\
         --output benchmarks/cpu_runtimes_shapes.json
 """
@@ -18,6 +21,7 @@ import argparse
 import copy
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +33,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from benchmarks.cpu_levels import Worker, rotated, serve
 from benchmarks.gpu import REFERENCE as REFERENCE_PACKAGE
 from DeepCache.bench.contestants import BASELINE, DEEPCACHE, GRAPHS, MODES, REFERENCE, sharing_weights
 from DeepCache.bench.provenance import provenance
@@ -42,7 +47,7 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import DeepCacheEngine, apply_deepcache, remove_deepcache
 from DeepCache.engine.compilation import Compilation
 from DeepCache.engine.cost import count_costs
-from DeepCache.export import export_graphs, load_graphs, use_runtime
+from DeepCache.export import export_graphs, load_graphs
 from DeepCache.export.formats import graph_format
 from DeepCache.export.identity import versions_of
 from DeepCache.generation.painter import Painter
@@ -56,16 +61,23 @@ VARIANTS = {"I=3": parse_variant("I=3 B=0"), "I=5": parse_variant("I=5 B=0")}
 INT8 = "openvino int8"
 RUNTIMES = ("eager", "regional", "compiled", "openvino", INT8, "onnx")
 GUIDANCE = 7.5
+Key = tuple[str, str, str]
+"""A runtime, a method and its settings."""
+EAGER: Key = ("eager", BASELINE, "no caching")
 WARM_UP = 2  # a full step and a shallow one
 
 
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    with quiet_libraries(), TemporaryDirectory() as folder:
-        result = _measured(options, Path(folder))
-        if INT8 in options.runtimes:
-            result["int8_fidelity"] = _int8_fidelity(Path(folder))
+    with quiet_libraries():
+        if options.worker:
+            serve(_Runtimes(options).answer)
+            return
+        with TemporaryDirectory() as folder:
+            result = _measured(options, Path(folder))
+            if INT8 in options.runtimes:
+                result["int8_fidelity"] = _int8_fidelity(Path(folder))
         if options.sdxl_pixels:
             result["sdxl"] = _sdxl(options)
     write_result(options.output, result)
@@ -75,28 +87,29 @@ def main() -> None:
 
 
 def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    pipe = _pipeline(options.model, options.dtype)
-    call = PipelineCall(1, (options.pixels, options.pixels), options.steps, guidance=GUIDANCE)
-    loop = UnetLoop.of(pipe, call)
-    runs = dict(_runs(pipe, call, loop, options, folder))
-    seconds: dict[tuple[str, str, str], list[list[float]]] = {key: [] for key in runs}
-    names = list(runs)
-    with Progress() as progress:
-        for key in progress.track(names, description="warming up and compiling"):
-            runs[key](WARM_UP)
+    on_graphs = [runtime for runtime in options.runtimes if _is_graphs(runtime)]
+    on_pytorch = ",".join(runtime for runtime in options.runtimes if not _is_graphs(runtime))
+    with Progress() as progress, ExitStack() as stack:
+        for runtime in progress.track(on_graphs, description="making graphs"):
+            with _process(options, runtime, folder) as process:
+                process.ask("export")
+        keys, processes = [], {}
+        for runtimes in progress.track([on_pytorch, *on_graphs], description="warming up and compiling"):
+            process = stack.enter_context(_process(options, runtimes, folder))
+            for key in map(tuple, process.ask("prepare")):
+                process.ask("seconds", *key, WARM_UP)
+                keys.append(key)
+                processes[key] = process
+        seconds: dict[Key, list[list[float]]] = {key: [] for key in keys}
         for number in progress.track(range(options.rounds), description="rounds"):
-            turn = number * len(names) // options.rounds
-            for key in (*names[turn:], *names[:turn]):
-                seconds[key].append(runs[key](options.steps))
-                gc.collect()
-    costs = count_costs(pipe.unet, loop.args, loop.kwargs, [0])
+            for key in rotated(keys, number * len(keys) // options.rounds):
+                seconds[key].append(processes[key].ask("seconds", *key, options.steps))
+        shares = processes[EAGER].ask("shares")
     versions = {}
-    for runtime in options.runtimes:
-        if runtime.split()[0] in GRAPHS:
-            versions |= versions_of(graph_format(runtime.split()[0]).packages)
+    for runtime in on_graphs:
+        versions |= versions_of(graph_format(runtime.split()[0]).packages)
     made = provenance(seed=0)
-    shares = [mean_cost(variant.config.steps(options.steps), costs) for variant in VARIANTS.values()]
-    fewer = sorted({max(1, round(options.steps * share)) for share in shares}, reverse=True)
+    fewer = sorted({max(1, round(options.steps * shares[name])) for name in VARIANTS}, reverse=True)
     return made | {
         "versions": made["versions"] | versions,
         "unet": f"{options.model}, random weights",
@@ -107,30 +120,71 @@ def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "steps": options.steps,
         "rounds": options.rounds,
         "threads": options.threads,
-        "shallow_share_of_macs": costs.share(0),
-        "rows": [row for key in names for row in _rows(key, seconds, fewer)],
+        "shallow_share_of_macs": shares["shallow"],
+        "rows": [row for key in keys for row in _rows(key, seconds, fewer)],
     }
 
 
-def _runs(
-    pipe: Any, call: PipelineCall, loop: UnetLoop, options: argparse.Namespace, folder: Path
-) -> Iterator[tuple[tuple[str, str, str], Callable[[int], list[float]]]]:
-    """What runs so many steps and returns the seconds of each, by runtime, method and settings. All runs of a runtime
-    share the weights, or the graphs; both intervals share what is compiled."""
-    for runtime in options.runtimes:
-        here, mode = pipe, runtime
-        if runtime.split()[0] in GRAPHS:
-            here, mode = _on_graphs(pipe, runtime, call, folder), "eager"
-        yield (runtime, BASELINE, "no caching"), partial(_timed_calls, _copy(here, mode), loop)
-        with_deepcache = _copy(here)
-        engine = apply_deepcache(with_deepcache, _config("I=3", mode))
+def _is_graphs(runtime: str) -> bool:
+    return runtime.split()[0] in GRAPHS
+
+
+def _process(options: argparse.Namespace, runtimes: str, folder: Path) -> Worker:
+    """A process for runtimes that share the weights."""
+    same = [f"--{name}={getattr(options, name)}" for name in ("model", "pixels", "dtype", "steps", "threads")]
+    arguments = [*same, f"--runtimes={runtimes}", f"--graphs={folder / runtimes.replace(' ', '-')}"]
+    return Worker("benchmarks.cpu_runtimes", "native", arguments, threads=options.threads)
+
+
+class _Runtimes:
+    """Answers for runtimes that share the weights, or the graphs: both intervals share what is compiled."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._pipe = _pipeline(options.model, options.dtype)
+        self._call = PipelineCall(1, (options.pixels, options.pixels), options.steps, guidance=GUIDANCE)
+        self._runs: dict[Key, Callable[[int], list[float]]] = {}
+
+    def answer(self, question: str, *arguments: Any) -> Any:
+        gc.collect()
+        return getattr(self, question)(*arguments)
+
+    def export(self) -> None:
+        runtime = self._options.runtimes[0]
+        call = self._call.arguments(self._pipe)
+        export_graphs(
+            self._pipe, self._options.graphs, call, format=runtime.split()[0], int8=runtime == INT8, overwrite=True
+        )
+
+    def prepare(self) -> list[Key]:
+        """What can be run: runtime, method and settings."""
+        self._loop = UnetLoop.of(self._pipe, self._call)
+        if _is_graphs(self._options.runtimes[0]):
+            self._pipe.unet = load_graphs(self._options.graphs)
+        for runtime in self._options.runtimes:
+            self._runs |= dict(self._runs_in(runtime))
+        return list(self._runs)
+
+    def _runs_in(self, runtime: str) -> Iterator[tuple[Key, Callable[[int], list[float]]]]:
+        loop, mode = self._loop, "eager" if _is_graphs(runtime) else runtime
+        yield (runtime, BASELINE, "no caching"), partial(_timed_calls, _copy(self._pipe, mode), loop)
+        engine = apply_deepcache(_copy(self._pipe), _config("I=3", mode))
         for name in VARIANTS:
             yield (runtime, DEEPCACHE, name), partial(_with_deepcache, engine, loop, _config(name, mode))
         if runtime == "eager":
-            helper = reference_helper_class(REFERENCE_PACKAGE)(pipe=_copy(pipe))
+            helper = reference_helper_class(REFERENCE_PACKAGE)(pipe=_copy(self._pipe))
             for name, variant in VARIANTS.items():
                 interval = variant.config.cache_interval
                 yield (runtime, REFERENCE, name), partial(_with_reference, helper, loop, interval)
+
+    def seconds(self, runtime: str, method: str, settings: str, steps: int) -> list[float]:
+        return self._runs[runtime, method, settings](steps)
+
+    def shares(self) -> dict[str, float]:
+        """The work of a shallow step, and of a run with each interval, as shares of that without caching."""
+        costs = count_costs(self._pipe.unet, self._loop.args, self._loop.kwargs, [0])
+        runs = {name: mean_cost(variant.config.steps(self._options.steps), costs) for name, variant in VARIANTS.items()}
+        return runs | {"shallow": costs.share(0)}
 
 
 def _copy(pipe: Any, mode: str = "eager") -> Any:
@@ -161,16 +215,6 @@ def _with_reference(helper: Any, loop: UnetLoop, interval: int, steps: int) -> l
         helper.disable()
 
 
-def _on_graphs(pipe: Any, runtime: str, call: PipelineCall, folder: Path) -> Any:
-    made = copy.copy(pipe)
-    if runtime == INT8:
-        export_graphs(pipe, folder / "int8", call.arguments(pipe), format="openvino", int8=True)
-        made.unet = load_graphs(folder / "int8")
-    else:
-        use_runtime(made, runtime)
-    return made
-
-
 def _timed_calls(pipe: Any, loop: UnetLoop, steps: int) -> list[float]:
     """Seconds of each call of the U-Net in the first steps of a run."""
     each = []
@@ -183,11 +227,9 @@ def _timed_calls(pipe: Any, loop: UnetLoop, steps: int) -> list[float]:
     return each
 
 
-def _rows(
-    key: tuple[str, str, str], seconds: dict[tuple[str, str, str], list[list[float]]], fewer: list[int]
-) -> list[dict[str, Any]]:
+def _rows(key: Key, seconds: dict[Key, list[list[float]]], fewer: list[int]) -> list[dict[str, Any]]:
     runtime, method, name = key
-    own, eager, same = seconds[key], seconds["eager", BASELINE, "no caching"], seconds[runtime, BASELINE, "no caching"]
+    own, eager, same = seconds[key], seconds[EAGER], seconds[runtime, BASELINE, "no caching"]
     interval = VARIANTS[name].config.cache_interval if name in VARIANTS else 1
     rows = [_row(runtime, method, name, [sum(each) for each in own], eager, same)]
     if method == BASELINE:
@@ -284,6 +326,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--graphs", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--sdxl-pixels", type=int, default=0, help="measure SDXL at this size too")
     return parser.parse_args()
 

@@ -395,9 +395,10 @@ class _Cell:
     def _contestant(
         self, method: str, call: PipelineCall, variant: Variant | None = None, **options: Any
     ) -> Contestant:
-        mode, branch = self.cell["mode"], 0 if variant is None else branch_for(variant.config)
+        mode = self.cell["mode"]
         if mode not in GRAPHS:
             return Contestant(self.pipe, method, call, variant, **options)
+        branch = 0 if variant is None else branch_for(variant.config)
         if branch not in self.on_graphs:
             # All contestants with a cut at this branch share the graphs, which hold the weights.
             from DeepCache.export import use_runtime
