@@ -24,7 +24,8 @@ def why_missing(extra: str) -> str:
         return ""
     lacking = []
     for requirement in requirements:
-        wanted = re.match(rf"""([\w.-]+)>=([\d.]+)\s*;.*extra == ['"]{extra}['"]""", requirement)
+        # Those for some versions of Python alone have another marker before.
+        wanted = re.match(rf"""([\w.-]+)>=([\d.]+)\s*;\s*extra == ['"]{extra}['"]""", requirement)
         if wanted:
             name, least = wanted.groups()
             try:

@@ -59,6 +59,9 @@ def test_the_blocks_of_a_page_run(page, reader):
                     _check(line, place)
             case "json":
                 json.loads(block.text)
+            case "toml":
+                # The commands of the page that come after it read it.
+                (reader / "deepcache.toml").write_text(block.text, encoding="utf-8")
             case "yaml":
                 pytest.importorskip("yaml").safe_load(block.text)
             case language:

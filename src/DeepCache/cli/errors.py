@@ -20,6 +20,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from DeepCache.cli.interruption import INTERRUPTED, was_interrupted
+from DeepCache.cli.settings_file import find_settings_file
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
 __all__ = ["WRONG_INPUT", "Command", "CommandGroup"]
@@ -59,7 +60,8 @@ class CommandGroup(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command whose help shows square brackets as they are, and which takes no empty name for a file."""
+    """A command whose help shows square brackets as they are, which takes no empty name for a file, and whose options
+    may come from a settings file."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         shown = copy.copy(self)
@@ -80,7 +82,39 @@ class Command(TyperCommand):
                         f"{name} must name a {parameter.metavar.lower()}, got ''. Leave it out or name one."
                     )
             before = word
-        return super().parse_args(ctx, args)
+        is_help = any(name in args for name in ctx.help_option_names)
+        file = None if is_help or ctx.resilient_parsing else find_settings_file(Path.cwd())
+        if file is None or ctx.parent is None:
+            return super().parse_args(ctx, args)
+        parameters, commands = _options_of(self), ctx.parent.command.commands
+        given = self.make_parser(ctx).parse_args(list(args))[0]
+        values = file.values_for(
+            ctx.info_name,
+            {name: _options_of(command) for name, command in commands.items()},
+            [name for name, parameter in parameters.items() if parameter.name in given],
+        )
+        ctx.default_map = {parameters[name].name: value for name, value in values.items()}
+        try:
+            left = super().parse_args(ctx, args)
+        except _UsageError as error:
+            wrong = getattr(error, "param", None)
+            if wrong is None or wrong.name not in ctx.default_map:
+                raise
+            raise ValueError(f"{file.path}: {_usage(error)}") from error
+        if values:
+            print(f"Settings from {file.path}: {', '.join(sorted(values))}", file=sys.stderr)
+        return left
+
+
+def _options_of(command: Any) -> dict[str, Any]:
+    """The options of a command by their names without dashes; those that only print and end are left out."""
+    return {
+        name.removeprefix("--"): parameter
+        for parameter in command.params
+        if parameter.param_type_name == "option" and not parameter.is_eager
+        for name in parameter.opts
+        if name.startswith("--")
+    }
 
 
 @contextmanager
