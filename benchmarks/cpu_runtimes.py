@@ -161,6 +161,8 @@ class _Runtimes:
         self._loop = UnetLoop.of(self._pipe, self._call)
         if _is_graphs(self._options.runtimes[0]):
             self._pipe.unet = load_graphs(self._options.graphs)
+        # The loop has all that a call of the U-Net takes.
+        self._pipe.text_encoder = self._pipe.vae = None
         for runtime in self._options.runtimes:
             self._runs |= dict(self._runs_in(runtime))
         return list(self._runs)

@@ -18,6 +18,7 @@ from DeepCache.batch.row import BatchRow
 from DeepCache.batch.settings import BatchSettings
 from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.settings import check_against_pipeline, check_plan
+from DeepCache.models.identity import weights_hash
 from DeepCache.models.loading import load_pipeline, recommended_guidance
 from DeepCache.runtime import device_for
 
@@ -242,15 +243,9 @@ def loaded_model(pipe: Any) -> tuple[str, dict[str, Any]]:
         A hash of the structure and of some weights of each of its networks; and the classes of the pipeline and the
         scheduler, the scheduler's configuration, and the type of the weights.
     """
-    import hashlib
+    from DeepCache.engine.fingerprint import scheduler_settings
 
-    from torch import nn
-
-    from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
-
-    networks = {name: fingerprint(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    text = json.dumps(networks, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16], {
+    return weights_hash(pipe), {
         "pipeline": type(pipe).__name__,
         "scheduler": scheduler_settings(pipe.scheduler),
         "dtype": str(pipe.dtype).removeprefix("torch."),

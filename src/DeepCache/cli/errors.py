@@ -20,7 +20,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from DeepCache.cli.interruption import INTERRUPTED, was_interrupted
-from DeepCache.cli.settings_file import find_settings_file
+from DeepCache.cli.settings_file import find_settings_file, without_replaced
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
 __all__ = ["WRONG_INPUT", "Command", "CommandGroup"]
@@ -82,28 +82,43 @@ class Command(TyperCommand):
                         f"{name} must name a {parameter.metavar.lower()}, got ''. Leave it out or name one."
                     )
             before = word
-        is_help = any(name in args for name in ctx.help_option_names)
-        file = None if is_help or ctx.resilient_parsing else find_settings_file(Path.cwd())
-        if file is None or ctx.parent is None:
+        if ctx.parent is None or ctx.resilient_parsing or any(name in args for name in ctx.help_option_names):
             return super().parse_args(ctx, args)
-        parameters, commands = _options_of(self), ctx.parent.command.commands
-        given = self.make_parser(ctx).parse_args(list(args))[0]
-        values = file.values_for(
-            ctx.info_name,
-            {name: _options_of(command) for name, command in commands.items()},
-            [name for name, parameter in parameters.items() if parameter.name in given],
-        )
-        ctx.default_map = {parameters[name].name: value for name, value in values.items()}
+        parameters = _options_of(self)
+        parsed = self.make_parser(ctx).parse_args(list(args))[0]
+        given = {name: parsed[parameter.name] for name, parameter in parameters.items() if parameter.name in parsed}
+        source, values = self._recorded(given) if "from" in given else self._from_file(ctx, given)
+        names = {name: parameter.name for name, parameter in parameters.items()} | {"prompt": "prompts"}
+        ctx.default_map = {names[name]: value for name, value in values.items()}
         try:
             left = super().parse_args(ctx, args)
         except _UsageError as error:
             wrong = getattr(error, "param", None)
             if wrong is None or wrong.name not in ctx.default_map:
                 raise
-            raise ValueError(f"{file.path}: {_usage(error)}") from error
+            raise ValueError(f"{source}: {_usage(error)}") from error
         if values:
-            print(f"Settings from {file.path}: {', '.join(sorted(values))}", file=sys.stderr)
+            print(f"Settings from {source}: {', '.join(sorted(values))}", file=sys.stderr)
         return left
+
+    def _from_file(self, ctx: Any, given: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+        """The settings file, and what it sets beside the options on the command line."""
+        file = find_settings_file(Path.cwd())
+        if file is None:
+            return None, {}
+        options = {name: _options_of(command) for name, command in ctx.parent.command.commands.items()}
+        return file.path, without_replaced(file.values_for(ctx.info_name, options), given)
+
+    def _recorded(self, given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+        """The image that settings are to be taken from, and what it sets beside the options on the command line."""
+        from DeepCache.generation import read_recorded
+
+        image = read_recorded(given["from"])
+        if "model" not in image.options and "model" not in given:
+            raise ValueError(f"{image.path} does not say where its model is: give it with --model")
+        values = without_replaced(image.options, given)
+        prompt = values.pop("prompt")
+        return image.path, values if "prompts" in given else values | {"prompt": [prompt]}
 
 
 def _options_of(command: Any) -> dict[str, Any]:

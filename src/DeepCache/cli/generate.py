@@ -35,6 +35,7 @@ from DeepCache.cli.options import (
     Vae,
     deepcache_config,
 )
+from DeepCache.cli.recorded import print_differences, print_fidelity
 from DeepCache.config import DeepCacheConfig
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
@@ -99,6 +100,17 @@ def generate_command(
             metavar="WIDTHxHEIGHT",
             help="In pixels; one number for a square.",
             show_default="the model's own",
+            rich_help_panel=_PICTURE,
+        ),
+    ] = None,
+    recorded: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="IMAGE",
+            help="Generate an image again: take the prompt and all settings from its metadata (DeepCache's own, or the "
+            "parameters of AUTOMATIC1111's web UI). Other options override them.",
+            show_default=False,
             rich_help_panel=_PICTURE,
         ),
     ] = None,
@@ -234,6 +246,7 @@ def generate_command(
     stderr = Console(stderr=True, markup=False)
     try:
         pipe = _pipeline(settings[0], dtype, device_for(runtime, device), controlnet, scheduler, stderr)
+        print_differences(recorded, pipe, stderr)
         if preset is not None:
             settings = _with_preset(preset, settings, pipe, stderr)
         warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
@@ -259,6 +272,7 @@ def generate_command(
             print_results(finished, folder.written, as_json=as_json)
         raise
     print_results(finished, folder.written, as_json=as_json)
+    print_fidelity(recorded, finished, stderr)
 
 
 def _pipeline(

@@ -213,7 +213,7 @@ PlanFile = Annotated[
     typer.Option(
         "--plan",
         metavar="FILE",
-        help="A plan of `deepcache tune`, instead of the settings above.",
+        help="A plan of `deepcache tune`, or an image generated with one, instead of the settings above.",
         rich_help_panel=DEEPCACHE_PANEL,
     ),
 ]
@@ -284,11 +284,24 @@ def deepcache_config(
         cache_interval=interval,
         cache_branch_id=branch,
         guidance_reuse=guidance_reuse,
-        plan=Plan.from_file(plan) if plan is not None else None,
+        plan=None if plan is None else _plan(plan),
         force_plan=force_plan,
         threshold=_DEFAULT_THRESHOLD if threshold is None else threshold,
         **names,
     )
+
+
+def _plan(path: str) -> Plan:
+    """The plan in a file, or that of an image that was generated with one."""
+    from DeepCache.generation import FORMATS, read_settings
+
+    if Path(path).suffix.lower() not in FORMATS:
+        return Plan.from_file(path)
+    settings = read_settings(path)["settings"]
+    cache = settings["deepcache"] if isinstance(settings["deepcache"], dict) else settings
+    if cache.get("plan") is None:
+        raise ValueError(f"{path!r} was generated without a plan")
+    return Plan.from_dict(cache["plan"])
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -14,11 +14,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SettingsFile", "find_settings_file"]
+__all__ = ["SettingsFile", "find_settings_file", "without_replaced"]
 
 _OWN_FILE, _PROJECT_FILE = "deepcache.toml", "pyproject.toml"
 _PARTS = {"interval", "branch", "skip-mode", "threshold", "between", "forecast", "guidance-reuse"}
-# An option on the command line replaces these of a file, since they cannot be combined.
+# An option on the command line replaces these, since they cannot be combined.
 _REPLACED = {
     "preset": _PARTS | {"plan", "force-plan"},
     "plan": _PARTS | {"preset", "force-plan"},
@@ -42,13 +42,12 @@ class SettingsFile:
     path: Path
     values: Mapping[str, Any]
 
-    def values_for(self, command: str, options: Mapping[str, Iterable[str]], given: Iterable[str]) -> dict[str, Any]:
+    def values_for(self, command: str, options: Mapping[str, Iterable[str]]) -> dict[str, Any]:
         """What it sets for a command, by the name of the option.
 
         Args:
             command: the name of the command.
             options: the names of the options of every command.
-            given: options on the command line. They replace settings that cannot be combined with them.
 
         Raises:
             ValueError: no command has such an option, or this command has none of a table of its own, or a value is of
@@ -64,9 +63,7 @@ class SettingsFile:
             for key, value in table.items():
                 self._check(_option(key), value, set(options[name]), f" of {name}")
         own = {_option(name): value for name, value in tables.get(command, {}).items()}
-        found = {name: value for name, value in shared.items() if name in set(options[command])} | own
-        replaced = {name for option in given for name in _REPLACED.get(option, ())}
-        return {name: value for name, value in found.items() if name not in replaced and name not in set(given)}
+        return {name: value for name, value in shared.items() if name in set(options[command])} | own
 
     def _check(self, name: str, value: Any, known: set[str], where: str) -> None:
         if name not in known:
@@ -76,6 +73,17 @@ class SettingsFile:
         of_one_kind = value if isinstance(value, list) else [value]
         if not all(isinstance(each, str | int | float) for each in of_one_kind):
             raise ValueError(f"{self.path}: {name}{where} must be a value or a list of values, got {value!r}")
+
+
+def without_replaced(values: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
+    """Settings without those that options on the command line replace, because they are the same or cannot be combined.
+
+    Example:
+        >>> without_replaced({"interval": 5, "steps": 25}, ["preset"])
+        {'steps': 25}
+    """
+    replaced = {*given, *(name for option in given for name in _REPLACED.get(option, ()))}
+    return {name: value for name, value in values.items() if name not in replaced}
 
 
 def find_settings_file(folder: Path) -> SettingsFile | None:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
 import textwrap
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from DeepCache.generation.metadata import with_notes
 
-__all__ = ["FORMATS", "OutputFolder", "read_settings"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["FORMATS", "OutputFolder"]
 
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """Formats of images by the ending of a file."""
 
 _SLUG_LENGTH = 40
-_DESCRIPTION = 0x010E  # ImageDescription of EXIF
 
 
 class OutputFolder:
@@ -71,13 +71,13 @@ class OutputFolder:
     def _taken(self, stem: str) -> bool:
         return (self.path / f"{stem}{self._suffix}").exists()
 
-    def save(self, image: Image.Image, stem: str, notes: dict[str, Any]) -> Path:
+    def save(self, image: Image, stem: str, notes: dict[str, Any]) -> Path:
         """Writes an image with notes: text chunks of a PNG, whose values other than text are JSON; of other formats a
         description in the EXIF data, as one JSON object."""
         path, kind = self.path / f"{stem}{self._suffix}", FORMATS[self._suffix.lower()]
         partial = self.path / f".{stem}.partial"
         try:
-            image.save(partial, format=kind, **_with_notes(kind, notes))
+            image.save(partial, format=kind, **with_notes(kind, notes))
             # Before it is there, so that none is forgotten.
             self._paths.append(path)
             partial.replace(path)
@@ -86,44 +86,3 @@ class OutputFolder:
         finally:
             partial.unlink(missing_ok=True)
         return path
-
-
-def _with_notes(kind: str, notes: dict[str, Any]) -> dict[str, Any]:
-    """The options that an image of a format is saved with."""
-    if kind == "PNG":
-        info = PngInfo()
-        for key, value in notes.items():
-            info.add_text(key, value if isinstance(value, str) else json.dumps(value))
-        return {"pnginfo": info}
-    exif = Image.Exif()
-    exif[_DESCRIPTION] = json.dumps(notes)
-    return {"exif": exif, "quality": 95}
-
-
-def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The notes in an image that `deepcache generate` wrote: prompt, seed and settings.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no image that DeepCache wrote.
-    """
-    name = os.fspath(path)
-    try:
-        with Image.open(path) as image:
-            notes = {key: value for key, value in image.info.items() if isinstance(value, str)}
-            described = image.getexif().get(_DESCRIPTION)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read the image {name!r}: it is not an image") from error
-    except OSError as error:
-        raise OSError(f"cannot read the image {name!r}: {error.strerror or error}") from error
-    if isinstance(described, str) and described.startswith("{"):
-        found = json.loads(described)
-        notes = {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
-    if "settings" not in notes:
-        raise ValueError(f"{name!r} holds no settings of DeepCache")
-    return {
-        "prompt": notes.get("prompt", ""),
-        "negative_prompt": notes.get("negative_prompt", ""),
-        "seed": int(notes["seed"]),
-        "settings": json.loads(notes["settings"]),
-    }

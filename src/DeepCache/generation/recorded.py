@@ -1,0 +1,117 @@
+"""What an image says of how it was generated, as options of `deepcache generate`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from DeepCache.generation.a1111 import parse_parameters
+from DeepCache.generation.metadata import read_notes, read_settings
+from DeepCache.models.identity import weights_hash
+
+__all__ = ["RecordedImage", "made_with", "read_recorded"]
+
+_SETTINGS = {"model": "model", "vae": "vae", "steps": "steps", "guidance": "guidance", "dtype": "dtype"}
+_SETTINGS |= {"runtime": "runtime", "embeddings": "embedding", "image": "image", "strength": "strength"}
+_SETTINGS |= {"mask": "mask", "control_image": "control-image", "controlnet": "controlnet"}
+_CACHE = {"cache_interval": "interval", "cache_branch_id": "branch", "skip_mode": "skip-mode", "between": "between"}
+_CACHE |= {"forecast": "forecast", "guidance_reuse": "guidance-reuse", "force_plan": "force-plan"}
+_CACHE |= {"compile": "compile"}
+
+
+@dataclass(frozen=True)
+class RecordedImage:
+    """How an image was generated, as far as it says.
+
+    Args:
+        path: the image.
+        options: options of `deepcache generate` by their names, and the `prompt`.
+        unread: settings of another program that the options cannot express.
+        made_with: what the image depends on beside its options: versions of packages by their names, `device`,
+            `pipeline`, and `weights`, a hash of some of the model's weights.
+    """
+
+    path: Path
+    options: dict[str, Any]
+    unread: tuple[str, ...] = ()
+    made_with: dict[str, str] = field(default_factory=dict)
+
+    def differences(self, here: Mapping[str, str]) -> list[str]:
+        """What differs from what it was generated with.
+
+        Args:
+            here: the same of a pipeline on this machine, see `made_with`.
+
+        Example:
+            >>> image = RecordedImage(Path("image.png"), {}, made_with={"torch": "2.12.0", "device": "cuda:0"})
+            >>> image.differences({"torch": "2.13.0", "device": "cuda:0"})
+            ['torch 2.13.0 (then 2.12.0)']
+        """
+        return [
+            f"{name} {here[name]} (then {then})"
+            for name, then in self.made_with.items()
+            if here.get(name, then) != then
+        ]
+
+
+def read_recorded(path: str | os.PathLike[str]) -> RecordedImage:
+    """What an image says of itself: one of DeepCache, or of AUTOMATIC1111's web UI and programs that write its
+    `parameters`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an image, or says nothing that can be read, or was generated with a schedule that no
+            option stands for.
+    """
+    notes = read_notes(path)
+    name = os.fspath(path)
+    if "settings" in notes:
+        return _own(Path(path), read_settings(path))
+    if "parameters" in notes:
+        try:
+            options, unread = parse_parameters(notes["parameters"])
+        except ValueError as error:
+            raise ValueError(f"cannot read the settings in {name!r}: {error}") from error
+        return RecordedImage(Path(path), options, tuple(unread))
+    if "workflow" in notes:
+        raise ValueError(f"{name!r} holds a workflow of ComfyUI: open it there")
+    raise ValueError(f"{name!r} holds no settings of DeepCache, and no parameters of AUTOMATIC1111's web UI")
+
+
+def made_with(pipe: Any) -> dict[str, str]:
+    """What an image depends on beside its options, see `RecordedImage.made_with`."""
+    versions = {name: version(name) for name in ("DeepCache", "diffusers", "torch")}
+    return versions | {"device": str(pipe.device), "pipeline": type(pipe).__name__, "weights": weights_hash(pipe)}
+
+
+def _own(path: Path, found: dict[str, Any]) -> RecordedImage:
+    settings = found["settings"]
+    # A batch keeps the settings of DeepCache in a table of their own, and generate says here whether it was on.
+    cache, on = settings, settings["deepcache"]
+    if isinstance(on, dict):
+        # Its `model` is a hash.
+        cache, on, settings = on, True, settings | {"model": None}
+    options = {name: settings[key] for key, name in _SETTINGS.items() if settings.get(key) not in (None, [])}
+    options |= {"prompt": found["prompt"], "negative-prompt": found["negative_prompt"], "seed": found["seed"]}
+    options["size"] = f"{settings['width']}x{settings['height']}" if "width" in settings else settings.get("size")
+    options["lora"] = [f"{lora}:{scale:g}" for lora, scale in settings.get("loras", ())]
+    scheduler = settings.get("scheduler")
+    options["scheduler"] = scheduler["class"] if isinstance(scheduler, dict) else scheduler
+    options |= _cache_options(path, cache) if on else {"interval": 1, "compile": cache.get("compile", "none")}
+    made = dict(settings.get("versions") or found.get("versions", {}))
+    made |= {name: settings[name] for name in ("device", "pipeline") if settings.get(name)}
+    made |= {"weights": weights} if (weights := settings.get("weights", found.get("weights"))) else {}
+    return RecordedImage(path, {name: value for name, value in options.items() if value not in (None, [])}, (), made)
+
+
+def _cache_options(path: Path, cache: Mapping[str, Any]) -> dict[str, Any]:
+    if cache.get("plan") is not None:
+        return {"plan": str(path), "force-plan": cache.get("force_plan", False), "compile": cache["compile"]}
+    if cache.get("schedule") is not None:
+        raise ValueError(f"{str(path)!r} was generated with a schedule of its own, which no option stands for")
+    options = {name: cache[key] for key, name in _CACHE.items() if key in cache and key != "force_plan"}
+    return options | ({"threshold": cache["threshold"]} if cache.get("skip_mode") == "adaptive" else {})

@@ -1,0 +1,25 @@
+"""What tells a pipeline's weights from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+__all__ = ["weights_hash"]
+
+
+def weights_hash(pipe: Any) -> str:
+    """A hash of the structure and of some weights of each network of a pipeline. LoRAs beside the weights do not count.
+
+    Example:
+        >>> from DeepCache.models import load_pipeline
+        >>> len(weights_hash(load_pipeline("shapes", device="cpu")))
+        16
+    """
+    from torch import nn
+
+    from DeepCache.engine.fingerprint import fingerprint
+
+    networks = {name: fingerprint(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    return hashlib.sha256(json.dumps(networks, sort_keys=True).encode()).hexdigest()[:16]

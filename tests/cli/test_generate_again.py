@@ -1,0 +1,185 @@
+"""`deepcache generate --from IMAGE`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from DeepCache.generation import read_settings
+from DeepCache.generation.a1111 import parse_parameters
+from DeepCache.models import load_pipeline
+from DeepCache.schedule import Step
+from tests.bench.small_models import plan_for
+
+FIRST = ("a red circle", "--steps", 6, "--seed", 7, "--output", "first.png")
+PARAMETERS = (
+    "a red <lora:ink:0.8> circle,\n(large:1.2)\nNegative prompt: blue\nSteps: 5, Sampler: DPM++ 2M Karras, "
+    'CFG scale: 3.5, Seed: 12, Size: 64x64, Model hash: abc, Model: ink, Lora hashes: "ink: 1, wet: 2", Clip skip: 2, '
+    "Version: v1.10.1"
+)
+
+
+def again(run, *arguments):
+    result = run("generate", "--from", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["images"][0]["file"], result.stderr
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--scheduler", "euler-a", "--guidance", 4, "--negative-prompt", "blue", "--guidance-reuse", "--size", "72x64"),
+        ("--interval", 2, "--branch", 3, "--forecast", "quadratic", "--skip-mode", "non-uniform"),
+        ("--skip-mode", "adaptive", "--threshold", 0.3, "--between", "alternating"),
+        ("--preset", "fast"),
+    ],
+    ids=lambda options: " ".join(map(str, options)) or "defaults",
+)
+def test_an_image_is_generated_again(run, options):
+    assert run("generate", *FIRST, *options).exit_code == 0
+    path, stderr = again(run, "first.png", "--output", "second.png")
+    assert (pixels(path) == pixels("first.png")).all()
+    assert read_settings(path) == read_settings("first.png")
+    assert "Compared with first.png: the same pixels" in stderr
+    assert "Not as" not in stderr
+
+
+def test_an_image_of_a_plan_is_generated_again_with_it(run):
+    pipe = load_pipeline("shapes", device="cpu")
+    plan = plan_for(pipe, (Step(True), Step(False, branch=1), Step(True), Step(False)))
+    plan.to_file("plan.json")
+    assert run("generate", *FIRST, "--steps", 4, "--plan", "plan.json").exit_code == 0
+    for source in (["--from", "first.png"], [*FIRST, "--steps", 4, "--plan", "first.png"]):
+        result = run("generate", *source, "--json")
+        assert result.exit_code == 0, result.output
+        assert (pixels(json.loads(result.stdout)["images"][0]["file"]) == pixels("first.png")).all()
+    assert run("generate", *FIRST, "--output", "uniform.png").exit_code == 0
+    refused = run("generate", *FIRST, "--plan", "uniform.png")
+    assert (refused.exit_code, refused.stderr) == (2, "deepcache: 'uniform.png' was generated without a plan\n")
+
+
+def test_the_image_without_deepcache_is_generated_again_without(run):
+    assert run("generate", *FIRST, "--compare").exit_code == 0
+    path, _ = again(run, "first-original.png", "--output", "second.png")
+    assert (pixels(path) == pixels("first-original.png")).all()
+
+
+def test_options_override_what_the_image_says(run):
+    assert run("generate", *FIRST, "--preset", "fast").exit_code == 0
+    path, stderr = again(run, "first.png", "a blue star", "--interval", 2)
+    found = read_settings(path)
+    assert (found["prompt"], found["seed"]) == ("a blue star", 7)
+    assert (found["settings"]["cache_interval"], found["settings"]["steps"]) == (2, 6)
+    assert "Compared with first.png: PSNR" in stderr
+
+
+def test_a_settings_file_does_not_count(run, tmp_path):
+    assert run("generate", *FIRST).exit_code == 0
+    (tmp_path / "deepcache.toml").write_text("guidance-reuse = true\n", encoding="utf-8")
+    path, _ = again(run, "first.png")
+    assert (pixels(path) == pixels("first.png")).all()
+
+
+def test_what_differs_now_is_printed(run, tmp_path):
+    assert run("generate", *FIRST).exit_code == 0
+    with Image.open("first.png") as image:
+        notes = dict(image.info)
+        settings = json.loads(notes["settings"])
+        settings["versions"]["torch"], settings["device"], settings["weights"] = "2.0.0", "cuda:0", "abc"
+        info = PngInfo()
+        for name, value in (notes | {"settings": json.dumps(settings)}).items():
+            info.add_text(name, value)
+        image.save("other.png", pnginfo=info)
+    _, stderr = again(run, "other.png")
+    (line,) = (line for line in stderr.splitlines() if line.startswith("Not as other.png was generated: "))
+    assert "(then 2.0.0), device cpu (then cuda:0), weights" in line
+    assert line.endswith("(then abc)")
+
+
+def test_a_picture_of_a_batch_is_generated_again_with_its_model(run, tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt\na red circle\n", encoding="utf-8")
+    assert run("batch", "prompts.csv", "--output", "batch", "--steps", 4, "--threads", 1).exit_code == 0
+    (picture,) = (tmp_path / "batch").rglob("*.png")
+    result = run("generate", "--from", picture)
+    assert (result.exit_code, "give it with --model" in result.stderr) == (2, True)
+    path, stderr = again(run, picture, "--model", "shapes")
+    assert (pixels(path) == pixels(picture)).all()
+    assert "Not as" not in stderr
+
+
+def test_parameters_of_other_programs_are_read_as_far_as_they_go(run, tmp_path):
+    info = PngInfo()
+    info.add_text("parameters", PARAMETERS)
+    Image.new("RGB", (64, 64)).save("theirs.png", pnginfo=info)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + PARAMETERS.encode("utf-16-be")
+    Image.new("RGB", (64, 64)).save("theirs.jpg", exif=exif)
+    for name in ("theirs.png", "theirs.jpg"):
+        result = run("generate", "--from", name)
+        assert (result.exit_code, "give it with --model" in result.stderr) == (2, True)
+        path, stderr = again(run, name, "--model", "shapes")
+        found = read_settings(path)
+        assert found["prompt"] == "a red  circle,\n(large:1.2)"
+        assert (found["negative_prompt"], found["seed"]) == ("blue", 12)
+        settings = found["settings"]
+        assert (settings["scheduler"], settings["steps"], settings["guidance"]) == (
+            "DPMSolverMultistepScheduler",
+            5,
+            3.5,
+        )
+        # They say nothing of caching.
+        assert settings["cache_interval"] == 1
+        assert (
+            f"Not used of {name}: Schedule type: Karras; Model: ink; Lora hashes: ink: 1, wet: 2; Clip skip: 2; "
+            "<lora:ink:0.8>; (large:1.2)"
+        ) in stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "scheduler", "unread"),
+    [
+        ("Sampler: Euler a", "euler-a", []),
+        ("Sampler: DPM++ 2M, Schedule type: Karras", "dpm++", ["Schedule type: Karras"]),
+        ("Sampler: DPM adaptive", None, ["Sampler: DPM adaptive"]),
+        ("Denoising strength: 0.5, Hires upscale: 2", None, ["Denoising strength: 0.5", "Hires upscale: 2"]),
+    ],
+)
+def test_parameters(text, scheduler, unread):
+    options, found = parse_parameters(f"x\nSteps: 3, {text}")
+    assert (options.get("scheduler"), found) == (scheduler, unread)
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ({}, "holds no settings of DeepCache, and no parameters"),
+        ({"workflow": "{}"}, "holds a workflow of ComfyUI: open it there"),
+        ({"parameters": "a red circle"}, "its parameters end without a line of settings"),
+    ],
+)
+def test_an_image_without_settings_is_refused(run, notes, message):
+    info = PngInfo()
+    for name, value in notes.items():
+        info.add_text(name, value)
+    Image.new("RGB", (8, 8)).save("image.png", pnginfo=info)
+    result = run("generate", "--from", "image.png")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_not_an_image_is_refused(run, tmp_path):
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    for name in ("text.png", "missing.png"):
+        result = run("generate", "--from", name)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert name in result.stderr
