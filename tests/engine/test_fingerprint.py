@@ -66,6 +66,17 @@ def test_it_is_the_same_with_a_lora_of_peft():
     assert fingerprint(unet) == plain
 
 
+def test_a_lora_that_is_fused_is_told_from_another_model():
+    unet = with_lora(tiny_unet())
+    unet.fuse_lora(lora_scale=4.0)
+    for fused in (unet, unet.unload_lora() or unet):
+        assert fingerprint(fused)["weights"] != fingerprint(tiny_unet())["weights"]
+        assert other_model(plan_for(), fused) == ""
+    other = with_lora(tiny_unet(seed=1))
+    other.fuse_lora()
+    assert other_model(plan_for(), other) == "this UNet2DConditionModel has other weights"
+
+
 def test_it_is_the_same_in_another_memory_format_and_without_gradients():
     plain = fingerprint(tiny_unet())
     assert fingerprint(tiny_unet().to(memory_format=torch.channels_last)) == plain

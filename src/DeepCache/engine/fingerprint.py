@@ -34,7 +34,8 @@ _GUIDANCE_TOLERANCE = 0.1
 def fingerprint(unet: nn.Module) -> dict[str, Any]:
     """What tells a U-Net from others, whatever its dtype and device: its class, its structure and some of its weights.
 
-    Adapters beside the weights (LoRA of PEFT) are left out: a plan is as good with a LoRA as without.
+    Adapters beside the weights (LoRA of PEFT) are left out: a plan is as good with a LoRA as without. Those that are
+    fused into the weights change them, see `other_model`.
 
     Returns:
         `unet`, the class; `structure`, a hash of the names and shapes of all weights; `weights`, a few of them, or an
@@ -44,11 +45,9 @@ def fingerprint(unet: nn.Module) -> dict[str, Any]:
     exported: dict[str, Any] | None = getattr(unet, "deepcache_fingerprint", None)
     if exported is not None:
         return exported
-    named = [
-        (name.replace(".base_layer.", "."), weight) for name, weight in unet.named_parameters() if "lora_" not in name
-    ]
+    named = _named_weights(unet)
     listing = "\n".join(f"{name} {tuple(weight.shape)}" for name, weight in sorted(named, key=lambda each: each[0]))
-    chosen = [named[index * len(named) // _SAMPLED_WEIGHTS][1] for index in range(min(_SAMPLED_WEIGHTS, len(named)))]
+    chosen = _chosen(named)
     reachable = not offloaded_to_disk(unet) and all(
         weight.device.type != "meta" and weight.is_floating_point() and weight.element_size() > 1 for weight in chosen
     )
@@ -58,6 +57,17 @@ def fingerprint(unet: nn.Module) -> dict[str, Any]:
         # As many significant digits as float32 has.
         "weights": [float(f"{_middle(weight):.7g}") for weight in chosen] if reachable else [],
     }
+
+
+def _named_weights(unet: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """All weights but those of adapters, by the names that they have without adapters."""
+    return [
+        (name.replace(".base_layer.", "."), weight) for name, weight in unet.named_parameters() if "lora_" not in name
+    ]
+
+
+def _chosen(named: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
+    return [named[index * len(named) // _SAMPLED_WEIGHTS][1] for index in range(min(_SAMPLED_WEIGHTS, len(named)))]
 
 
 def refuse(reason: str) -> None:
@@ -74,18 +84,28 @@ def refuse(reason: str) -> None:
 
 
 def other_model(plan: Plan, unet: nn.Module) -> str:
-    """In what a U-Net differs from that of a plan; an empty string where it does not."""
+    """In what a U-Net differs from that of a plan; an empty string where it does not.
+
+    One with a LoRA fused into its weights does not: a LoRA changes matrices and kernels, and neither biases nor norms,
+    which differ from model to model.
+    """
     found, expected = fingerprint(unet), plan.model
     if found["unet"] != expected.get("unet"):
         return f"the U-Net is a {found['unet']} and not a {expected.get('unet')}"
     if found["structure"] != expected.get("structure"):
         return f"this {found['unet']} has other layers"
     here, there = found["weights"], expected.get("weights", [])
-    if here and there and len(here) != len(there):
-        return f"this {found['unet']} has other weights"
-    if here and there and math.dist(here, there) > _TOLERANCE * math.hypot(*there):
-        return f"this {found['unet']} has other weights"
-    return ""
+    if not here or not there or not _differ(here, there):
+        return ""
+    if len(here) == len(there):
+        vectors = [number for number, weight in enumerate(_chosen(_named_weights(unet))) if weight.ndim < 2]
+        if vectors and not _differ([here[number] for number in vectors], [there[number] for number in vectors]):
+            return ""
+    return f"this {found['unet']} has other weights"
+
+
+def _differ(here: list[float], there: list[float]) -> bool:
+    return len(here) != len(there) or math.dist(here, there) > _TOLERANCE * math.hypot(*there)
 
 
 def other_scheduler(plan: Plan, scheduler: Any) -> str:
