@@ -4,9 +4,8 @@ without caching and with DeepCache, and the reference package where it runs, all
 Every call of the U-Net is timed, so that one run gives full and shallow steps, whole loops, and fewer steps without
 caching. Then the fidelity of weights of 8 bits, on the bundled model, and the share of a shallow step of SDXL.
 
-Each runtime keeps the weights in its own way, and making graphs takes several times the memory of running them. So
-PyTorch and each of the others have a process of their own for the whole run, and graphs are made by processes that end
-before it begins.
+Each runtime keeps the weights in its own way, and in float32 all of them together take more than 24 GB. So PyTorch and
+each of the others run in processes of their own, one after the other in each round; graphs are made before the first.
 
     python -m benchmarks.cpu_runtimes --steps 5
     python -m benchmarks.cpu_runtimes --dtype bfloat16 --runtimes eager,regional,compiled,openvino \\
@@ -21,7 +20,6 @@ import argparse
 import copy
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,22 +87,23 @@ def main() -> None:
 def _measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     on_graphs = [runtime for runtime in options.runtimes if _is_graphs(runtime)]
     on_pytorch = ",".join(runtime for runtime in options.runtimes if not _is_graphs(runtime))
-    with Progress() as progress, ExitStack() as stack:
+    with Progress() as progress:
         for runtime in progress.track(on_graphs, description="making graphs"):
             with _process(options, runtime, folder) as process:
                 process.ask("export")
-        keys, processes = [], {}
-        for runtimes in progress.track([on_pytorch, *on_graphs], description="warming up and compiling"):
-            process = stack.enter_context(_process(options, runtimes, folder))
-            for key in map(tuple, process.ask("prepare")):
-                process.ask("seconds", *key, WARM_UP)
-                keys.append(key)
-                processes[key] = process
-        seconds: dict[Key, list[list[float]]] = {key: [] for key in keys}
+        seconds: dict[Key, list[list[float]]] = {}
+        groups = [on_pytorch, *on_graphs]
         for number in progress.track(range(options.rounds), description="rounds"):
-            for key in rotated(keys, number * len(keys) // options.rounds):
-                seconds[key].append(processes[key].ask("seconds", *key, options.steps))
-        shares = processes[EAGER].ask("shares")
+            for runtimes in rotated(groups, number):
+                with _process(options, runtimes, folder) as process:
+                    for key in map(tuple, process.ask("prepare")):
+                        # Both intervals share what is compiled.
+                        if key[2] != "I=5":
+                            process.ask("seconds", *key, WARM_UP)
+                        seconds.setdefault(key, []).append(process.ask("seconds", *key, options.steps))
+                    if runtimes == on_pytorch:
+                        shares = process.ask("shares")
+    keys = sorted(seconds, key=lambda key: options.runtimes.index(key[0]))
     versions = {}
     for runtime in on_graphs:
         versions |= versions_of(graph_format(runtime.split()[0]).packages)

@@ -101,6 +101,7 @@ def test_every_other_extra_brings_what_the_command_takes():
         "app",
         "batch",
         "cli",
+        "lora",
         "onnx",
         "openvino",
         "ray",

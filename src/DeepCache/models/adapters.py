@@ -56,7 +56,7 @@ def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     """
     if not loras:
         return
-    require("cli", "a LoRA")
+    require("lora", "a LoRA")
     _refuse_pipelines_without(pipe, "load_lora_weights", "LoRAs")
     names = []
     for number, lora in enumerate(loras, start=1):
