@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
 from DeepCache.generation import read_settings
 from DeepCache.models import MODELS, load_pipeline
+from tests.models.small_adapters import save_embedding, save_lora
 
 GENERATE = ("generate", "a red circle", "--steps", 4)
 
@@ -31,16 +30,12 @@ def image_of(result):
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
     """A LoRA for the shipped model with random weights."""
-    pipe = load_pipeline("shapes", device="cpu")
-    torch.manual_seed(0)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    folder = tmp_path_factory.mktemp("lora")
-    type(pipe).save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
-    return next(folder.glob("*.safetensors"))
+    return save_lora(tmp_path_factory.mktemp("lora"))
 
 
 @pytest.fixture
 def start(tmp_path):
+    (tmp_path / "text.png").write_text("text")
     path = tmp_path / "start.png"
     Image.new("RGB", (64, 64), (200, 30, 30)).save(path)
     return path
@@ -96,6 +91,9 @@ def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
         (("--lora", ":0.5"), "a LoRA must be PATH or PATH:SCALE, got ':0.5'"),
         (("--embedding", "./nowhere.pt"), "there is no embedding './nowhere.pt'. Check the path"),
         (("--image", "nowhere.png"), "there is no image 'nowhere.png'. Check the path"),
+        (("--image", "."), "cannot read the image '.': Is a directory"),
+        (("--image", "start.png", "--mask", "nowhere.png"), "there is no image 'nowhere.png'. Check the path"),
+        (("--image", "start.png", "--mask", "text.png"), "'text.png' is not an image"),
         (("--mask", "start.png"), "mask is for an image to start from. Give --image too"),
         (("--image", "start.png", "--strength", "2"), "strength must be above 0 and at most 1, got 2"),
         (("--control-image", "start.png"), "--controlnet and --control-image go together: give both"),
@@ -107,7 +105,8 @@ def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_wrong_options_are_one_line(run, start, options, message):
-    result = run(*GENERATE, *options)
+    # The model is not there either: what is asked for with it is checked before it is loaded.
+    result = run(*GENERATE, "--model", "./nowhere", *options)
     assert result.exit_code == 2
     assert result.stderr == f"deepcache: {message}\n"
 
@@ -121,8 +120,7 @@ def test_a_file_that_is_not_a_lora(run, tmp_path):
 
 
 def test_an_embedding(run, tmp_path):
-    features = load_pipeline("shapes", device="cpu").text_encoder.config.hidden_size
-    save_file({"<mine>": torch.full((1, features), 0.5)}, tmp_path / "mine.safetensors")
+    save_embedding(tmp_path / "mine.safetensors")
     plain = image_of(run("generate", "a mine circle", "--steps", 4, "--json"))
     path = image_of(run("generate", "a mine circle", "--steps", 4, "--json", "--embedding", "mine.safetensors"))
     assert not np.array_equal(pixels(path), pixels(plain))

@@ -26,6 +26,7 @@ from DeepCache.cli.options import (
     Json,
     Loras,
     Model,
+    Offload,
     PlanFile,
     Preset,
     Runtime,
@@ -33,8 +34,11 @@ from DeepCache.cli.options import (
     SkipMode,
     Threshold,
     Vae,
+    VaeSlicing,
+    VaeTiling,
     deepcache_config,
 )
+from DeepCache.cli.presets import check_preset, preset_config
 from DeepCache.cli.recorded import print_differences, print_fidelity
 from DeepCache.config import DeepCacheConfig
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
@@ -149,6 +153,9 @@ def generate_command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     runtime: Runtime = "torch",
+    offload: Offload = None,
+    vae_tiling: VaeTiling = False,
+    vae_slicing: VaeSlicing = False,
     loras: Loras = None,
     embeddings: Embeddings = None,
     preset: Preset = None,
@@ -206,10 +213,16 @@ def generate_command(
     cache = deepcache_config(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
     )
-    from DeepCache.models.adapters import Lora
+    from DeepCache.models.adapters import Lora, check_adapters
+    from DeepCache.models.controlnet import check_controlnet
+    from DeepCache.models.loading import recommended_guidance
+    from DeepCache.models.memory import check_offload, divide_vae
 
     wanted_loras = tuple(map(Lora.parse, loras or ()))
+    check_adapters(wanted_loras, embeddings or ())
     inputs = ImageInputs(image, strength, mask, control_image)
+    inputs.check()
+    check_controlnet(controlnet)
     if (controlnet is None) is not (control_image is None):
         raise ValueError("--controlnet and --control-image go together: give both")
     if not prompts and prompt_file is None:
@@ -235,8 +248,9 @@ def generate_command(
         )
         for number, row in enumerate(rows)
     ]
-    _check_preset(preset, cache)
+    check_preset(preset, cache)
     check_runtime(runtime, cache)
+    check_offload(offload, runtime)
     folder = OutputFolder(output)
 
     from DeepCache.cli.progress import StepDisplay
@@ -245,10 +259,12 @@ def generate_command(
     finished: list[GeneratedImage] = []
     stderr = Console(stderr=True, markup=False)
     try:
-        pipe = _pipeline(settings[0], dtype, device_for(runtime, device), controlnet, scheduler, stderr)
+        pipe = _pipeline(settings[0], dtype, device_for(runtime, device), controlnet, scheduler, offload, stderr)
+        divide_vae(pipe, tiling=vae_tiling, slicing=vae_slicing)
         print_differences(recorded, pipe, stderr)
         if preset is not None:
-            settings = _with_preset(preset, settings, pipe, stderr)
+            scale = recommended_guidance(model, pipe) if guidance is None else guidance
+            settings = [replace(each, cache=preset_config(preset, scale, stderr)) for each in settings]
         warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
         if compile_mode != _DEFAULT.compile:
             note = "The first steps of each kind compile the U-Net, which takes a minute or more."
@@ -281,40 +297,21 @@ def _pipeline(
     device: str,
     controlnet: str | None,
     scheduler: str | None,
+    offload: str | None,
     stderr: Console,
 ) -> Any:
     """The pipeline that the settings are for."""
     from DeepCache.cli.loading import load
-    from DeepCache.models import load_controlnet, load_embeddings, load_loras, set_scheduler
+    from DeepCache.models import load_controlnet, load_embeddings, load_loras, offload_pipeline, set_scheduler
 
-    pipe: Any = load(settings.model, dtype=dtype, device=device, vae=settings.vae, console=stderr)
+    pipe: Any = load(settings.model, dtype=dtype, device=device, vae=settings.vae, offload=offload, console=stderr)
     load_loras(pipe, settings.loras)
     load_embeddings(pipe, settings.embeddings)
     if settings.inputs:
         pipe = settings.inputs.pipeline(pipe, None if controlnet is None else load_controlnet(controlnet, pipe))
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
+    # The pipeline that is called, with all of its components.
+    if offload is not None:
+        offload_pipeline(pipe, offload, device)
     return pipe
-
-
-def _check_preset(preset: str | None, cache: DeepCacheConfig) -> None:
-    if preset is None:
-        return
-    DeepCacheConfig.preset(preset)
-    if cache != _DEFAULT:
-        raise ValueError(f"--preset {preset} stands for all settings of DeepCache: leave the others out")
-
-
-def _with_preset(
-    preset: str, settings: list[GenerationSettings], pipe: Any, stderr: Console
-) -> list[GenerationSettings]:
-    """The settings with what a preset stands for, which is printed."""
-    from DeepCache.models import recommended_guidance
-
-    guidance = settings[0].guidance
-    cache = DeepCacheConfig.preset(
-        preset, recommended_guidance(settings[0].model, pipe) if guidance is None else guidance
-    )
-    words = f"--interval {cache.cache_interval} --between {cache.between} --forecast {cache.forecast}"
-    stderr.print(f"Preset {preset}: {words}", soft_wrap=True, highlight=False)
-    return [replace(each, cache=cache) for each in settings]

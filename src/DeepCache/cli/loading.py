@@ -49,14 +49,24 @@ def _is_not_about_length(record: logging.LogRecord) -> bool:
 
 
 def load(
-    model: str, *, console: Console, dtype: str = "auto", device: str = "auto", vae: str | None = None
+    model: str,
+    *,
+    console: Console,
+    dtype: str = "auto",
+    device: str = "auto",
+    vae: str | None = None,
+    offload: str | None = None,
 ) -> DiffusionPipeline:
-    """`load_pipeline` in quiet."""
+    """`load_pipeline` in quiet. With `offload`, the pipeline is on the CPU, for `offload_pipeline` to be called on."""
     note = console.status(escape(f"Loading {model} …")) if console.is_terminal else nullcontext()
     with note, quiet_libraries():
         from DeepCache.models import load_pipeline
+        from DeepCache.models.memory import load_to_offload
 
-        pipe = load_pipeline(model, dtype=dtype, device=device, vae=vae)
+        if offload is None:
+            pipe = load_pipeline(model, dtype=dtype, device=device, vae=vae)
+        else:
+            pipe = load_to_offload(model, offload, dtype=dtype, device=device, vae=vae)
     pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     return pipe
 

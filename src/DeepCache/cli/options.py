@@ -28,6 +28,7 @@ __all__ = [
     "Json",
     "Loras",
     "Model",
+    "Offload",
     "PlanFile",
     "Preset",
     "Runtime",
@@ -36,6 +37,8 @@ __all__ = [
     "Threads",
     "Threshold",
     "Vae",
+    "VaeSlicing",
+    "VaeTiling",
     "check_output",
     "deepcache_config",
     "guidance_scales",
@@ -96,6 +99,36 @@ Runtime = Annotated[
         metavar="NAME",
         help="What the U-Net runs in: torch, or on the CPU openvino or onnx (each takes the extra of its name). Graphs "
         "are made the first time, which takes up to minutes, and kept in ~/.cache/deepcache or $DEEPCACHE_CACHE.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Keep the weights in the memory of the CPU and move them to the GPU when they are needed: model (one "
+        "model at a time, slightly slower), group (one layer at a time, copied ahead with CUDA: less GPU memory and "
+        "more CPU memory, slower) or sequential (one layer at a time: least memory, many times slower). The images "
+        "are the same.",
+        show_default="all on the device",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+VaeTiling = Annotated[
+    bool,
+    typer.Option(
+        "--vae-tiling",
+        help="Decode in overlapping tiles, so that a large image takes the VAE no more memory than a tile. It takes "
+        "longer, and images larger than a tile (as a rule 512 pixels, with XL 1024) change slightly.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+VaeSlicing = Annotated[
+    bool,
+    typer.Option(
+        "--vae-slicing",
+        help="Decode the images of one pipeline call one after the other, which takes less memory and slightly "
+        "longer. It matters to `deepcache batch` with --batch above 1; other calls make one image.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

@@ -17,8 +17,10 @@ from DeepCache.generation.comparison import compare_side_by_side
 from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.output import OutputFolder
 from DeepCache.generation.settings import GenerationSettings, check_against_pipeline, check_plan
+from DeepCache.models.device import execution_device, wait_for_device
 from DeepCache.models.identity import weights_hash
 from DeepCache.models.loading import recommended_guidance
+from DeepCache.models.memory import vae_notes
 from DeepCache.plan import Plan
 from DeepCache.prompts.rows import shortened, shown
 from DeepCache.runtime import runtime_notes
@@ -297,17 +299,18 @@ def _draw(pipe: Any, call: dict[str, Any]) -> tuple[Image, float]:
     """The image and the seconds of one whole pipeline call."""
     import torch
 
-    from DeepCache.models.device import wait_for_device
-
     try:
-        wait_for_device(pipe.device)
+        device = execution_device(pipe)
+        wait_for_device(device)
         start = time.perf_counter()
         with finite_images(pipe):
             image = pipe(**call).images[0]
-        wait_for_device(pipe.device)
+        wait_for_device(device)
         return image, time.perf_counter() - start
     except torch.OutOfMemoryError as error:
-        raise MemoryError("the device has not enough memory for this; try a smaller size or dtype float16") from error
+        raise MemoryError(
+            "the device has not enough memory for this; try a smaller size, dtype float16, --offload or --vae-tiling"
+        ) from error
 
 
 def _discard(pipe: Any, call: dict[str, Any]) -> None:
@@ -331,8 +334,9 @@ def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more
             "guidance": _guidance(pipe, settings),
             **settings.cache.to_dict(),
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "device": str(pipe.device),
+            "device": str(execution_device(pipe)),
             **runtime_notes(pipe),
+            **vae_notes(pipe),
             **({"loras": [list(lora) for lora in settings.loras]} if settings.loras else {}),
             **({"embeddings": list(settings.embeddings)} if settings.embeddings else {}),
             **settings.inputs.notes(),

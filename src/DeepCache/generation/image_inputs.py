@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -52,6 +54,18 @@ class ImageInputs:
 
     def __bool__(self) -> bool:
         return self.image is not None or self.control_image is not None
+
+    def check(self) -> None:
+        """Refuses files that are missing or are not images, before a model is loaded.
+
+        Raises:
+            FileNotFoundError, OSError: a file is missing, or cannot be read.
+            ValueError: a file is not an image.
+        """
+        for path in (self.image, self.mask, self.control_image):
+            if path is not None:
+                with _opened(path):
+                    pass
 
     def pipeline(self, pipe: Any, controlnet: Any = None) -> Any:
         """The pipeline of diffusers for these images, with the components of another one.
@@ -114,11 +128,19 @@ class ImageInputs:
 
 
 def _read(path: Path, mode: str = "RGB") -> Image:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image).convert(mode)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert(mode)
+            yield image
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {str(path)!r}. Check the path") from error
     except UnidentifiedImageError as error:

@@ -11,6 +11,7 @@ from DeepCache.models.description import (
 )
 from DeepCache.models.device import resolve_device
 from DeepCache.models.loading import load_pipeline, recommended_guidance
+from DeepCache.models.memory import OFFLOADS, divide_vae, offload_pipeline
 from DeepCache.models.registry import MODELS, NamedModel
 from DeepCache.models.schedulers import SCHEDULER_ALIASES, set_scheduler
 from DeepCache.models.without_weights import load_without_weights
@@ -18,6 +19,7 @@ from DeepCache.models.without_weights import load_without_weights
 __all__ = [
     "ARCHITECTURES",
     "MODELS",
+    "OFFLOADS",
     "SCHEDULER_ALIASES",
     "Architecture",
     "BranchDescription",
@@ -25,12 +27,14 @@ __all__ = [
     "ModelDescription",
     "NamedModel",
     "describe_pipeline",
+    "divide_vae",
     "limit_speed_up",
     "load_controlnet",
     "load_embeddings",
     "load_loras",
     "load_pipeline",
     "load_without_weights",
+    "offload_pipeline",
     "random_pipeline",
     "recommended_guidance",
     "resolve_device",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from DeepCache.extras import require
 
-__all__ = ["Lora", "load_embeddings", "load_loras"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Lora", "check_adapters", "load_embeddings", "load_loras", "loaded_adapters"]
 
 
 class Lora(NamedTuple):
@@ -43,6 +46,24 @@ class Lora(NamedTuple):
         if not found.path.strip():
             raise ValueError(f"a LoRA must be PATH or PATH:SCALE, got {text!r}")
         return found
+
+
+def check_adapters(loras: Sequence[Lora], embeddings: Sequence[str] = ()) -> None:
+    """Refuses LoRAs and textual inversions that are not there, before a model is loaded. What is on the hub is not
+    asked for.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+
+    Example:
+        >>> check_adapters([Lora("styles/ink.safetensors")])
+        Traceback (most recent call last):
+        FileNotFoundError: there is no LoRA 'styles/ink.safetensors'. Check the path
+    """
+    for lora in loras:
+        _place("LoRA", lora.path)
+    for embedding in embeddings:
+        _place("embedding", embedding)
 
 
 def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
@@ -94,6 +115,60 @@ def load_embeddings(pipe: Any, embeddings: Sequence[str]) -> None:
             pipe.load_textual_inversion(place, **file, **word)
         except Exception as error:
             raise _of_another("embedding", embedding, error) from error
+
+
+def loaded_adapters(pipe: Any, loras: Sequence[Lora], embeddings: Sequence[str]) -> dict[str, Any]:
+    """What tells the adapters of a pipeline from others, wherever their files are.
+
+    Args:
+        pipe: the pipeline, after `load_loras` and `load_embeddings`.
+        loras: what was loaded into it.
+        embeddings: likewise.
+
+    Returns:
+        `loras`, a hash of the weights and the scale of each; `embeddings`, a hash of all words and their vectors.
+        Neither where there are none.
+    """
+    found: dict[str, Any] = {}
+    if loras:
+        found["loras"] = [
+            [_hash_of(_weights_of(pipe, f"lora_{number}")), lora.scale] for number, lora in enumerate(loras, start=1)
+        ]
+    if embeddings:
+        found["embeddings"] = _hash_of(_word_vectors(pipe))
+    return found
+
+
+def _weights_of(pipe: Any, adapter: str) -> dict[str, torch.Tensor]:
+    """The weights of a LoRA by the name that it has in a pipeline."""
+    return {
+        f"{component}.{name}": weight
+        for component in pipe.components
+        if hasattr(getattr(pipe, component, None), "named_parameters")
+        for name, weight in getattr(pipe, component).named_parameters()
+        if adapter in name.split(".")
+    }
+
+
+def _word_vectors(pipe: Any) -> dict[str, torch.Tensor]:
+    """The vectors of the words that tokenizers have beyond their vocabulary."""
+    found: dict[str, torch.Tensor] = {}
+    for number in ("", "_2", "_3"):
+        tokenizer, encoder = (getattr(pipe, f"{name}{number}", None) for name in ("tokenizer", "text_encoder"))
+        if tokenizer is not None and encoder is not None:
+            vectors = encoder.get_input_embeddings().weight
+            found |= {f"{word} {number}": vectors[row] for word, row in tokenizer.get_added_vocab().items()}
+    return found
+
+
+def _hash_of(tensors: dict[str, torch.Tensor]) -> str:
+    import hashlib
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _refuse_pipelines_without(pipe: Any, method: str, what: str) -> None:

@@ -5,7 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_controlnet"]
+__all__ = ["check_controlnet", "load_controlnet"]
+
+
+def check_controlnet(controlnet: str | None) -> None:
+    """Refuses a ControlNet that is not there, before a model is loaded. What is on the hub is not asked for.
+
+    Args:
+        controlnet: as `load_controlnet` takes it, or None for none.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if controlnet is None or Path(controlnet).expanduser().is_dir():
+        return
+    if controlnet.startswith((".", "~", "/")) or controlnet.count("/") != 1:
+        raise FileNotFoundError(
+            f"there is no ControlNet folder {controlnet!r}; give a folder, or owner/name on the hub"
+        )
 
 
 def load_controlnet(controlnet: str, pipe: Any) -> Any:
@@ -22,11 +39,8 @@ def load_controlnet(controlnet: str, pipe: Any) -> Any:
     """
     from diffusers import ControlNetModel
 
+    check_controlnet(controlnet)
     path = Path(controlnet).expanduser()
-    if not path.is_dir() and (controlnet.startswith((".", "~", "/")) or controlnet.count("/") != 1):
-        raise FileNotFoundError(
-            f"there is no ControlNet folder {controlnet!r}; give a folder, or owner/name on the hub"
-        )
     try:
         loaded: Any = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
             str(path) if path.is_dir() else controlnet, dtype=pipe.dtype

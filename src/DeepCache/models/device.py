@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["cpu_support", "resolve_device", "resolve_dtype", "wait_for_device", "warn_of_emulation"]
+__all__ = ["cpu_support", "execution_device", "resolve_device", "resolve_dtype", "wait_for_device", "warn_of_emulation"]
 
 _DTYPES = {
     "float32": "float32",
@@ -145,6 +145,12 @@ def warn_of_emulation(dtype: torch.dtype, device: torch.device) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def execution_device(pipe: Any) -> torch.device:
+    """The device that a pipeline computes on. Where its weights are offloaded, `pipe.device` is that of the weights."""
+    found: torch.device = getattr(pipe, "_execution_device", None) or pipe.device
+    return found
 
 
 def wait_for_device(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from DeepCache.models.architectures import ARCHITECTURES, architecture_names, ra
 from DeepCache.models.damage import why_not_loaded
 from DeepCache.models.device import resolve_device, resolve_dtype, warn_of_emulation
 from DeepCache.models.hub import ask_hub
+from DeepCache.models.memory import load_to_offload, offload_pipeline
 from DeepCache.models.registry import MODELS, named_model
 from DeepCache.models.vae import load_vae, own_vae
 
@@ -40,6 +41,7 @@ def load_pipeline(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     vae: str | os.PathLike[str] | ModelMixin | None = None,
+    offload: str | None = None,
     **options: Any,
 ) -> LoadedPipeline:
     """Loads a pipeline that DeepCache can accelerate.
@@ -66,12 +68,15 @@ def load_pipeline(
             `madebyollin/taesd`, an `AutoencoderTiny` for Stable Diffusion 1 and 2, decodes many times faster than the
             VAE that it was distilled from, at some loss of detail. It must be made for the latents of the model:
             `madebyollin/taesdxl` is that for Stable Diffusion XL. A model that is loaded already is taken as it is.
+        offload (`str`, *optional*):
+            `"model"`, `"group"` or `"sequential"`: the weights stay on the CPU, and are moved to the device when they
+            are needed, see `offload_pipeline`.
         options:
             Handed to `DiffusionPipeline.from_pretrained`, `variant="fp16"` for one. An architecture
             takes none.
 
     Returns:
-        The pipeline, on the device.
+        The pipeline, on the device; with `offload`, on the CPU until it is called.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no pipeline, or the same of the VAE.
@@ -88,6 +93,10 @@ def load_pipeline(
         (64, 64)
     """
     require("cli", "load_pipeline")
+    if offload is not None:
+        offloaded = load_to_offload(model, offload, dtype=dtype, device=device, vae=vae, **options)
+        offload_pipeline(offloaded, offload, device)
+        return cast("LoadedPipeline", offloaded)
     found_device = resolve_device(device)
     found_dtype = resolve_dtype(dtype, found_device)
     shown = os.fspath(model)
