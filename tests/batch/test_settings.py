@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from DeepCache import DeepCacheConfig
 from DeepCache.batch import BatchRow, BatchSettings
+from DeepCache.models import Lora
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
 
@@ -53,4 +55,9 @@ def test_everything_that_a_picture_depends_on_can_be_written_down():
         "seed": 3,
         "deepcache": DeepCacheConfig(5).to_dict(),
     }
-    assert settings.asked() == {"model": "m", "vae": "v", "guidance": 2.5, "scheduler": "ddim", "dtype": "float16"}
+    asked = {"model": "m", "vae": "v", "guidance": 2.5, "scheduler": "ddim", "dtype": "float16"}
+    assert settings.asked() == asked
+    more = replace(settings, loras=(Lora("a", 0.5), Lora("b")), embeddings=("e",), vae_tiling=True)
+    assert more.to_dict() == settings.to_dict() | {"vae_tiling": True}
+    assert json.loads(json.dumps(more.asked())) == asked | {"loras": [["a", 0.5], ["b", 1.0]], "embeddings": ["e"]}
+    assert more.of_row(BatchRow("0", prompt="x")).loras == more.loras

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import socket
 from dataclasses import replace
 from itertools import count
@@ -20,7 +21,8 @@ from DeepCache.batch.picture import picture_path, picture_record
 from DeepCache.batch.worker import WorkerSettings, loaded_model
 from DeepCache.engine.attach import apply_deepcache
 from DeepCache.metrics import psnr
-from DeepCache.models import MODELS, load_pipeline
+from DeepCache.models import MODELS, Lora, load_embeddings, load_loras, load_pipeline
+from tests.models.small_adapters import save_embedding, save_lora
 
 SETTINGS = BatchSettings(steps=6, cache=DeepCacheConfig(3))
 # Chosen since the bits of some of them differ from batch to batch, at least on x86.
@@ -383,3 +385,65 @@ def test_a_picture_of_nan_is_a_failed_row_and_the_others_are_generated(worker, b
     assert "float32 or bfloat16, run the VAE in float32" in failed.error
     assert failed.path == ""
     assert painter.folder.read(picture_path(failed.id)) is None
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory):
+    """Two LoRAs, and the first one once more in another place."""
+    first, second = (save_lora(tmp_path_factory.mktemp("lora"), seed) for seed in (0, 1))
+    copied = tmp_path_factory.mktemp("elsewhere") / "copied.safetensors"
+    copied.write_bytes(first.read_bytes())
+    return [str(path) for path in (first, second, copied)]
+
+
+def test_loras_and_embeddings_make_the_pictures_and_are_told_from_others(worker, loras, tmp_path_factory):
+    first, second, copied = loras
+    mine = tmp_path_factory.mktemp("embedding") / "mine.safetensors"
+    settings = replace(SETTINGS, loras=(Lora(first, 0.5),), embeddings=(str(save_embedding(mine)),))
+    # As it reaches the workers of Ray.
+    settings = pickle.loads(pickle.dumps(settings))
+    one = worker(settings)
+    row = BatchRow("0" * 12, prompt="a mine circle", seed=1)
+    (data,) = pictures(one, [row]).values()
+    pipe = load_pipeline("shapes", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    load_loras(pipe, settings.loras)
+    load_embeddings(pipe, settings.embeddings)
+    apply_deepcache(pipe, SETTINGS.cache)
+    generator = torch.Generator().manual_seed(1)
+    expected = pipe(
+        row.prompt, num_inference_steps=6, guidance_scale=MODELS["shapes"].guidance, generator=generator
+    ).images[0]
+    assert pixels(data).tobytes() == expected.convert("RGB").tobytes()
+
+    facts = json.loads(json.dumps(one.facts))
+    plain = worker().facts
+    assert plain == {name: value for name, value in facts.items() if name not in ("loras", "embeddings")}
+    assert facts["loras"][0][1] == 0.5
+    # Elsewhere, the same files are called otherwise.
+    assert worker(replace(settings, loras=(Lora(copied, 0.5),)), expected=facts).facts == facts
+    others = [
+        (replace(settings, loras=(Lora(second, 0.5),)), "loras is "),
+        (replace(settings, loras=(Lora(first, 1.0),)), "loras is "),
+        (replace(settings, loras=()), "loras is "),
+        (replace(settings, embeddings=()), "embeddings is "),
+    ]
+    save_embedding(mine, value=0.25)
+    for other, said in (*others, (settings, "embeddings is ")):
+        with pytest.raises(ValueError, match=said):
+            worker(other, expected=facts)
+    with pytest.raises(ValueError, match="loras is None there and "):
+        worker(replace(SETTINGS, loras=(Lora(first),)), expected=plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loras": (Lora("nowhere.safetensors"),)}, "there is no LoRA 'nowhere.safetensors'"),
+        ({"embeddings": ("./nowhere.pt",)}, "there is no embedding './nowhere.pt'"),
+    ],
+)
+def test_adapters_that_are_not_there_are_told_before_the_model_is_loaded(worker, monkeypatch, changes, said):
+    monkeypatch.setattr("DeepCache.batch.worker.load_pipeline", None)
+    with pytest.raises(FileNotFoundError, match=said):
+        worker(replace(SETTINGS, **changes))

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from DeepCache.batch.folder import BatchFolder
+from tests.models.small_adapters import save_embedding, save_lora
 from tests.models.small_vaes import save_kl, save_tiny
 
 DEEPCACHE = [sys.executable, "-m", "DeepCache"]
@@ -125,6 +126,41 @@ def test_another_vae_is_refused(run, prompts, tmp_path):
     complain(run("batch", prompts, "-o", "own", *QUICK, "--vae", "tiny"), "vae is None there and 'tiny' here")
 
 
+def test_another_lora_or_embedding_is_refused(run, prompts, tmp_path):
+    first, second = (save_lora(tmp_path / f"lora{seed}", seed) for seed in (0, 1))
+    save_embedding(tmp_path / "red.safetensors")
+    options = ("batch", prompts, *QUICK, "--lora", f"{first}:0.5", "--embedding", "red.safetensors")
+    assert run(*options, "-o", "out").exit_code == 0
+    before = pictures()
+    asked = json.loads((tmp_path / "out" / "job.json").read_text(encoding="utf-8"))["asked"]
+    assert (asked["loras"], asked["embeddings"]) == ([[str(first), 0.5]], ["red.safetensors"])
+    # What was begun without resumes without, and job.json says nothing of them.
+    assert run("batch", prompts, *QUICK, "-o", "plain").exit_code == 0
+    job = json.loads((tmp_path / "plain" / "job.json").read_text(encoding="utf-8"))
+    assert not {"loras", "embeddings", "vae_tiling"} & {*job["settings"], *job["asked"], *job["loaded"]}
+    assert run("batch", prompts, *QUICK, "-o", "plain").exit_code == 0
+    assert pictures("plain").keys() == before.keys()
+    assert pictures("plain") != before
+    complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "loras is", "embeddings is", "and None here")
+    complain(run("batch", prompts, "-o", "plain", *QUICK, "--lora", first), "loras is None there and")
+    complain(run(*options[:-3], second, *options[-2:], "-o", "out"), "what is asked for: loras is [['")
+    assert run(*options, "-o", "out").exit_code == 0
+    assert pictures() == before
+
+
+@pytest.mark.parametrize(("guidance", "forecast"), [(None, "limited"), (7.5, "response")])
+def test_a_preset_is_what_it_stands_for_at_the_guidance_scale(run, prompts, guidance, forecast):
+    scale = () if guidance is None else ("--guidance", guidance)
+    result = run("batch", prompts, "-o", "out", *QUICK, *scale, "--preset", "balanced")
+    assert result.exit_code == 0, result.stderr
+    words = ("--interval", "3", "--between", "skipped", "--forecast", forecast)
+    assert f"Preset balanced: {' '.join(words)}" in result.stderr
+    # A folder keeps to what it stands for.
+    assert run("batch", prompts, "-o", "out", *QUICK, *scale, *words).exit_code == 0
+    if guidance is not None:
+        complain(run("batch", prompts, "-o", "out", *QUICK, "--preset", "balanced"), "forecast is 'response' there")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -146,6 +182,10 @@ def test_another_vae_is_refused(run, prompts, tmp_path):
         (("--force-plan",), ["--force-plan", "--plan"]),
         (("--plan", "nowhere.json"), ["nowhere.json"]),
         (("--nonsense",), ["--nonsense"]),
+        (("--preset", "best"), ["preset must be one of faithful, balanced, fast, got 'best'"]),
+        (("--preset", "fast", "--interval", 4), ["--preset fast stands for all settings of DeepCache"]),
+        (("--lora", ":0.5"), ["a LoRA must be PATH or PATH:SCALE, got ':0.5'"]),
+        (("--offload", "disk"), ["offload must be one of model, sequential, group, got 'disk'"]),
     ],
 )
 def test_wrong_options_are_told_and_make_no_folder(run, prompts, arguments, words):
@@ -162,6 +202,8 @@ def test_wrong_options_are_told_and_make_no_folder(run, prompts, arguments, word
         (("--dtype", "int8"), ["'int8'"]),
         (("--branch", 99), ["cache_branch_id", "99"]),
         (("--vae", "nowhere"), ["no VAE folder 'nowhere'"]),
+        (("--lora", "./nowhere"), ["there is no LoRA './nowhere'. Check the path"]),
+        (("--embedding", "./nowhere"), ["there is no embedding './nowhere'. Check the path"]),
     ],
 )
 def test_what_does_not_fit_the_model_is_told_and_draws_nothing(run, prompts, arguments, words):
@@ -292,8 +334,9 @@ def test_help_says_how_to_go_on(run):
 
 @pytest.mark.ray
 def test_ray_of_its_own_draws_the_same_pictures_and_says_nothing(run, prompts, tmp_path):
-    assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
-    arguments = ["batch", prompts, "-o", "ray", "--steps", "3", "--engine", "ray", "--workers", "2"]
+    lora = str(save_lora(tmp_path / "lora"))
+    assert run("batch", prompts, "-o", "out", *QUICK, "--lora", lora).exit_code == 0
+    arguments = ["batch", prompts, "-o", "ray", "--steps", "3", "--engine", "ray", "--workers", "2", "--lora", lora]
     # Its processes give way to all others otherwise, and the tests beside this one take every core.
     nice = os.environ | {"RAY_worker_niceness": "0"}
     done = subprocess.run([*DEEPCACHE, *arguments], cwd=tmp_path, env=nice, capture_output=True, text=True)

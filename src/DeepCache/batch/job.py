@@ -22,6 +22,7 @@ from DeepCache.batch.record import BatchRecord
 from DeepCache.batch.row import BatchRow
 from DeepCache.batch.settings import BatchSettings
 from DeepCache.batch.worker import WorkerMaker, WorkerSettings
+from DeepCache.models.memory import check_offload
 from DeepCache.prompts import read_rows
 
 __all__ = ["JOB", "BatchProgress", "BatchSummary", "Engine", "generate_batch", "run_batch"]
@@ -121,6 +122,8 @@ def generate_batch(
     batch: int = 1,
     threads: int = 1,
     device: str = "auto",
+    offload: str | None = None,
+    vae_slicing: bool = False,
     engine: Engine | None = None,
     retry_errors: bool = False,
     on_progress: Callable[[BatchProgress], None] | None = None,
@@ -143,6 +146,9 @@ def generate_batch(
         batch: rows in one pipeline call, all of one size.
         threads: of PyTorch on the CPU, for each worker.
         device: as `load_pipeline` takes it, for each worker.
+        offload: as `load_pipeline` takes it, for each worker; the pictures are the same.
+        vae_slicing: whether the VAE decodes the pictures of a pipeline call one after the other, which takes less
+            memory. As with another `batch`, pictures are close, not the same.
         engine: who draws: a `LocalEngine` (the default) or a `RayEngine`.
         retry_errors: whether rows are tried again that failed in an earlier run.
         on_progress: called every now and then.
@@ -169,13 +175,14 @@ def generate_batch(
     for name, value in (("batch", batch), ("threads", threads)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
+    check_offload(offload, settings.runtime)
     folder = BatchFolder(output)
     return run_batch(
         prompts,
         folder,
         settings.to_dict(),
         settings.asked(),
-        WorkerSettings(settings, folder, batch, threads, device),
+        WorkerSettings(settings, folder, batch, threads, device, offload, vae_slicing),
         batch=batch,
         engine=LocalEngine() if engine is None else engine,
         retry_errors=retry_errors,

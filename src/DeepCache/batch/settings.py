@@ -8,6 +8,7 @@ from typing import Any
 from DeepCache.batch.row import BatchRow
 from DeepCache.config import DeepCacheConfig
 from DeepCache.generation.settings import GenerationSettings, check_plan
+from DeepCache.models.adapters import Lora
 from DeepCache.runtime import check_runtime
 
 __all__ = ["BatchSettings"]
@@ -41,6 +42,12 @@ class BatchSettings:
             What `load_pipeline` is given for another VAE than the model's own.
         runtime (`str`, defaults to `"torch"`):
             What the U-Net runs in, see `DeepCache.export.use_runtime`.
+        loras (`tuple` of `Lora`):
+            LoRAs to load, and how strongly each counts.
+        embeddings (`tuple` of `str`):
+            Textual inversions to load.
+        vae_tiling (`bool`, defaults to `False`):
+            Whether the VAE decodes in tiles, which changes large pictures slightly; see `DeepCache.models.divide_vae`.
 
     Raises:
         ValueError: a value is out of its range, or the plan is for another number of steps or guidance scale.
@@ -61,6 +68,9 @@ class BatchSettings:
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
     vae: str | None = None
     runtime: str = "torch"
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    vae_tiling: bool = False
 
     def __post_init__(self) -> None:
         self.of_row(BatchRow("", prompt="any"))
@@ -85,6 +95,8 @@ class BatchSettings:
             seed=row.seed_for(self.seed),
             cache=self.cache,
             vae=self.vae,
+            loras=self.loras,
+            embeddings=self.embeddings,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +109,7 @@ class BatchSettings:
             "deepcache": self.cache.to_dict(),
             # Folders from before there was a choice have none.
             **({} if self.runtime == "torch" else {"runtime": self.runtime}),
+            **({"vae_tiling": True} if self.vae_tiling else {}),
         }
 
     def asked(self) -> dict[str, Any]:
@@ -108,4 +121,6 @@ class BatchSettings:
             "guidance": self.guidance,
             "scheduler": self.scheduler,
             "dtype": self.dtype,
+            **({"loras": [list(lora) for lora in self.loras]} if self.loras else {}),
+            **({"embeddings": list(self.embeddings)} if self.embeddings else {}),
         }

@@ -18,8 +18,10 @@ from DeepCache.batch.row import BatchRow
 from DeepCache.batch.settings import BatchSettings
 from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.settings import check_against_pipeline, check_plan
+from DeepCache.models.adapters import check_adapters, load_embeddings, load_loras, loaded_adapters
 from DeepCache.models.identity import weights_hash
 from DeepCache.models.loading import load_pipeline, recommended_guidance
+from DeepCache.models.memory import divide_vae, load_to_offload, offload_pipeline
 from DeepCache.runtime import device_for
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class WorkerSettings:
             another size in another order.
         threads: of PyTorch on the CPU, for the same reason.
         device: as `load_pipeline` takes it.
+        offload: as `load_pipeline` takes it.
+        vae_slicing: whether the VAE decodes the pictures of a batch one after the other, see
+            `DeepCache.models.divide_vae`.
     """
 
     settings: BatchSettings
@@ -79,6 +84,8 @@ class WorkerSettings:
     batch: int = 1
     threads: int = 1
     device: str = "auto"
+    offload: str | None = None
+    vae_slicing: bool = False
 
     def __call__(self, expected: dict[str, Any] | None) -> PipelineWorker:
         return PipelineWorker(self, expected)
@@ -105,12 +112,16 @@ class PipelineWorker:
         settings = made_for.settings
         torch.set_num_threads(made_for.threads)
         self._made_for = made_for
-        device = device_for(settings.runtime, made_for.device)
-        pipe: Any = load_pipeline(settings.model, dtype=settings.dtype, device=device, vae=settings.vae)
-        self._pipe = pipe
+        self._pipe = _loaded(made_for)
         self._pipe.set_progress_bar_config(disable=True)
         if settings.scheduler is not None:
             set_scheduler(self._pipe, settings.scheduler)
+        # Of the model without adapters, and before its weights are moved.
+        model, loaded = loaded_model(self._pipe)
+        load_loras(self._pipe, settings.loras)
+        load_embeddings(self._pipe, settings.embeddings)
+        loaded |= loaded_adapters(self._pipe, settings.loras, settings.embeddings)
+        divide_vae(self._pipe, tiling=settings.vae_tiling, slicing=made_for.vae_slicing)
         _check_repeatable(self._pipe.scheduler)
         check_against_pipeline(settings.of_row(BatchRow("", prompt="any")), self._pipe)
         self._guidance = settings.guidance
@@ -121,8 +132,9 @@ class PipelineWorker:
             from DeepCache.export import use_runtime
 
             use_runtime(self._pipe, settings.runtime, settings.cache)
+        if made_for.offload is not None:
+            offload_pipeline(self._pipe, made_for.offload, made_for.device)
         self._engine = apply_deepcache(self._pipe, settings.cache)
-        model, loaded = loaded_model(self._pipe)
         self.facts = {"model": model, "guidance": self._guidance, **loaded}
         if expected is not None and (changed := differences(expected, self.facts)):
             raise ValueError(
@@ -165,7 +177,10 @@ class PipelineWorker:
             reason = str(error) if isinstance(error, NotFiniteError) else _told(error)
             if isinstance(error, torch.OutOfMemoryError):
                 # That of its size: rows of one size come in succession.
-                reason = "the device has not enough memory for this; try a smaller size, batch or dtype float16"
+                reason = (
+                    "the device has not enough memory for this; try a smaller size, batch or dtype float16, --offload "
+                    "or --vae-tiling"
+                )
             else:
                 self._count_failure(error)
             return [replace(self._record(rows[0]), error=reason)]
@@ -187,7 +202,7 @@ class PipelineWorker:
         """The images of rows, and the seconds that each took."""
         import torch
 
-        from DeepCache.models.device import wait_for_device
+        from DeepCache.models.device import execution_device, wait_for_device
 
         missing = self._made_for.batch - len(rows)
         jobs = [self._made_for.settings.of_row(row) for row in [*rows, *[rows[-1]] * missing]]
@@ -206,7 +221,7 @@ class PipelineWorker:
         start = time.perf_counter()
         with finite_images(self._pipe):
             images: list[Image] = self._pipe(**call).images[: len(rows)]
-        wait_for_device(self._pipe.device)
+        wait_for_device(execution_device(self._pipe))
         return images, (time.perf_counter() - start) / len(rows)
 
     def _write(self, row: BatchRow, image: Image) -> BatchRecord:
@@ -234,6 +249,16 @@ class PipelineWorker:
             settings=self._common,
             model=self._model,
         )
+
+
+def _loaded(made_for: WorkerSettings) -> Any:
+    """The pipeline, on the device; or on the CPU, where it is to be offloaded."""
+    settings = made_for.settings
+    check_adapters(settings.loras, settings.embeddings)
+    options: dict[str, Any] = {"dtype": settings.dtype, "device": device_for(settings.runtime, made_for.device)}
+    if made_for.offload is not None:
+        return load_to_offload(settings.model, made_for.offload, vae=settings.vae, **options)
+    return load_pipeline(settings.model, vae=settings.vae, **options)
 
 
 def loaded_model(pipe: Any) -> tuple[str, dict[str, Any]]:

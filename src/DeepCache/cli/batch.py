@@ -21,20 +21,27 @@ from DeepCache.cli.options import (
     CompileMode,
     Device,
     Dtype,
+    Embeddings,
     ForcePlan,
     Forecast,
     GuidanceReuse,
     Interval,
     Json,
+    Loras,
     Model,
+    Offload,
     PlanFile,
+    Preset,
     Runtime,
     Scheduler,
     SkipMode,
     Threshold,
     Vae,
+    VaeSlicing,
+    VaeTiling,
     deepcache_config,
 )
+from DeepCache.cli.presets import check_preset, preset_config
 from DeepCache.cli.progress import BatchDisplay
 from DeepCache.config import DeepCacheConfig
 
@@ -110,6 +117,12 @@ def batch_command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     runtime: Runtime = "torch",
+    offload: Offload = None,
+    vae_tiling: VaeTiling = False,
+    vae_slicing: VaeSlicing = False,
+    loras: Loras = None,
+    embeddings: Embeddings = None,
+    preset: Preset = None,
     interval: Interval = _DEFAULT.cache_interval,
     branch: Branch = _DEFAULT.cache_branch_id,
     skip_mode: SkipMode = _DEFAULT.skip_mode,
@@ -191,10 +204,15 @@ def batch_command(
     from DeepCache.batch import BatchSettings, generate_batch
     from DeepCache.cli.loading import quiet_libraries
     from DeepCache.generation import parse_size
+    from DeepCache.models import Lora
 
+    stderr = Console(stderr=True, markup=False)
     cache = deepcache_config(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
     )
+    check_preset(preset, cache)
+    if preset is not None:
+        cache = preset_config(preset, _guidance(model) if guidance is None else guidance, stderr)
     settings = BatchSettings(
         model=model,
         negative_prompt=negative,
@@ -207,10 +225,12 @@ def batch_command(
         runtime=runtime,
         cache=cache,
         vae=vae,
+        loras=tuple(map(Lora.parse, loras or ())),
+        embeddings=tuple(embeddings or ()),
+        vae_tiling=vae_tiling,
     )
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray, got {engine!r}")
-    stderr = Console(stderr=True, markup=False)
     with _asked_to_stop(stderr) as stop, BatchDisplay(stderr) as display:
         try:
             with quiet_libraries():
@@ -221,6 +241,8 @@ def batch_command(
                     batch=batch,
                     threads=threads,
                     device=device,
+                    offload=offload,
+                    vae_slicing=vae_slicing,
                     engine=_engine(engine, workers, most_workers, threads, gpus, ray_address),
                     retry_errors=retry_errors,
                     on_progress=display,
@@ -241,6 +263,15 @@ def batch_command(
         raise typer.Exit(_STOPPED)
     if summary.failed:
         raise typer.Exit(_FAILED)
+
+
+def _guidance(model: str) -> float | None:
+    """The guidance scale that the model is drawn with where none is asked for, without loading its weights."""
+    from DeepCache.cli.loading import quiet_libraries
+    from DeepCache.models import load_without_weights, recommended_guidance
+
+    with quiet_libraries():
+        return recommended_guidance(model, load_without_weights(model))
 
 
 def _engine(

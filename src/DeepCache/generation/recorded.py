@@ -11,6 +11,7 @@ from typing import Any
 
 from DeepCache.generation.a1111 import parse_parameters
 from DeepCache.generation.metadata import read_notes, read_settings
+from DeepCache.models.device import execution_device
 from DeepCache.models.identity import weights_hash
 
 __all__ = ["RecordedImage", "made_with", "read_recorded"]
@@ -85,7 +86,8 @@ def read_recorded(path: str | os.PathLike[str]) -> RecordedImage:
 def made_with(pipe: Any) -> dict[str, str]:
     """What an image depends on beside its options, see `RecordedImage.made_with`."""
     versions = {name: version(name) for name in ("DeepCache", "diffusers", "torch")}
-    return versions | {"device": str(pipe.device), "pipeline": type(pipe).__name__, "weights": weights_hash(pipe)}
+    here = versions | {"device": str(execution_device(pipe)), "pipeline": type(pipe).__name__}
+    return here | ({"weights": weights} if (weights := weights_hash(pipe)) else {})
 
 
 def _own(path: Path, found: dict[str, Any]) -> RecordedImage:
