@@ -1,12 +1,14 @@
 """The published contract, and what the reference package gets wrong."""
 
 import copy
+import inspect
 
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remove_deepcache
+from DeepCache.config import PRESETS
 from DeepCache.schedule import BranchSchedule, UniformSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
@@ -270,6 +272,33 @@ def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern
     remove_deepcache(pipe)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("guidance_scale", [2, 7.5, None])
+def test_a_preset_stands_for_all_settings(pipe, name, guidance_scale):
+    expected = DeepCacheConfig.preset(name, guidance_scale)
+    with DeepCacheSDHelper(pipe) as helper:
+        helper.set_params(cache_interval=4, cache_branch_id=2)
+        helper.set_params(preset=name, guidance_scale=guidance_scale)
+        assert helper._engine.config == expected
+        found = draw(pipe)
+        # The next call sets everything again.
+        helper.set_params(cache_interval=3)
+        assert helper._engine.config == DeepCacheConfig(3, forecast="none")
+    apply_deepcache(pipe, expected)
+    assert torch.equal(draw(pipe), found)
+    remove_deepcache(pipe)
+
+
+def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
+    parameters = list(inspect.signature(DeepCacheSDHelper.set_params).parameters.values())[1:]
+    assert [(each.name, each.default) for each in parameters[:3]] == [
+        ("cache_interval", 1),
+        ("cache_branch_id", 0),
+        ("skip_mode", "uniform"),
+    ]
+    assert [each.name for each in parameters if each.kind is each.KEYWORD_ONLY] == ["preset", "guidance_scale"]
+
+
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
@@ -291,6 +320,14 @@ def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern
             ValueError,
             "must be from 0 to 5 .*UNet2DConditionModel, got 6",
         ),
+        ({"preset": "best"}, ValueError, "preset must be one of faithful, balanced, fast, got 'best'"),
+        (
+            {"preset": "fast", "cache_interval": 3, "forecast": "linear"},
+            ValueError,
+            "preset='fast' stands for all settings and cannot be combined with cache_interval, forecast",
+        ),
+        ({"guidance_scale": 7.5}, ValueError, "guidance_scale is for a preset, got 7.5 without one. Add preset or rem"),
+        ({"preset": "fast", "guidance_scale": "7.5"}, TypeError, "guidance_scale must be a number, got '7.5'"),
     ],
 )
 def test_bad_settings_are_refused_and_change_nothing(pipe, values, error, message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -108,17 +110,29 @@ class DeepCacheSDHelper:
         compile: CompileMode = "none",  # noqa: A002
         between: Between = "shallow",
         threshold: float = 0.1,
+        *,
+        preset: str | None = None,
+        guidance_scale: float | None = None,
     ) -> None:
         """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.
 
         Args:
             plan: a plan, or the file that `deepcache tune` wrote it to.
+            preset: `"faithful"`, `"balanced"` or `"fast"` instead of all other settings, see `DeepCacheConfig.preset`.
+            guidance_scale: the guidance scale that the pipeline will be called with, for the preset. None, where that
+                is not known, is taken for a high one.
 
         Raises:
             TypeError: a value of the wrong type.
-            ValueError: a value out of its range, or a plan for another model or scheduler; the settings stay as they
-                were.
+            ValueError: a value out of its range, a plan for another model or scheduler, or a preset together with
+                other settings; the settings stay as they were.
             OSError: the file of the plan cannot be read.
+
+        Example:
+            >>> helper = DeepCacheSDHelper()
+            >>> helper.set_params(preset="balanced", guidance_scale=7.5)
+            >>> helper.params["cache_interval"]
+            3
         """
         if isinstance(plan, (str, Path)):
             plan = Plan.from_file(plan)
@@ -135,6 +149,8 @@ class DeepCacheSDHelper:
             between,
             threshold,
         )
+        if preset is not None or guidance_scale is not None:
+            config = _preset(preset, guidance_scale, config)
         if self.pipe is not None:
             for name, unet in unets_of(self.pipe).items():
                 check_settings(config, unet, self.pipe, name)
@@ -317,6 +333,22 @@ def _refuse(owner: str, defined: Iterable[str]) -> None:
 def _refuse_patches() -> None:
     """Refuses it where it was put on the class."""
     _refuse("DeepCacheSDHelper", [name for name in _NOT_USED if vars(DeepCacheSDHelper)[name] is not _OWN[name]])
+
+
+# What `set_params()` sets.
+_DEFAULT = DeepCacheConfig(1, forecast="none")
+
+
+def _preset(name: str | None, guidance_scale: float | None, others: DeepCacheConfig) -> DeepCacheConfig:
+    """What a preset stands for, where no other settings are given."""
+    if name is None:
+        raise ValueError(f"guidance_scale is for a preset, got {guidance_scale} without one. Add preset or remove it")
+    if guidance_scale is not None and not isinstance(guidance_scale, Real):
+        raise TypeError(f"guidance_scale must be a number, got {guidance_scale!r}")
+    given = [field.name for field in fields(others) if getattr(others, field.name) != getattr(_DEFAULT, field.name)]
+    if given:
+        raise ValueError(f"preset={name!r} stands for all settings and cannot be combined with {', '.join(given)}")
+    return DeepCacheConfig.preset(name, guidance_scale)
 
 
 def _params(config: DeepCacheConfig, pipe: Any) -> dict[str, Any]:
