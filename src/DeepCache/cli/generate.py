@@ -214,17 +214,13 @@ def generate_command(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
     )
     from DeepCache.models.adapters import Lora, check_adapters
-    from DeepCache.models.controlnet import check_controlnet
     from DeepCache.models.loading import recommended_guidance
     from DeepCache.models.memory import check_offload, divide_vae
 
     wanted_loras = tuple(map(Lora.parse, loras or ()))
     check_adapters(wanted_loras, embeddings or ())
-    inputs = ImageInputs(image, strength, mask, control_image)
+    inputs = ImageInputs(image, strength, mask, control_image, controlnet)
     inputs.check()
-    check_controlnet(controlnet)
-    if (controlnet is None) is not (control_image is None):
-        raise ValueError("--controlnet and --control-image go together: give both")
     if not prompts and prompt_file is None:
         raise ValueError("there is nothing to draw: give a PROMPT or --prompts FILE")
     rows = [*map(PromptRow, prompts or ()), *(read_prompt_rows(prompt_file) if prompt_file is not None else ())]
@@ -259,7 +255,7 @@ def generate_command(
     finished: list[GeneratedImage] = []
     stderr = Console(stderr=True, markup=False)
     try:
-        pipe = _pipeline(settings[0], dtype, device_for(runtime, device), controlnet, scheduler, offload, stderr)
+        pipe = _pipeline(settings[0], dtype, device_for(runtime, device), scheduler, offload, stderr)
         divide_vae(pipe, tiling=vae_tiling, slicing=vae_slicing)
         print_differences(recorded, pipe, stderr)
         if preset is not None:
@@ -295,20 +291,19 @@ def _pipeline(
     settings: GenerationSettings,
     dtype: str,
     device: str,
-    controlnet: str | None,
     scheduler: str | None,
     offload: str | None,
     stderr: Console,
 ) -> Any:
     """The pipeline that the settings are for."""
     from DeepCache.cli.loading import load
-    from DeepCache.models import load_controlnet, load_embeddings, load_loras, offload_pipeline, set_scheduler
+    from DeepCache.models import load_embeddings, load_loras, offload_pipeline, set_scheduler
 
     pipe: Any = load(settings.model, dtype=dtype, device=device, vae=settings.vae, offload=offload, console=stderr)
     load_loras(pipe, settings.loras)
     load_embeddings(pipe, settings.embeddings)
     if settings.inputs:
-        pipe = settings.inputs.pipeline(pipe, None if controlnet is None else load_controlnet(controlnet, pipe))
+        pipe = settings.inputs.pipeline(pipe)
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
     # The pipeline that is called, with all of its components.

@@ -18,7 +18,7 @@ from DeepCache.generation.finite import NotFiniteError, finite_images
 from DeepCache.generation.output import OutputFolder
 from DeepCache.generation.settings import GenerationSettings, check_against_pipeline, check_plan
 from DeepCache.models.device import execution_device, wait_for_device
-from DeepCache.models.identity import weights_hash
+from DeepCache.models.identity import weights_note
 from DeepCache.models.loading import recommended_guidance
 from DeepCache.models.memory import vae_notes
 from DeepCache.plan import Plan
@@ -153,7 +153,7 @@ def generate(
     jobs = [(each, prompt, seed) for each in groups for prompt, seed in each.jobs()]
     engine = apply_deepcache(pipe, cache)
     compiled = cache.compile != "none"
-    weights = weights_hash(pipe)
+    weights = weights_note(pipe)
     try:
         check_plan(cache, steps, _guidance(pipe, groups[0]))
         # The original is compiled as well, so that caching is all that tells the two apart.
@@ -177,7 +177,7 @@ def generate(
                 with _named(prompt, seed, accelerated):
                     image, seconds = _draw(pipe, call)
                 size = {"width": image.width, "height": image.height}
-                notes = _notes(pipe, each, prompt, seed, size | {"deepcache": accelerated, "weights": weights})
+                notes = _notes(pipe, each, prompt, seed, size | {"deepcache": accelerated} | weights)
                 path = output.save(image, stem if accelerated else f"{stem}-original", notes)
                 drawings[accelerated] = Drawing(image, seconds, path)
             result = GeneratedImage(prompt, seed, drawings[True], engine.stats)

@@ -10,6 +10,8 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from DeepCache.models.controlnet import check_controlnet, load_controlnet
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -29,9 +31,12 @@ class ImageInputs:
             White where the image is generated again, black where it stays.
         control_image (`Path`, *optional*):
             What a ControlNet looks at.
+        controlnet (`str`, *optional*):
+            The ControlNet: a folder that one of diffusers was saved to, or a repository of the hub as `owner/name`.
 
     Raises:
-        ValueError: the strength is out of its range, or a strength or a mask is given without an image.
+        ValueError: the strength is out of its range, or a strength or a mask is given without an image, or one of
+            ControlNet and control image without the other.
 
     Example:
         >>> ImageInputs(mask=Path("mask.png"))
@@ -43,12 +48,15 @@ class ImageInputs:
     strength: float | None = None
     mask: Path | None = None
     control_image: Path | None = None
+    controlnet: str | None = None
 
     def __post_init__(self) -> None:
         if self.image is None:
             for name in ("strength", "mask"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is for an image to start from. Give --image too")
+        if (self.controlnet is None) is not (self.control_image is None):
+            raise ValueError("--controlnet and --control-image go together: give both")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}")
 
@@ -59,19 +67,21 @@ class ImageInputs:
         """Refuses files that are missing or are not images, before a model is loaded.
 
         Raises:
-            FileNotFoundError, OSError: a file is missing, or cannot be read.
+            FileNotFoundError, OSError: a file or the folder of the ControlNet is missing, or cannot be read.
             ValueError: a file is not an image.
         """
+        check_controlnet(self.controlnet)
         for path in (self.image, self.mask, self.control_image):
             if path is not None:
                 with _opened(path):
                     pass
 
-    def pipeline(self, pipe: Any, controlnet: Any = None) -> Any:
+    def pipeline(self, pipe: Any) -> Any:
         """The pipeline of diffusers for these images, with the components of another one.
 
         Raises:
-            ValueError: diffusers has none for this model.
+            OSError: the ControlNet cannot be loaded.
+            ValueError: diffusers has none for this model, or the ControlNet is for another kind of model.
         """
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
@@ -81,7 +91,7 @@ class ImageInputs:
             (True, True): AutoPipelineForInpainting,
         }
         kind = kinds[self.image is not None, self.mask is not None]
-        more = {} if controlnet is None else {"controlnet": controlnet}
+        more = {} if self.controlnet is None else {"controlnet": load_controlnet(self.controlnet, pipe)}
         try:
             made = kind.from_pipe(pipe, **more)
         except (ValueError, TypeError) as error:
@@ -122,7 +132,7 @@ class ImageInputs:
 
     def notes(self) -> dict[str, Any]:
         """What an image's metadata says of it."""
-        values = {"image": self.image, "mask": self.mask, "control_image": self.control_image}
+        values = {name: getattr(self, name) for name in ("image", "mask", "control_image", "controlnet")}
         named = {name: str(value) for name, value in values.items() if value is not None}
         return named if self.strength is None else named | {"strength": self.strength}
 

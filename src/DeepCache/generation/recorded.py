@@ -12,13 +12,14 @@ from typing import Any
 from DeepCache.generation.a1111 import parse_parameters
 from DeepCache.generation.metadata import read_notes, read_settings
 from DeepCache.models.device import execution_device
-from DeepCache.models.identity import weights_hash
+from DeepCache.models.identity import weights_note
 
 __all__ = ["RecordedImage", "made_with", "read_recorded"]
 
 _SETTINGS = {"model": "model", "vae": "vae", "steps": "steps", "guidance": "guidance", "dtype": "dtype"}
 _SETTINGS |= {"runtime": "runtime", "embeddings": "embedding", "image": "image", "strength": "strength"}
 _SETTINGS |= {"mask": "mask", "control_image": "control-image", "controlnet": "controlnet"}
+_SETTINGS |= {"vae_tiling": "vae-tiling"}
 _CACHE = {"cache_interval": "interval", "cache_branch_id": "branch", "skip_mode": "skip-mode", "between": "between"}
 _CACHE |= {"forecast": "forecast", "guidance_reuse": "guidance-reuse", "force_plan": "force-plan"}
 _CACHE |= {"compile": "compile"}
@@ -87,7 +88,7 @@ def made_with(pipe: Any) -> dict[str, str]:
     """What an image depends on beside its options, see `RecordedImage.made_with`."""
     versions = {name: version(name) for name in ("DeepCache", "diffusers", "torch")}
     here = versions | {"device": str(execution_device(pipe)), "pipeline": type(pipe).__name__}
-    return here | ({"weights": weights} if (weights := weights_hash(pipe)) else {})
+    return here | weights_note(pipe)
 
 
 def _own(path: Path, found: dict[str, Any]) -> RecordedImage:

@@ -6,13 +6,11 @@ import hashlib
 import json
 from typing import Any
 
-__all__ = ["weights_hash"]
+__all__ = ["weights_hash", "weights_note"]
 
 
 def weights_hash(pipe: Any) -> str:
     """A hash of the structure and of some weights of each network of a pipeline. LoRAs beside the weights do not count.
-
-    It is empty where weights are out of reach: offloaded in sequence or to disk, quantised.
 
     Example:
         >>> from DeepCache.models import load_pipeline
@@ -24,6 +22,14 @@ def weights_hash(pipe: Any) -> str:
     from DeepCache.engine.fingerprint import fingerprint
 
     networks = {name: fingerprint(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    if any(not found["weights"] for found in networks.values()):
-        return ""
     return hashlib.sha256(json.dumps(networks, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_note(pipe: Any) -> dict[str, str]:
+    """The hash as `weights`; nothing where weights are offloaded in sequence and so out of reach."""
+    from torch import nn
+
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    if any(weight.device.type == "meta" for network in networks for weight in network.parameters()):
+        return {}
+    return {"weights": weights_hash(pipe)}
