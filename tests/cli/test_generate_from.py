@@ -27,6 +27,14 @@ def image_of(result):
     return json.loads(result.stdout)["images"][0]["file"]
 
 
+def check_again(run, path):
+    """The image has all that is needed to generate it again."""
+    result = run("generate", "--from", path, "--json")
+    assert np.array_equal(pixels(image_of(result)), pixels(path))
+    assert f"Compared with {path}: the same pixels" in result.stderr
+    assert "Not as" not in result.stderr
+
+
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
     """A LoRA for the shipped model with random weights."""
@@ -82,6 +90,7 @@ def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
     path = image_of(run(*GENERATE, "--interval", 1, "--json", "--lora", lora))
     assert np.array_equal(pixels(path), np.asarray(expected))
     assert read_settings(path)["settings"]["loras"] == [[str(lora), 1.0]]
+    check_again(run, path)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +134,7 @@ def test_an_embedding(run, tmp_path):
     path = image_of(run("generate", "a mine circle", "--steps", 4, "--json", "--embedding", "mine.safetensors"))
     assert not np.array_equal(pixels(path), pixels(plain))
     assert read_settings(path)["settings"]["embeddings"] == ["mine.safetensors"]
+    check_again(run, path)
 
 
 def test_from_an_image(run, start):
@@ -135,6 +145,7 @@ def test_from_an_image(run, start):
     assert abs(pixels(weak) - original).mean() < abs(pixels(strong) - original).mean()
     found = read_settings(weak)["settings"]
     assert (found["pipeline"], found["strength"]) == ("StableDiffusionImg2ImgPipeline", 0.3)
+    check_again(run, weak)
 
 
 def test_inpainting_keeps_what_is_black_in_the_mask(run, tmp_path, start):
@@ -143,6 +154,7 @@ def test_inpainting_keeps_what_is_black_in_the_mask(run, tmp_path, start):
     mask.save(tmp_path / "mask.png")
     path = image_of(run(*GENERATE, "--image", start, "--mask", "mask.png", "--json"))
     assert read_settings(path)["settings"]["pipeline"] == "StableDiffusionInpaintPipeline"
+    check_again(run, path)
     changed = abs(pixels(path) - pixels(start)).mean(axis=(0, 2))
     assert changed[:24].mean() < changed[40:].mean()
 
@@ -158,6 +170,7 @@ def test_a_controlnet(run, tmp_path, start):
     path = image_of(run(*GENERATE, "--controlnet", "control", "--control-image", start, "--json"))
     assert read_settings(path)["settings"]["pipeline"] == "StableDiffusionControlNetPipeline"
     assert not np.array_equal(pixels(path), pixels(image_of(run(*GENERATE, "--json"))))
+    check_again(run, path)
 
 
 @pytest.mark.parametrize(("guidance", "forecast"), [(2, "limited"), (7.5, "response")])
