@@ -309,6 +309,41 @@ def test_the_keyboard_is_enough(visit, served):
     ]
 
 
+def test_a_preset_fills_in_the_settings_for_the_guidance_scale(visit, drawn):
+    expect = pytest.importorskip("playwright.sync_api").expect
+    page = visit()
+
+    def radio(name):
+        return page.get_by_role("radio", name=name, exact=True)
+
+    expect(radio("own settings")).to_be_checked()
+    page.get_by_label("Guidance reuse").check()
+    # With the keyboard.
+    radio("own settings").focus()
+    for key in ("Tab", "Tab", "Space"):
+        page.keyboard.press(key)
+    expect(radio("balanced")).to_be_checked()
+    for name in ("skipped", "limited", "uniform"):
+        expect(radio(name)).to_be_checked()
+    expect(page.get_by_label("Guidance reuse")).not_to_be_checked()
+    page.fill("#guidance input", "7.5")
+    expect(radio("response")).to_be_checked()
+    radio("fast").check()
+    expect(page.locator("#interval input")).to_have_value("5")
+    ask(page, guidance=7.5, steps=11)
+    page.wait_for_selector(".comparison")
+    assert same(shown(page, PICTURE), drawn(PROMPT, steps=11, guidance=7.5, cache=DeepCacheConfig.preset("fast", 7.5)))
+    # An empty field is the scale that is recommended for the model.
+    page.fill("#guidance input", "")
+    expect(radio("limited")).to_be_checked()
+    expect(radio("fast")).to_be_checked()
+    page.fill("#interval input", "4")
+    expect(radio("own settings")).to_be_checked()
+    page.fill("#guidance input", "7.5")
+    page.wait_for_timeout(500)
+    expect(radio("limited")).to_be_checked()
+
+
 def test_every_field_of_the_form_counts(visit, drawn):
     page = visit()
     page.get_by_label("Scheduler").locator("visible=true").click()

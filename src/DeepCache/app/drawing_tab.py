@@ -15,7 +15,7 @@ from DeepCache.app.easel import Comparison, Easel, Failure
 from DeepCache.app.model_defaults import ModelDefaults
 from DeepCache.app.python_lines import python_lines
 from DeepCache.app.rendering import asset, render
-from DeepCache.config import DeepCacheConfig
+from DeepCache.config import PRESETS, DeepCacheConfig
 from DeepCache.models.schedulers import SCHEDULER_ALIASES
 from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES
 
@@ -24,6 +24,16 @@ __all__ = ["drawing_tab"]
 _EXAMPLE = "a big striped red circle left of a blue square, with a yellow star below"
 _DEFAULT = DeepCacheConfig()
 _OWN = "the model's own"
+# The fields that a preset fills in, and what they are called in `DeepCacheConfig`.
+_OF_PRESETS = {
+    "interval": "cache_interval",
+    "branch": "cache_branch_id",
+    "between": "between",
+    "forecast": "forecast",
+    "skip_mode": "skip_mode",
+    "threshold": "threshold",
+    "guidance_reuse": "guidance_reuse",
+}
 
 Update = dict[Any, Any]
 
@@ -77,7 +87,8 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
             with gr.Accordion("The same in Python", open=False, visible=False) as same:
                 lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="lines")
         with gr.Column():
-            fields = {"prompt": prompt} | _settings(models, easel.defaults(models[0]))
+            settings, preset = _settings(models, easel.defaults(models[0]))
+            fields = {"prompt": prompt} | settings
 
     visitors = _Visitors()
     outputs = [status, result, same, lines]
@@ -127,12 +138,37 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
     fields["model"].input(
         on_model, fields["model"], [fields[name] for name in ("guidance", "width", "height")], **event
     )
+    _connect_preset(preset, fields, easel, event)
     cancel.click(on_cancel, **event)
     page.unload(on_cancel)
 
 
-def _settings(models: tuple[str, ...], defaults: ModelDefaults) -> dict[str, Any]:
-    """The other fields by the name that `read_request` has for them, with the values of the first model."""
+def _connect_preset(preset: gr.Radio, fields: dict[str, Any], easel: Easel, event: dict[str, Any]) -> None:
+    """Has a preset fill in the settings that it stands for at the guidance scale, and changed settings leave it."""
+    filled = {fields[name]: attribute for name, attribute in _OF_PRESETS.items()}
+
+    def on_preset(name: str, guidance: float | None, model: str) -> Update:
+        if not name:
+            return {preset: name}
+        cache = DeepCacheConfig.preset(name, easel.defaults(model).guidance if guidance is None else guidance)
+        return {field: getattr(cache, attribute) for field, attribute in filled.items()}
+
+    gr.on(
+        [preset.input, fields["guidance"].change],
+        on_preset,
+        [preset, fields["guidance"], fields["model"]],
+        [preset, *filled],
+        # A change while the one before is answered counts too.
+        trigger_mode="always_last",
+        **event,
+    )
+    # In the browser: an answer of the server might come after another preset has been chosen.
+    gr.on([field.input for field in filled], None, None, preset, js="() => ''", **event)
+
+
+def _settings(models: tuple[str, ...], defaults: ModelDefaults) -> tuple[dict[str, Any], gr.Radio]:
+    """The other fields by the name that `read_request` has for them, with the values of the first model; and the field
+    of the preset."""
     fields: dict[str, Any] = {
         "negative_prompt": gr.Textbox(
             "",
@@ -162,6 +198,12 @@ def _settings(models: tuple[str, ...], defaults: ModelDefaults) -> dict[str, Any
         [(_OWN, ""), *((name, name) for name in SCHEDULER_ALIASES)], value="", label="Scheduler"
     )
     with gr.Group():
+        preset = gr.Radio(
+            [("own settings", ""), *((name, name) for name in PRESETS)],
+            value="",
+            label="Preset",
+            info="Sets the fields below for the guidance scale, from closest to the original to fastest",
+        )
         with gr.Row():
             fields["interval"] = gr.Number(
                 _DEFAULT.cache_interval,
@@ -217,4 +259,4 @@ def _settings(models: tuple[str, ...], defaults: ModelDefaults) -> dict[str, Any
                 apply_default_css=False,
                 elem_id="plan",
             )
-    return fields
+    return fields, preset
