@@ -339,16 +339,16 @@ def _refuse_patches() -> None:
 _DEFAULT = DeepCacheConfig(1, forecast="none")
 
 
-def _preset(name: str | None, guidance_scale: float | None, others: DeepCacheConfig) -> DeepCacheConfig:
+def _preset(name: str | None, guidance_scale: Any, others: DeepCacheConfig) -> DeepCacheConfig:
     """What a preset stands for, where no other settings are given."""
     if name is None:
         raise ValueError(f"guidance_scale is for a preset, got {guidance_scale} without one. Add preset or remove it")
-    if guidance_scale is not None and not isinstance(guidance_scale, Real):
+    if not isinstance(guidance_scale, (Real, type(None))):
         raise TypeError(f"guidance_scale must be a number, got {guidance_scale!r}")
     given = [field.name for field in fields(others) if getattr(others, field.name) != getattr(_DEFAULT, field.name)]
     if given:
         raise ValueError(f"preset={name!r} stands for all settings and cannot be combined with {', '.join(given)}")
-    return DeepCacheConfig.preset(name, guidance_scale)
+    return DeepCacheConfig.preset(name, None if guidance_scale is None else float(guidance_scale))
 
 
 def _params(config: DeepCacheConfig, pipe: Any) -> dict[str, Any]:
