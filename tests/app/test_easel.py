@@ -50,6 +50,13 @@ def test_the_scheduler_of_one_picture_is_not_that_of_the_next(easel, drawn):
     assert ImageChops.difference(found.drawn.original.image, drawn("a red circle", steps=4)).getbbox() is None
 
 
+def test_an_offloaded_model_draws_the_same(easel):
+    with Easel(("shapes",), device="cpu", offload="group") as other:
+        assert hasattr(other.load("shapes").unet.conv_in, "_diffusers_hook")
+        found, expected = (last(each, request()).drawn.drawing.image for each in (other, easel))
+    assert ImageChops.difference(found, expected).getbbox() is None
+
+
 def test_nothing_is_computed_on_any_other_thread(easel, monkeypatch):
     """Two threads that compute slow each other down, one after the other too."""
     threads = set()

@@ -33,6 +33,8 @@ def test_it_says_where_it_is_and_ends_with_ctrl_c():
         (["--port", "70000"], "port must be from 0 to 65535, got 70000"),
         (["--ablation", "nowhere.json"], "'nowhere.json'"),
         (["--device", "abacus"], "'abacus'"),
+        (["--offload", "disk"], "offload must be one of model, sequential, group, got 'disk'"),
+        (["--offload", "model", "--device", "cpu"], "offload='model' has nothing to offload from: the device is cpu"),
     ],
 )
 def test_what_is_wrong_is_one_line(run, options, message):

@@ -109,6 +109,7 @@ class Easel:
         dtype: as `load_pipeline` takes it.
         device: as `load_pipeline` takes it.
         runtime: what the U-Net runs in, see `DeepCache.export.use_runtime`.
+        offload: as `load_pipeline` takes it.
 
     Example:
         >>> from DeepCache.app.drawing_request import DrawingRequest
@@ -120,12 +121,19 @@ class Easel:
     """
 
     def __init__(
-        self, models: tuple[str, ...], *, dtype: str = "auto", device: str = "auto", runtime: str = "torch"
+        self,
+        models: tuple[str, ...],
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        runtime: str = "torch",
+        offload: str | None = None,
     ) -> None:
         self._models = models
         self._dtype = dtype
         self._device = device_for(runtime, device)
         self._runtime = runtime
+        self._offload = offload
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="easel")
         self._lock = Lock()
         self._line: list[Event] = []
@@ -177,7 +185,7 @@ class Easel:
             # Two of them might not fit into the memory of the device.
             self._loaded = None
             try:
-                pipe = load_pipeline(model, dtype=self._dtype, device=self._device)
+                pipe = load_pipeline(model, dtype=self._dtype, device=self._device, offload=self._offload)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
 from DeepCache.app.loopback import is_loopback
 from DeepCache.config import DeepCacheConfig
+from DeepCache.models.memory import check_offload
 from DeepCache.runtime import check_runtime
 
 if TYPE_CHECKING:
@@ -46,9 +47,12 @@ class AppSettings:
             As `load_pipeline` takes it.
         runtime (`str`, defaults to `"torch"`):
             What the U-Net runs in, see `DeepCache.export.use_runtime`.
+        offload (`str`, *optional*):
+            As `load_pipeline` takes it.
 
     Raises:
-        ValueError: no model is named, or the port is out of its range.
+        ValueError: no model is named, the port is out of its range, or the kind of offloading is unknown or does not
+            go with the runtime.
     """
 
     models: tuple[str, ...] = ("shapes",)
@@ -58,6 +62,7 @@ class AppSettings:
     dtype: str = "auto"
     device: str = "auto"
     runtime: str = "torch"
+    offload: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -65,6 +70,7 @@ class AppSettings:
         if self.port is not None and not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
         check_runtime(self.runtime, DeepCacheConfig())
+        check_offload(self.offload, self.runtime)
 
 
 def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where: None) -> NoReturn:
@@ -86,7 +92,13 @@ def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where:
 
     with (
         listen(settings.host, settings.port) as listening,
-        Easel(settings.models, dtype=settings.dtype, device=settings.device, runtime=settings.runtime) as easel,
+        Easel(
+            settings.models,
+            dtype=settings.dtype,
+            device=settings.device,
+            runtime=settings.runtime,
+            offload=settings.offload,
+        ) as easel,
     ):
         app = build_app(settings, easel, for_this_machine=is_loopback(listening.getsockname()[0]))
         # Pages that are open keep a connection each, which would never end by itself.

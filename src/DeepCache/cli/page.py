@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from DeepCache.cli.interruption import keep_on_interrupt
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Runtime, Threads
+from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Offload, Runtime, Threads
 
 __all__ = ["app_command"]
 
@@ -32,6 +32,7 @@ def app_command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     runtime: Runtime = "torch",
+    offload: Offload = None,
     threads: Threads = None,
     ablation: Annotated[
         Path | None,
@@ -74,6 +75,7 @@ def app_command(
         dtype=dtype,
         device=device,
         runtime=runtime,
+        offload=offload,
     )
     # Before anything else imports the library of the hub, which looks but once whether it may tell that it is used.
     prepare_gradio()
