@@ -275,7 +275,7 @@ def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("guidance_scale", [2, 7.5, None])
 def test_a_preset_stands_for_all_settings(pipe, name, guidance_scale):
-    expected = DeepCacheConfig.preset(name, guidance_scale)
+    expected = DeepCacheConfig.preset(name, guidance_scale, type(pipe.scheduler).__name__)
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(cache_interval=4, cache_branch_id=2)
         helper.set_params(preset=name, guidance_scale=guidance_scale)

@@ -36,8 +36,16 @@ COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 PRESETS = {"faithful": 2, "balanced": 3, "fast": 5}
 """Settings by name, see `DeepCacheConfig.preset`, and the number of steps from one full step to the next."""
 
-# Up to here a line through past predictions is the better forecast (docs/guidance.md).
-_LOW_GUIDANCE = 3.0
+# Up to which guidance scale the limited forecast is the better one for skipped steps, by scheduler and interval, and
+# what holds for others. Measured at 2, 4 and 7.5 (docs/guidance.md): a scale between counts as the nearest.
+_BETWEEN_2_AND_4, _BETWEEN_4_AND_7, _ALWAYS = 3.0, 5.75, float("inf")
+_LIMITED_UP_TO = {
+    "DDIMScheduler": {2: _ALWAYS, 3: _ALWAYS, 5: _BETWEEN_4_AND_7},
+    "DPMSolverMultistepScheduler": {2: _BETWEEN_4_AND_7, 3: _BETWEEN_2_AND_4, 5: _BETWEEN_2_AND_4},
+    "EulerDiscreteScheduler": {2: _BETWEEN_4_AND_7, 3: _BETWEEN_4_AND_7, 5: _BETWEEN_2_AND_4},
+    "UniPCMultistepScheduler": {2: _BETWEEN_2_AND_4, 3: _BETWEEN_2_AND_4, 5: _BETWEEN_2_AND_4},
+}
+_OTHER_SCHEDULERS = {2: _BETWEEN_2_AND_4, 3: _BETWEEN_2_AND_4, 5: _BETWEEN_2_AND_4}
 
 
 @dataclass(frozen=True)
@@ -142,16 +150,18 @@ class DeepCacheConfig:
                 raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
 
     @classmethod
-    def preset(cls, name: str, guidance: float | None = None) -> DeepCacheConfig:
+    def preset(cls, name: str, guidance: float | None = None, scheduler: str | None = None) -> DeepCacheConfig:
         """Settings by name: `"faithful"`, `"balanced"` or `"fast"`.
 
-        All have skipped steps between full ones. The forecast depends on the guidance scale: limited up to 3, by the
-        response of predictions to their inputs above. How close to the original they are, by scheduler and guidance
-        scale, is in docs/guidance.md and docs/comfyui.md.
+        All have skipped steps between full ones. Of the forecasts they take the one that is closer to the original at
+        this guidance scale with this scheduler: limited, or by the response of predictions to their inputs. That was
+        measured with the bundled model at one number of steps for each scheduler; docs/guidance.md and docs/comfyui.md
+        have the figures.
 
         Args:
             name: one of `PRESETS`.
             guidance: the guidance scale; None, where that is not known, is taken for a high one.
+            scheduler: the class of the scheduler, such as `DDIMScheduler`; None where that is not known.
 
         Raises:
             ValueError: there is no such preset.
@@ -159,11 +169,15 @@ class DeepCacheConfig:
         Example:
             >>> DeepCacheConfig.preset("balanced", 7.5).forecast, DeepCacheConfig.preset("balanced", 2.0).forecast
             ('response', 'limited')
+            >>> DeepCacheConfig.preset("balanced", 7.5, "DDIMScheduler").forecast
+            'limited'
         """
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-        low = guidance is not None and guidance <= _LOW_GUIDANCE
-        return cls(PRESETS[name], between="skipped", forecast="limited" if low else "response")
+        interval = PRESETS[name]
+        highest = _LIMITED_UP_TO.get(scheduler or "", _OTHER_SCHEDULERS)[interval]
+        low = guidance is not None and guidance <= highest
+        return cls(interval, between="skipped", forecast="limited" if low else "response")
 
     @property
     def effective_schedule(self) -> Schedule:

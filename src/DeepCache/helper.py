@@ -150,7 +150,7 @@ class DeepCacheSDHelper:
             threshold,
         )
         if preset is not None or guidance_scale is not None:
-            config = _preset(preset, guidance_scale, config)
+            config = _preset(preset, guidance_scale, self.pipe, config)
         if self.pipe is not None:
             for name, unet in unets_of(self.pipe).items():
                 check_settings(config, unet, self.pipe, name)

@@ -148,16 +148,17 @@ def test_another_lora_or_embedding_is_refused(run, prompts, tmp_path):
     assert pictures() == before
 
 
-@pytest.mark.parametrize(("guidance", "forecast"), [(None, "limited"), (7.5, "response")])
-def test_a_preset_is_what_it_stands_for_at_the_guidance_scale(run, prompts, guidance, forecast):
-    scale = () if guidance is None else ("--guidance", guidance)
-    result = run("batch", prompts, "-o", "out", *QUICK, *scale, "--preset", "balanced")
+@pytest.mark.parametrize(
+    ("options", "forecast"), [((), "limited"), (("--guidance", 7.5, "--scheduler", "dpm++"), "response")]
+)
+def test_a_preset_is_what_it_stands_for_with_the_scale_and_the_scheduler(run, prompts, options, forecast):
+    result = run("batch", prompts, "-o", "out", *QUICK, *options, "--preset", "balanced")
     assert result.exit_code == 0, result.stderr
     words = ("--interval", "3", "--between", "skipped", "--forecast", forecast)
     assert f"Preset balanced: {' '.join(words)}" in result.stderr
     # A folder keeps to what it stands for.
-    assert run("batch", prompts, "-o", "out", *QUICK, *scale, *words).exit_code == 0
-    if guidance is not None:
+    assert run("batch", prompts, "-o", "out", *QUICK, *options, *words).exit_code == 0
+    if options:
         complain(run("batch", prompts, "-o", "out", *QUICK, "--preset", "balanced"), "forecast is 'response' there")
 
 

@@ -173,12 +173,15 @@ def test_a_controlnet(run, tmp_path, start):
     check_again(run, path)
 
 
-@pytest.mark.parametrize(("guidance", "forecast"), [(2, "limited"), (7.5, "response")])
-def test_a_preset_goes_by_the_guidance_scale(run, guidance, forecast):
-    result = run(*GENERATE, "--guidance", guidance, "--preset", "balanced", "--json")
+@pytest.mark.parametrize(
+    ("guidance", "scheduler", "forecast"), [(2, (), "limited"), (7.5, (), "limited"), (7.5, ("dpm++",), "response")]
+)
+def test_a_preset_goes_by_the_guidance_scale_and_the_scheduler(run, guidance, scheduler, forecast):
+    options = ("--guidance", guidance, *(("--scheduler", *scheduler) if scheduler else ()))
+    result = run(*GENERATE, *options, "--preset", "balanced", "--json")
     words = ("--interval", "3", "--between", "skipped", "--forecast", forecast)
     assert f"Preset balanced: {' '.join(words)}" in result.stderr
-    same = run(*GENERATE, "--guidance", guidance, *words, "--json")
+    same = run(*GENERATE, *options, *words, "--json")
     assert np.array_equal(pixels(image_of(result)), pixels(image_of(same)))
     assert read_settings(image_of(result))["settings"]["forecast"] == forecast
 

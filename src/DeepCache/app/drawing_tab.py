@@ -144,19 +144,24 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
 
 
 def _connect_preset(preset: gr.Radio, fields: dict[str, Any], easel: Easel, event: dict[str, Any]) -> None:
-    """Has a preset fill in the settings that it stands for at the guidance scale, and changed settings leave it."""
+    """Has a preset fill in the settings that it stands for at the guidance scale with the scheduler, and changed settings leave it."""
     filled = {fields[name]: attribute for name, attribute in _OF_PRESETS.items()}
 
-    def on_preset(name: str, guidance: float | None, model: str) -> Update:
+    def on_preset(name: str, guidance: float | None, scheduler: str, model: str) -> Update:
         if not name:
             return {preset: name}
-        cache = DeepCacheConfig.preset(name, easel.defaults(model).guidance if guidance is None else guidance)
+        own = easel.defaults(model)
+        cache = DeepCacheConfig.preset(
+            name,
+            own.guidance if guidance is None else guidance,
+            SCHEDULER_ALIASES[scheduler] if scheduler else own.scheduler,
+        )
         return {field: getattr(cache, attribute) for field, attribute in filled.items()}
 
     gr.on(
-        [preset.input, fields["guidance"].change],
+        [preset.input, fields["guidance"].change, fields["scheduler"].change],
         on_preset,
-        [preset, fields["guidance"], fields["model"]],
+        [preset, fields["guidance"], fields["scheduler"], fields["model"]],
         [preset, *filled],
         # A change while the one before is answered counts too.
         trigger_mode="always_last",

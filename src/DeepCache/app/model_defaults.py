@@ -24,10 +24,12 @@ class ModelDefaults:
     Args:
         guidance: the guidance scale that is recommended; None where it takes none, or is not loaded yet.
         size: its own width and height in pixels; None where it takes no size, or is not loaded yet.
+        scheduler: the class of its own scheduler; None where it is not loaded yet.
     """
 
     guidance: float | None = None
     size: tuple[int, int] | None = None
+    scheduler: str | None = None
 
     @classmethod
     def of(cls, model: str, pipe: Any) -> ModelDefaults:
@@ -43,10 +45,11 @@ class ModelDefaults:
         Example:
             >>> from DeepCache.models import load_pipeline
             >>> ModelDefaults.of("shapes", load_pipeline("shapes", device="cpu"))
-            ModelDefaults(guidance=2.0, size=(64, 64))
+            ModelDefaults(guidance=2.0, size=(64, 64), scheduler='DDIMScheduler')
         """
         takes_size = {"width", "height"} <= signature(pipe.__call__).parameters.keys()
-        return cls(recommended_guidance(model, pipe), default_size(pipe) if takes_size else None)
+        size = default_size(pipe) if takes_size else None
+        return cls(recommended_guidance(model, pipe), size, type(pipe.scheduler).__name__)
 
     def check_size(self, size: tuple[int, int] | None) -> None:
         """Refuses an image that would keep the other visitors waiting.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -212,7 +212,7 @@ def batch_command(
     )
     check_preset(preset, cache)
     if preset is not None:
-        cache = preset_config(preset, _guidance(model) if guidance is None else guidance, stderr)
+        cache = _preset(preset, model, guidance, scheduler, stderr)
     settings = BatchSettings(
         model=model,
         negative_prompt=negative,
@@ -265,13 +265,17 @@ def batch_command(
         raise typer.Exit(_FAILED)
 
 
-def _guidance(model: str) -> float | None:
-    """The guidance scale that the model is drawn with where none is asked for, without loading its weights."""
+def _preset(preset: str, model: str, guidance: float | None, scheduler: str | None, stderr: Console) -> DeepCacheConfig:
+    """What a preset stands for, without loading the model's weights."""
     from DeepCache.cli.loading import quiet_libraries
-    from DeepCache.models import load_without_weights, recommended_guidance
+    from DeepCache.models import load_without_weights, recommended_guidance, set_scheduler
 
     with quiet_libraries():
-        return recommended_guidance(model, load_without_weights(model))
+        pipe: Any = load_without_weights(model, own_scheduler=True)
+        scale = recommended_guidance(model, pipe) if guidance is None else guidance
+    if scheduler is not None:
+        set_scheduler(pipe, scheduler)
+    return preset_config(preset, scale, type(pipe.scheduler).__name__, stderr)
 
 
 def _engine(

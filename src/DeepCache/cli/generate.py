@@ -260,7 +260,8 @@ def generate_command(
         print_differences(recorded, pipe, stderr)
         if preset is not None:
             scale = recommended_guidance(model, pipe) if guidance is None else guidance
-            settings = [replace(each, cache=preset_config(preset, scale, stderr)) for each in settings]
+            preset_cache = preset_config(preset, scale, type(pipe.scheduler).__name__, stderr)
+            settings = [replace(each, cache=preset_cache) for each in settings]
         warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
         if compile_mode != _DEFAULT.compile:
             note = "The first steps of each kind compile the U-Net, which takes a minute or more."

@@ -1,4 +1,4 @@
-"""`--preset`: what it stands for depends on the guidance scale, which may be that of the model."""
+"""`--preset`: what it stands for depends on the guidance scale and the scheduler, which may be those of the model."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def check_preset(preset: str | None, cache: DeepCacheConfig) -> None:
         raise ValueError(f"--preset {preset} stands for all settings of DeepCache: leave the others out")
 
 
-def preset_config(preset: str, guidance: float | None, console: Console) -> DeepCacheConfig:
-    """What a preset stands for at a guidance scale, which is printed.
+def preset_config(preset: str, guidance: float | None, scheduler: str, console: Console) -> DeepCacheConfig:
+    """What a preset stands for at a guidance scale with a scheduler, which is printed.
 
     Args:
         preset: one of `PRESETS`.
         guidance: the guidance scale; None where the pipeline takes none.
+        scheduler: the class of the scheduler.
         console: where to print.
     """
-    cache = DeepCacheConfig.preset(preset, guidance)
+    cache = DeepCacheConfig.preset(preset, guidance, scheduler)
     words = f"--interval {cache.cache_interval} --between {cache.between} --forecast {cache.forecast}"
     console.print(f"Preset {preset}: {words}", soft_wrap=True, highlight=False)
     return cache

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["load_without_weights"]
 
 
-def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionPipeline:
+def load_without_weights(model: str | os.PathLike[str] = "shapes", *, own_scheduler: bool = False) -> DiffusionPipeline:
     """Builds a pipeline from its configuration files alone, on the `meta` device.
 
     It can be called up to its first step, and every cost of it be counted; it generates nothing. Its scheduler is DDIM
@@ -24,6 +24,7 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionP
 
     Args:
         model: as `load_pipeline` takes it.
+        own_scheduler: whether to keep the model's own scheduler, with which it can perhaps not be called.
 
     Raises:
         FileNotFoundError, OSError, ValueError, TypeError, ImportError: as `load_pipeline`.
@@ -36,7 +37,7 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionP
     require("cli", "load_without_weights")
     shown = os.fspath(model)
     if shown in ARCHITECTURES and not os.path.isdir(shown):
-        return _quiet(random_pipeline(shown, device="meta"))
+        return _quiet(random_pipeline(shown, device="meta"), own_scheduler)
     source, options = locate(shown)
     refuse_unless_pipeline(model, source, options)
 
@@ -57,16 +58,17 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes") -> DiffusionP
     if parts.get("safety_checker", ...) is None:
         parts["requires_safety_checker"] = False
     kind = config["_class_name"]
-    return _quiet(getattr(diffusers, kind)(**parts))
+    return _quiet(getattr(diffusers, kind)(**parts), own_scheduler)
 
 
-def _quiet(pipe: Any) -> DiffusionPipeline:
-    """Without a progress bar, and with a scheduler that reads no value."""
+def _quiet(pipe: Any, own_scheduler: bool) -> DiffusionPipeline:
+    """Without a progress bar, and with a scheduler that reads no value unless it is to keep its own."""
     from DeepCache.models.schedulers import set_scheduler
 
     pipe.set_progress_bar_config(disable=True)
-    with suppress(ValueError):
-        set_scheduler(pipe, "ddim")
+    if not own_scheduler:
+        with suppress(ValueError):
+            set_scheduler(pipe, "ddim")
     quiet: DiffusionPipeline = pipe
     return quiet
 
