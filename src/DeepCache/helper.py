@@ -339,7 +339,7 @@ def _refuse_patches() -> None:
 _DEFAULT = DeepCacheConfig(1, forecast="none")
 
 
-def _preset(name: str | None, guidance_scale: Any, others: DeepCacheConfig) -> DeepCacheConfig:
+def _preset(name: str | None, guidance_scale: Any, pipe: Any, others: DeepCacheConfig) -> DeepCacheConfig:
     """What a preset stands for, where no other settings are given."""
     if name is None:
         raise ValueError(f"guidance_scale is for a preset, got {guidance_scale} without one. Add preset or remove it")
@@ -348,7 +348,8 @@ def _preset(name: str | None, guidance_scale: Any, others: DeepCacheConfig) -> D
     given = [field.name for field in fields(others) if getattr(others, field.name) != getattr(_DEFAULT, field.name)]
     if given:
         raise ValueError(f"preset={name!r} stands for all settings and cannot be combined with {', '.join(given)}")
-    return DeepCacheConfig.preset(name, None if guidance_scale is None else float(guidance_scale))
+    scheduler = type(getattr(pipe, "scheduler", None)).__name__
+    return DeepCacheConfig.preset(name, None if guidance_scale is None else float(guidance_scale), scheduler)
 
 
 def _params(config: DeepCacheConfig, pipe: Any) -> dict[str, Any]:

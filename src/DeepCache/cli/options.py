@@ -254,7 +254,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="faithful, balanced or fast: settings for the guidance scale, instead of those below.",
+        help="faithful, balanced or fast: settings for the guidance scale and the scheduler, instead of those below.",
         show_default=False,
         rich_help_panel=DEEPCACHE_PANEL,
     ),
