@@ -1,4 +1,5 @@
-"""The results of `benchmarks.cpu_steps`, `cpu_runtimes` and `cpu_dtypes` as Markdown, for docs/cpu.md."""
+"""The results of `benchmarks.cpu_steps`, `cpu_runtimes`, `cpu_memory_format` and `cpu_dtypes` as Markdown, for
+docs/cpu.md."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ __all__ = ["cpu_page"]
 _LAYERS = {"convolution": "convolution", "linear": "linear layer", "attention": "attention"}
 
 
-def cpu_page(steps: dict[str, Any], runtimes: list[dict[str, Any]], dtypes: dict[str, Any]) -> str:
-    """What each setting gives on a CPU, in which runtime and dtype.
+def cpu_page(
+    steps: dict[str, Any], runtimes: list[dict[str, Any]], formats: dict[str, Any], dtypes: dict[str, Any]
+) -> str:
+    """What each setting gives on a CPU, in which runtime, memory format and dtype.
 
     Args:
         steps: of `cpu_steps`.
         runtimes: of `cpu_runtimes`, one for each dtype.
+        formats: of `cpu_memory_format`.
         dtypes: of `cpu_dtypes`.
     """
-    return "\n\n".join([_steps(steps), *map(_runtimes, runtimes), _int8(runtimes), _sdxl(runtimes), _dtypes(dtypes)])
+    parts = [_steps(steps), *map(_runtimes, runtimes), _int8(runtimes), _sdxl(runtimes), _formats(formats)]
+    return "\n\n".join([*parts, _dtypes(dtypes)])
 
 
 def _threads(count: int) -> str:
@@ -110,6 +115,23 @@ def _sdxl(results: list[dict[str, Any]]) -> str:
         f"**SDXL.** A shallow step at branch 0 takes {found['shallow_over_full']:.3f} of a full one ({low:.3f} to "
         f"{high:.3f}; {found['pixels']} px, {found['dtype']}, eager), {found['share_of_macs']:.3f} by "
         "multiply-accumulates."
+    )
+
+
+def _formats(result: dict[str, Any]) -> str:
+    parts = list(result["cells"][0]["parts"])
+    rows = [f"| instructions | dtype | {' | '.join(parts)} |", "|---" * (2 + len(parts)) + "|"]
+    for cell in result["cells"]:
+        found = [cell["parts"][part] for part in parts]
+        shown = [f"{each['ratio']:.2f} ({each['ratio_smallest']:.2f}–{each['ratio_largest']:.2f})" for each in found]
+        rows.append(f"| {cell['level']} | {cell['dtype']} | {' | '.join(shown)} |")
+    return (
+        "## channels_last\n\n"
+        f"Time with `channels_last` as a share of that without: Stable Diffusion 1.5 with random weights at "
+        f"{result['pixels']} px, guided, on one core of an {result['machine']['cpu']} with PyTorch's libraries limited "
+        f"to the instructions of a level; medians of {result['rounds']} rounds in which both ran in turn, and the "
+        "smallest and largest. It pays with AMX in bfloat16, most of all for the VAE, and not everywhere "
+        "([cpu_memory_format.json](../benchmarks/cpu_memory_format.json)).\n\n" + "\n".join(rows)
     )
 
 
