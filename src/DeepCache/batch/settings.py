@@ -40,6 +40,8 @@ class BatchSettings:
             The settings of DeepCache.
         vae (`str`, *optional*):
             What `load_pipeline` is given for another VAE than the model's own.
+        config (`str`, *optional*):
+            What `load_pipeline` is given for the configuration of a model in one file.
         runtime (`str`, defaults to `"torch"`):
             What the U-Net runs in, see `DeepCache.export.use_runtime`.
         loras (`tuple` of `Lora`):
@@ -67,6 +69,7 @@ class BatchSettings:
     dtype: str = "auto"
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
     vae: str | None = None
+    config: str | None = None
     runtime: str = "torch"
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ class BatchSettings:
             vae=self.vae,
             loras=self.loras,
             embeddings=self.embeddings,
+            config=self.config,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,6 +122,7 @@ class BatchSettings:
         return {
             "model": self.model,
             "vae": self.vae,
+            **({} if self.config is None else {"config": self.config}),
             "guidance": self.guidance,
             "scheduler": self.scheduler,
             "dtype": self.dtype,

@@ -255,10 +255,15 @@ def _loaded(made_for: WorkerSettings) -> Any:
     """The pipeline, on the device; or on the CPU, where it is to be offloaded."""
     settings = made_for.settings
     check_adapters(settings.loras, settings.embeddings)
-    options: dict[str, Any] = {"dtype": settings.dtype, "device": device_for(settings.runtime, made_for.device)}
+    options: dict[str, Any] = {
+        "dtype": settings.dtype,
+        "device": device_for(settings.runtime, made_for.device),
+        "vae": settings.vae,
+        "config": settings.config,
+    }
     if made_for.offload is not None:
-        return load_to_offload(settings.model, made_for.offload, vae=settings.vae, **options)
-    return load_pipeline(settings.model, vae=settings.vae, **options)
+        return load_to_offload(settings.model, made_for.offload, **options)
+    return load_pipeline(settings.model, **options)
 
 
 def loaded_model(pipe: Any) -> tuple[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from DeepCache.cli.options import (
     Between,
     Branch,
     CompileMode,
+    Config,
     Device,
     Dtype,
     Embeddings,
@@ -112,6 +113,7 @@ def batch_command(
         ),
     ] = None,
     model: Model = "shapes",
+    config: Config = None,
     vae: Vae = None,
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
@@ -228,6 +230,7 @@ def batch_command(
         loras=tuple(map(Lora.parse, loras or ())),
         embeddings=tuple(embeddings or ()),
         vae_tiling=vae_tiling,
+        config=config,
     )
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray, got {engine!r}")

@@ -16,6 +16,7 @@ from DeepCache.cli.options import (
     Between,
     Branch,
     CompileMode,
+    Config,
     Device,
     Dtype,
     Embeddings,
@@ -148,6 +149,7 @@ def generate_command(
         typer.Option(metavar="FILE", help="What it looks at.", show_default=False, rich_help_panel=_START),
     ] = None,
     model: Model = "shapes",
+    config: Config = None,
     vae: Vae = None,
     scheduler: Scheduler = None,
     dtype: Dtype = "auto",
@@ -241,6 +243,7 @@ def generate_command(
             embeddings=tuple(embeddings or ()),
             inputs=inputs,
             vae=vae,
+            config=config,
         )
         for number, row in enumerate(rows)
     ]
@@ -300,7 +303,15 @@ def _pipeline(
     from DeepCache.cli.loading import load
     from DeepCache.models import load_embeddings, load_loras, offload_pipeline, set_scheduler
 
-    pipe: Any = load(settings.model, dtype=dtype, device=device, vae=settings.vae, offload=offload, console=stderr)
+    pipe: Any = load(
+        settings.model,
+        dtype=dtype,
+        device=device,
+        vae=settings.vae,
+        config=settings.config,
+        offload=offload,
+        console=stderr,
+    )
     load_loras(pipe, settings.loras)
     load_embeddings(pipe, settings.embeddings)
     if settings.inputs:

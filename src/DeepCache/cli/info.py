@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from DeepCache.cli.options import Json
+from DeepCache.cli.options import Config, Json
 
 __all__ = ["info_command"]
 
@@ -24,10 +24,11 @@ def info_command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A name (shapes comes with DeepCache; sd15, sd21, … are well-known ones), a folder, or "
-            "owner/name on the hub.",
+            help="A name (shapes comes with DeepCache; sd15, sd21, … are well-known ones), a folder, a "
+            ".safetensors file, or owner/name on the hub.",
         ),
     ] = "shapes",
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """List the skip branches of a model and the speed-up that each can give at most.
@@ -41,7 +42,7 @@ def info_command(
     with quiet_libraries():
         from DeepCache.models import describe_pipeline, limit_speed_up, load_without_weights, recommended_guidance
 
-        pipe = load_without_weights(model)
+        pipe = load_without_weights(model, config=config)
         description = describe_pipeline(pipe, recommended_guidance(model, pipe))
     if as_json:
         print(json.dumps(asdict(description), indent=2))

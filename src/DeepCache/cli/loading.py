@@ -56,6 +56,7 @@ def load(
     device: str = "auto",
     vae: str | None = None,
     offload: str | None = None,
+    config: str | None = None,
 ) -> DiffusionPipeline:
     """`load_pipeline` in quiet. With `offload`, the pipeline is on the CPU, for `offload_pipeline` to be called on."""
     note = console.status(escape(f"Loading {model} …")) if console.is_terminal else nullcontext()
@@ -64,9 +65,9 @@ def load(
         from DeepCache.models.memory import load_to_offload
 
         if offload is None:
-            pipe = load_pipeline(model, dtype=dtype, device=device, vae=vae)
+            pipe = load_pipeline(model, dtype=dtype, device=device, vae=vae, config=config)
         else:
-            pipe = load_to_offload(model, offload, dtype=dtype, device=device, vae=vae)
+            pipe = load_to_offload(model, offload, dtype=dtype, device=device, vae=vae, config=config)
     pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     return pipe
 

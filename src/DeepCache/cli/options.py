@@ -16,6 +16,7 @@ __all__ = [
     "Between",
     "Branch",
     "CompileMode",
+    "Config",
     "Device",
     "Dtype",
     "Embeddings",
@@ -56,8 +57,21 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A name (shapes comes with DeepCache; sd15, sd21, sdxl, … get random weights), a folder, or owner/name "
-        "on the hub.",
+        help="A name (shapes comes with DeepCache; sd15, sd21, sdxl, … get random weights), a folder, a .safetensors "
+        "file of Stable Diffusion 1 or 2 or SDXL, or owner/name on the hub.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="NAME",
+        help="For a model in one file: its configuration, by a name (sd15, sd15-inpainting, sd21, sd21-base, "
+        "sd2-inpainting, sdxl, sdxl-inpainting, sdxl-refiner, …), a folder in the layout of diffusers, or owner/name "
+        "on the hub. Files of Stable Diffusion 2 are taken for sd21, which predicts the velocity: give sd21-base for "
+        "one for 512 pixels.",
+        show_default="found by the layers in the file",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

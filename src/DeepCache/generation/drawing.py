@@ -194,7 +194,7 @@ def _check_alike(groups: tuple[GenerationSettings, ...]) -> None:
     """Refuses settings that differ in what all images of a run have in common."""
     if not groups:
         raise ValueError("there is no prompt to draw")
-    for name in ("model", "vae", "steps", "guidance", "cache"):
+    for name in ("model", "vae", "config", "steps", "guidance", "cache"):
         first = getattr(groups[0], name)
         other = next((each for each in groups if getattr(each, name) != first), None)
         if other is not None:
@@ -328,6 +328,7 @@ def _notes(pipe: Any, settings: GenerationSettings, prompt: str, seed: int, more
         "settings": {
             "model": settings.model,
             "vae": settings.vae,
+            **({} if settings.config is None else {"config": settings.config}),
             "pipeline": type(pipe).__name__,
             "scheduler": type(pipe.scheduler).__name__,
             "steps": settings.steps,

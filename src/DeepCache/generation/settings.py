@@ -45,6 +45,8 @@ class GenerationSettings:
             The settings of DeepCache.
         vae (`str`, *optional*):
             The VAE that `load_pipeline` was given; it is written into the images.
+        config (`str`, *optional*):
+            The configuration that `load_pipeline` was given; it is written into the images.
         loras (`tuple` of `Lora`):
             The LoRAs that were loaded; they are written into the images.
         embeddings (`tuple` of `str`):
@@ -70,6 +72,7 @@ class GenerationSettings:
     images_per_prompt: int = 1
     cache: DeepCacheConfig = field(default_factory=DeepCacheConfig)
     vae: str | None = None
+    config: str | None = None
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[str, ...] = ()
     inputs: ImageInputs = field(default_factory=ImageInputs)

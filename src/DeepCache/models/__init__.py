@@ -1,7 +1,8 @@
-"""Pipelines by name, from a folder or from the hub, and what there is to know about them."""
+"""Pipelines by name, from a folder, from a file or from the hub, and what there is to know about them."""
 
 from DeepCache.models.adapters import Lora, load_embeddings, load_loras
 from DeepCache.models.architectures import ARCHITECTURES, Architecture, random_pipeline
+from DeepCache.models.configurations import CONFIGURATIONS
 from DeepCache.models.controlnet import load_controlnet
 from DeepCache.models.description import (
     BranchDescription,
@@ -18,6 +19,7 @@ from DeepCache.models.without_weights import load_without_weights
 
 __all__ = [
     "ARCHITECTURES",
+    "CONFIGURATIONS",
     "MODELS",
     "OFFLOADS",
     "SCHEDULER_ALIASES",

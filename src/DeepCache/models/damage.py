@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-__all__ = ["why_not_loaded"]
+__all__ = ["damage", "why_not_loaded"]
 
 _ABSENT = re.compile(r"no file named (?P<name>\S+)(?: or \S+)* found in directory (?P<folder>.+?)\.?$", re.MULTILINE)
 _AGAIN = "Download or save the model again."
@@ -24,7 +24,7 @@ def why_not_loaded(root: Path | None, error: Exception) -> str:
     if absent is not None:
         return _absent(Path(absent["folder"]), absent["name"])
     for path in sorted(root.rglob("*")) if root is not None else ():
-        reason = _damage(path)
+        reason = damage(path)
         if reason:
             return f"{str(path)!r} is damaged ({reason}). {_AGAIN}"
     cause: BaseException = error
@@ -43,7 +43,7 @@ def _absent(folder: Path, name: str) -> str:
     return f"the folder {str(folder)!r} has no weights ({stem}.safetensors or {stem}.bin){found}. {fix}"
 
 
-def _damage(path: Path) -> str:
+def damage(path: Path) -> str:
     """Why a file cannot be read; empty where it can, or where nothing is known of its kind."""
     if path.suffix == ".safetensors" and path.is_file():
         from safetensors import SafetensorError, safe_open

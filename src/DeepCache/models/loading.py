@@ -1,8 +1,7 @@
-"""`load_pipeline`: a pipeline by name, from a folder or from the hub."""
+"""`load_pipeline`: a pipeline by name, from a folder, from a file or from the hub."""
 
 from __future__ import annotations
 
-import json
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from DeepCache.extras import require
 from DeepCache.models.architectures import ARCHITECTURES, architecture_names, random_pipeline
+from DeepCache.models.checkpoint import checkpoint_file, load_checkpoint
 from DeepCache.models.damage import why_not_loaded
 from DeepCache.models.device import resolve_device, resolve_dtype, warn_of_emulation
 from DeepCache.models.hub import ask_hub
 from DeepCache.models.memory import load_to_offload, offload_pipeline
+from DeepCache.models.pipeline_index import INDEX, refuse_unless_pipeline
 from DeepCache.models.registry import MODELS, named_model
 from DeepCache.models.vae import load_vae, own_vae
 
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-__all__ = ["load_pipeline", "locate", "recommended_guidance", "refuse_unless_pipeline"]
-
-_INDEX = "model_index.json"
-# Denoisers with skip connections that no pipeline calls its U-Net.
-_DENOISERS = ("HunyuanDiT2DModel", "StableCascadeUNet", "WuerstchenDiffNeXt")
+__all__ = ["load_pipeline", "locate", "recommended_guidance"]
 
 
 def load_pipeline(
@@ -42,18 +39,20 @@ def load_pipeline(
     device: torch.device | str | None = None,
     vae: str | os.PathLike[str] | ModelMixin | None = None,
     offload: str | None = None,
+    config: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> LoadedPipeline:
     """Loads a pipeline that DeepCache can accelerate.
 
-    No network is touched for a name or for a folder.
+    No network is touched for a name, a folder or a file.
 
     Args:
         model (`str` or path, defaults to `"shapes"`):
             A name in `DeepCache.models.MODELS`, a folder that a pipeline was saved to, a name in
-            `DeepCache.models.ARCHITECTURES`, or a repository of the hub as `owner/name`. The first
-            of these that fits is taken; write `./shapes` for a folder of that name. The weights
-            of an architecture are random: it is there to be measured, and draws noise.
+            `DeepCache.models.ARCHITECTURES`, a repository of the hub as `owner/name`, or a checkpoint: one
+            `.safetensors` file with U-Net, text encoder and VAE in the original layout, of Stable Diffusion 1 or 2,
+            SDXL, its refiner, or inpainting. The first of these that fits is taken; write `./shapes` for a folder of
+            that name. The weights of an architecture are random: it is there to be measured, and draws noise.
         dtype (`torch.dtype` or `str`, *optional*):
             `float32`, `float16` or `bfloat16`. By default, and with `"auto"`, `float16` on a GPU
             with CUDA and `float32` elsewhere. On a CPU, `bfloat16` is several times faster where the
@@ -71,19 +70,28 @@ def load_pipeline(
         offload (`str`, *optional*):
             `"model"`, `"group"` or `"sequential"`: the weights stay on the CPU, and are moved to the device when they
             are needed, see `offload_pipeline`.
+        config (`str` or path, *optional*):
+            The configuration of a checkpoint: a name in `DeepCache.models.CONFIGURATIONS`, a folder with the
+            configurations of a pipeline of diffusers (weights are not needed), or a repository of the hub as
+            `owner/name`. By default it is that of the published model whose layers the checkpoint has. Checkpoints of
+            Stable Diffusion 2 are taken for those for 768 pixels, `"sd21"`, unless the file says that it predicts the
+            noise: give `"sd21-base"` for one for 512 pixels.
         options:
-            Handed to `DiffusionPipeline.from_pretrained`, `variant="fp16"` for one. An architecture
-            takes none.
+            Handed to `DiffusionPipeline.from_pretrained`, `variant="fp16"` for one, or for a checkpoint to
+            `from_single_file`. An architecture takes none.
 
     Returns:
         The pipeline, on the device; with `offload`, on the CPU until it is called.
 
     Raises:
-        FileNotFoundError: the folder does not exist or holds no pipeline, or the same of the VAE.
+        FileNotFoundError: the folder or file does not exist or holds no pipeline, or the same of the VAE or the
+            configuration.
         OSError: the hub has no such repository, or cannot be reached.
         ValueError: the name, dtype or device is unknown, the device is not in this machine, the
-            VAE does not fit the model, or there are options for an architecture.
-        TypeError: the pipeline has no U-Net, or one that DeepCache cannot work on; the VAE is not one.
+            VAE or the configuration does not fit the model, there are options for an architecture, or a configuration
+            for what is not a checkpoint.
+        TypeError: the pipeline has no U-Net, or one that DeepCache cannot work on; the file is not a checkpoint of one;
+            the VAE is not one.
         ImportError: what `DeepCache[cli]` brings is missing, or too old.
 
     Example:
@@ -100,6 +108,7 @@ def load_pipeline(
     found_device = resolve_device(device)
     found_dtype = resolve_dtype(dtype, found_device)
     shown = os.fspath(model)
+    checkpoint = checkpoint_file(shown, config)
     if vae is not None and not isinstance(vae, (str, os.PathLike)):
         options["vae"], vae = vae, None
     if shown in ARCHITECTURES and not Path(shown).is_dir():
@@ -111,24 +120,33 @@ def load_pipeline(
             built.register_modules(vae=load_vae(vae, own, found_dtype).to(found_device))
         return cast("LoadedPipeline", built)
     warn_of_emulation(found_dtype, found_device)
-    source, found_options = locate(shown)
-    components = refuse_unless_pipeline(model, source, found_options)
-
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from safetensors import SafetensorError
+    if checkpoint is None:
+        pipe = _load_saved(shown, dtype=found_dtype, vae=vae, options=options)
+    else:
+        pipe = load_checkpoint(checkpoint, shown, config=config, dtype=found_dtype, vae=vae, options=options)
 
     from DeepCache.engine.layouts import skip_branches
     from DeepCache.engine.unets import unets_of
 
-    if vae is not None:
-        options["vae"] = load_vae(vae, own_vae(shown, source, found_options, components), found_dtype)
-    try:
-        pipe = DiffusionPipeline.from_pretrained(source, **{"dtype": found_dtype, **found_options, **options})
-    except (OSError, ValueError, SafetensorError) as error:
-        raise OSError(f"cannot load the model {shown!r}: {why_not_loaded(_folder_of(source), error)}") from error
     for unet in unets_of(pipe).values():
         skip_branches(unet)
     return cast("LoadedPipeline", pipe.to(found_device))
+
+
+def _load_saved(shown: str, *, dtype: torch.dtype, vae: str | os.PathLike[str] | None, options: dict[str, Any]) -> Any:
+    """A pipeline from a folder or from the hub."""
+    source, found_options = locate(shown)
+    components = refuse_unless_pipeline(shown, source, found_options)
+
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from safetensors import SafetensorError
+
+    if vae is not None:
+        options["vae"] = load_vae(vae, own_vae(shown, source, found_options, components), dtype)
+    try:
+        return DiffusionPipeline.from_pretrained(source, **{"dtype": dtype, **found_options, **options})
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OSError(f"cannot load the model {shown!r}: {why_not_loaded(_folder_of(source), error)}") from error
 
 
 def _folder_of(source: str) -> Path | None:
@@ -137,7 +155,7 @@ def _folder_of(source: str) -> Path | None:
         return Path(source)
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(source, _INDEX)
+    index = try_to_load_from_cache(source, INDEX)
     return Path(index).parent if isinstance(index, str) else None
 
 
@@ -178,8 +196,6 @@ def locate(model: str) -> tuple[str, dict[str, Any]]:
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path), {}
-    if path.exists():
-        raise ValueError(f"the model {model!r} is a file; give the folder that holds {_INDEX}")
     looks_like_a_path = model.startswith((".", "~", "/")) or model.count("/") > 1 or "\\" in model
     if looks_like_a_path:
         raise FileNotFoundError(f"there is no model folder {model!r}")
@@ -191,48 +207,4 @@ def locate(model: str) -> tuple[str, dict[str, Any]]:
             + f"; give a name ({', '.join(MODELS)}; with random weights {architecture_names()}), a folder, or "
             "owner/name on the hub"
         )
-    return model, ask_hub(model, _INDEX, "no diffusers pipeline")
-
-
-def refuse_unless_pipeline(model: str | os.PathLike[str], source: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Refuses what is no pipeline with a U-Net before any weights are read.
-
-    Returns:
-        What the index says of each component.
-    """
-    shown = os.fspath(model)
-    if Path(source).is_dir():
-        index = Path(source) / _INDEX
-        if not index.is_file():
-            raise FileNotFoundError(f"the folder {shown!r} is no diffusers pipeline: it has no {_INDEX}")
-    else:
-        from huggingface_hub import hf_hub_download
-
-        index = Path(hf_hub_download(source, _INDEX, **options))
-    try:
-        components = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the {_INDEX} of {shown!r} is no JSON: {error}") from None
-    except OSError as error:
-        raise OSError(f"cannot read the {_INDEX} of {shown!r}: {error.strerror or error}") from error
-    if not isinstance(components, dict) or "_class_name" not in components:
-        raise ValueError(f"the {_INDEX} of {shown!r} names no pipeline class")
-    _check_class(shown, components["_class_name"])
-    unet = components.get("unet")
-    classes = [component[-1] for component in components.values() if isinstance(component, list)]
-    if (not isinstance(unet, list) or unet[0] is None) and not any(name in _DENOISERS for name in classes):
-        instead = ", which has a transformer instead" if "transformer" in components else ""
-        raise TypeError(
-            f"DeepCache needs a pipeline with a U-Net, and {shown!r} is a {components['_class_name']}{instead}"
-        )
-    return components
-
-
-def _check_class(model: str, class_name: str | list[str]) -> None:
-    import diffusers
-
-    # A list names a class that comes with the model.
-    if isinstance(class_name, str) and not hasattr(diffusers, class_name):
-        raise ValueError(
-            f"the model {model!r} is a {class_name}, which diffusers {diffusers.__version__} does not have"
-        )
+    return model, ask_hub(model, INDEX, "no diffusers pipeline")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from DeepCache.extras import require
 from DeepCache.models.architectures import ARCHITECTURES, random_pipeline
-from DeepCache.models.loading import locate, refuse_unless_pipeline
+from DeepCache.models.checkpoint import checkpoint_configuration, checkpoint_file
+from DeepCache.models.loading import locate
+from DeepCache.models.pipeline_index import refuse_unless_pipeline
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -16,14 +18,20 @@ if TYPE_CHECKING:
 __all__ = ["load_without_weights"]
 
 
-def load_without_weights(model: str | os.PathLike[str] = "shapes", *, own_scheduler: bool = False) -> DiffusionPipeline:
+def load_without_weights(
+    model: str | os.PathLike[str] = "shapes",
+    *,
+    config: str | os.PathLike[str] | None = None,
+    own_scheduler: bool = False,
+) -> DiffusionPipeline:
     """Builds a pipeline from its configuration files alone, on the `meta` device.
 
     It can be called up to its first step, and every cost of it be counted; it generates nothing. Its scheduler is DDIM
     where that fits, since others read values.
 
     Args:
-        model: as `load_pipeline` takes it.
+        model: as `load_pipeline` takes it. Of a checkpoint, the header alone is read.
+        config: as `load_pipeline` takes it.
         own_scheduler: whether to keep the model's own scheduler, with which it can perhaps not be called.
 
     Raises:
@@ -36,11 +44,19 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes", *, own_schedu
     """
     require("cli", "load_without_weights")
     shown = os.fspath(model)
+    checkpoint = checkpoint_file(shown, config)
     if shown in ARCHITECTURES and not os.path.isdir(shown):
         return _quiet(random_pipeline(shown, device="meta"), own_scheduler)
+    if checkpoint is not None:
+        with checkpoint_configuration(checkpoint, shown, config, given=None) as folder:
+            return _quiet(_from_configurations(shown, str(folder), {}), own_scheduler)
     source, options = locate(shown)
     refuse_unless_pipeline(model, source, options)
+    return _quiet(_from_configurations(shown, source, options), own_scheduler)
 
+
+def _from_configurations(shown: str, source: str, options: dict[str, Any]) -> Any:
+    """A pipeline from the configurations in a folder or on the hub."""
     import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -57,8 +73,7 @@ def load_without_weights(model: str | os.PathLike[str] = "shapes", *, own_schedu
             raise OSError(f"cannot load the configuration of {name!r} of the model {shown!r}: {error}") from error
     if parts.get("safety_checker", ...) is None:
         parts["requires_safety_checker"] = False
-    kind = config["_class_name"]
-    return _quiet(getattr(diffusers, kind)(**parts), own_scheduler)
+    return getattr(diffusers, config["_class_name"])(**parts)
 
 
 def _quiet(pipe: Any, own_scheduler: bool) -> DiffusionPipeline:
