@@ -124,9 +124,11 @@ def checkpoint_configuration(
     refuse_other_files(shown, header.tensors)
     if given is not None:
         _refuse_incomplete(shown, header.tensors, given)
+    parts = ("unet",) if given is None or "vae" in given else ("unet", "vae")
     if config is not None:
         with configuration_folder(config) as folder:
-            reason = misfit(header.tensors, _unet_of(folder, config))
+            reasons = (misfit(header.tensors, _read(folder, part, config)) for part in parts)
+            reason = next(filter(None, reasons), "")
             if reason:
                 raise ValueError(
                     f"the model {shown!r} does not fit the configuration {os.fspath(config)!r}: {reason}. Give the "
@@ -136,11 +138,13 @@ def checkpoint_configuration(
         return
     reason = ""
     for architecture in candidates(shown, header):
-        here = misfit(header.tensors, architecture.networks["unet"].config)
-        if not here:
-            with written(architecture) as folder:
+        with written(architecture) as folder:
+            here = misfit(header.tensors, _read(folder, "unet", folder))
+            if not here:
+                if "vae" in parts and (lacking := misfit(header.tensors, _read(folder, "vae", folder))):
+                    raise OSError(f"cannot load the model {shown!r}: {lacking}. Download or save it again.")
                 yield folder
-            return
+                return
         reason = reason or f"as {architecture.name}, {here}"
     raise ValueError(
         f"the model {shown!r} has other layers than the published ones ({reason}). Give its configuration with config "
@@ -155,17 +159,17 @@ def _refuse_incomplete(shown: str, names: Collection[str], given: Collection[str
         raise ValueError(f"the model {shown!r} has no VAE in it. Give one with vae (--vae)")
 
 
-def _unet_of(folder: Path, config: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration of the U-Net of a pipeline's folder."""
+def _read(folder: Path, part: str, config: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of a part of a pipeline."""
     shown = os.fspath(config)
     refuse_unless_pipeline(shown, str(folder), {})
     try:
-        found = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = "it is not JSON" if isinstance(error, ValueError) else error.strerror
-        raise OSError(f"cannot read unet/config.json of the configuration {shown!r}: {reason}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"unet/config.json of the configuration {shown!r} is not a JSON object")
+        raise OSError(f"cannot read {part}/config.json of the configuration {shown!r}: {reason}") from error
+    if not isinstance(found, dict) or "_class_name" not in found:
+        raise ValueError(f"{part}/config.json of the configuration {shown!r} names no class of diffusers")
     return found
 
 

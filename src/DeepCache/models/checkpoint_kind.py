@@ -128,34 +128,38 @@ def vae_in(names: Iterable[str]) -> bool:
     return any(name.startswith(("first_stage_model.", "vae.")) for name in names)
 
 
-def misfit(tensors: Mapping[str, torch.Tensor], unet: Mapping[str, Any]) -> str:
-    """How the U-Net of a checkpoint differs from a configuration; empty where it does not.
+def misfit(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> str:
+    """How the U-Net or VAE of a checkpoint differs from a configuration; empty where it does not.
 
     Args:
         tensors: what the checkpoint holds, see `Header`.
-        unet: the configuration of a `UNet2DConditionModel`.
+        config: the configuration of a `UNet2DConditionModel` or an `AutoencoderKL`.
     """
     import diffusers
     import torch
     from diffusers.loaders import single_file_utils
 
-    # Diffusers has no types for these.
-    unet_class: Any = diffusers.UNet2DConditionModel
-    convert: Any = single_file_utils.convert_ldm_unet_checkpoint
-    if unet.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-        return f"its U-Net is not a {unet['_class_name']}"
+    kind = config["_class_name"]
+    converters = {
+        "UNet2DConditionModel": ("U-Net", "convert_ldm_unet_checkpoint"),
+        "AutoencoderKL": ("VAE", "convert_ldm_vae_checkpoint"),
+    }
+    if kind not in converters:
+        return f"it has no {kind}"
+    part, converter = converters[kind]
+    network: Any = getattr(diffusers, kind)
     with torch.device("meta"):
-        expected = unet_class.from_config(dict(unet))
+        expected = network.from_config(dict(config))
     try:
-        found = convert(dict(tensors), expected.config)
+        found = getattr(single_file_utils, converter)(dict(tensors), expected.config)
     except KeyError as error:
-        return f"its U-Net has no {error.args[0]}"
+        return f"its {part} has no {error.args[0]}"
     for name, weight in expected.state_dict().items():
         if name not in found:
-            return f"its U-Net has no {name}"
+            return f"its {part} has no {name}"
         here, there = ("×".join(map(str, each.shape)) for each in (found[name], weight))
         if here != there:
-            return f"{name} of its U-Net is {here}, and {there} in the configuration"
+            return f"{name} of its {part} is {here}, and {there} in the configuration"
     return ""
 
 

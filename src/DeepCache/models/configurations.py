@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
+from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -143,7 +144,10 @@ def _as_saved(component: Component) -> tuple[str, dict[str, Any]]:
     import transformers
 
     if hasattr(diffusers, component.kind):
-        return "diffusers", {"_class_name": component.kind, **component.config}
+        # In full: diffusers converts weights by what is in the file.
+        parameters = signature(getattr(diffusers, component.kind).__init__).parameters.values()
+        defaults = {each.name: each.default for each in parameters if each.default is not Parameter.empty}
+        return "diffusers", {"_class_name": component.kind, **defaults, **component.config}
     kind = getattr(transformers, component.kind)
     return "transformers", {
         "architectures": [component.kind],
