@@ -144,7 +144,8 @@ def drawing_tab(page: gr.Blocks, easel: Easel, models: tuple[str, ...]) -> None:
 
 
 def _connect_preset(preset: gr.Radio, fields: dict[str, Any], easel: Easel, event: dict[str, Any]) -> None:
-    """Has a preset fill in the settings that it stands for at the guidance scale with the scheduler, and changed settings leave it."""
+    """Has a preset fill in the settings that it stands for at the guidance scale with the scheduler, and changed
+    settings leave it."""
     filled = {fields[name]: attribute for name, attribute in _OF_PRESETS.items()}
 
     def on_preset(name: str, guidance: float | None, scheduler: str, model: str) -> Update:

@@ -214,7 +214,7 @@ def batch_command(
     )
     check_preset(preset, cache)
     if preset is not None:
-        cache = _preset(preset, model, guidance, scheduler, stderr)
+        cache = _preset(preset, model, config, guidance, scheduler, stderr)
     settings = BatchSettings(
         model=model,
         negative_prompt=negative,
@@ -268,13 +268,15 @@ def batch_command(
         raise typer.Exit(_FAILED)
 
 
-def _preset(preset: str, model: str, guidance: float | None, scheduler: str | None, stderr: Console) -> DeepCacheConfig:
+def _preset(
+    preset: str, model: str, config: str | None, guidance: float | None, scheduler: str | None, stderr: Console
+) -> DeepCacheConfig:
     """What a preset stands for, without loading the model's weights."""
     from DeepCache.cli.loading import quiet_libraries
     from DeepCache.models import load_without_weights, recommended_guidance, set_scheduler
 
     with quiet_libraries():
-        pipe: Any = load_without_weights(model, own_scheduler=True)
+        pipe: Any = load_without_weights(model, config=config, own_scheduler=True)
         scale = recommended_guidance(model, pipe) if guidance is None else guidance
     if scheduler is not None:
         set_scheduler(pipe, scheduler)

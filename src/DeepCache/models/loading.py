@@ -102,7 +102,7 @@ def load_pipeline(
     """
     require("cli", "load_pipeline")
     if offload is not None:
-        offloaded = load_to_offload(model, offload, dtype=dtype, device=device, vae=vae, **options)
+        offloaded = load_to_offload(model, offload, dtype=dtype, device=device, vae=vae, config=config, **options)
         offload_pipeline(offloaded, offload, device)
         return cast("LoadedPipeline", offloaded)
     found_device = resolve_device(device)
