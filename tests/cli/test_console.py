@@ -9,9 +9,13 @@ import sys
 import time
 from importlib.metadata import version
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from DeepCache.generation import read_settings
+from DeepCache.models import load_pipeline
+from tests.models.original_layout import save_checkpoint
 from tests.models.small_vaes import save_tiny
 
 DEEPCACHE = [sys.executable, "-m", "DeepCache"]
@@ -92,3 +96,30 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     kept = list(tmp_path.glob("deepcache-output/*"))
     assert kept
     assert all(path.name in stdout for path in kept)
+
+
+def test_a_checkpoint_in_one_file(tmp_path):
+    save_checkpoint(load_pipeline("shapes", device="cpu"), tmp_path / "shapes.safetensors")
+    command = ("generate", "a red circle", "--steps", "3", "--device", "cpu")
+    model = ("--model", "shapes.safetensors", "--config", "shapes", "--guidance", "2")
+    for options, output in (((), "folder.png"), (model, "file.png"), (("--from", "file.png"), "again.png")):
+        words = command[:1] if options[:1] == ("--from",) else command
+        result = deepcache(*words, *options, "--output", output, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    images = [np.asarray(Image.open(tmp_path / name)) for name in ("folder.png", "file.png", "again.png")]
+    assert all(np.array_equal(image, images[0]) for image in images)
+    assert "conv_in" in deepcache("info", "shapes.safetensors", "--config", "shapes", cwd=tmp_path).stdout
+
+
+def test_files_that_are_not_checkpoints_are_one_line(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    (tmp_path / "text.safetensors").write_text("text", encoding="utf-8")
+    for options, message in (
+        (("--model", "model.ckpt"), "model.ckpt"),
+        (("--model", "text.safetensors"), "text.safetensors"),
+        (("--model", "missing.safetensors"), "missing.safetensors"),
+        (("--model", "shapes", "--config", "sd15"), "config (--config) is for a model in one .safetensors file"),
+    ):
+        result = deepcache("generate", "a red circle", *options, cwd=tmp_path)
+        assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1), result.stderr
+        assert message in result.stderr

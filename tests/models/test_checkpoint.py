@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from DeepCache.engine.fingerprint import scheduler_settings
 from DeepCache.models import ARCHITECTURES, CONFIGURATIONS, MODELS, load_pipeline, load_without_weights, random_pipeline
 from DeepCache.models.checkpoint import checkpoint_configuration
 from DeepCache.models.configurations import written
@@ -42,6 +43,12 @@ def image(pipe):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return np.asarray(pipe("a red circle", num_inference_steps=2, generator=generator, height=64, width=64).images[0])
+
+
+def with_tokenizers(pipe, of):
+    """A pipeline of random weights with the tokenizers of another one: its own are those of the bundled model."""
+    pipe.register_modules(**{name: part for name, part in of.components.items() if name.startswith("tokenizer")})
+    return pipe
 
 
 def chosen(path, config=None):
@@ -125,8 +132,8 @@ def test_random_models(tmp_path, name):
     expected = random_pipeline(name, device="cpu", dtype="float32")
     save_checkpoint(expected, tmp_path / "model.safetensors")
     pipe = load_pipeline("model.safetensors", config=name, device="cpu")
-    assert pipe.scheduler.config == expected.scheduler.config
-    assert np.array_equal(image(pipe), image(expected))
+    assert scheduler_settings(pipe.scheduler) == scheduler_settings(expected.scheduler)
+    assert np.array_equal(image(pipe), image(with_tokenizers(expected, pipe)))
 
 
 def test_sdxl(tmp_path, monkeypatch):
@@ -144,7 +151,12 @@ def test_sdxl(tmp_path, monkeypatch):
     save_checkpoint(expected, tmp_path / "model.safetensors")
     with written(ARCHITECTURES["sdxl-tiny"]) as folder:
         pipe = load_pipeline("model.safetensors", config=folder, device="cpu")
-    assert np.array_equal(image(pipe), image(expected))
+    for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
+        here, there = (getattr(each, part).state_dict() for each in (pipe, expected))
+        assert all(torch.equal(here[name], there[name]) for name in there)
+    # Where weights lie in memory decides on the last bits of some matrix products.
+    difference = image(pipe).astype(int) - image(with_tokenizers(expected, pipe))
+    assert abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
