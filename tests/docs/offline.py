@@ -23,7 +23,7 @@ SUBSTITUTIONS = (
     (r"stable-diffusion-v1-5/stable-diffusion-v1-5", "sd15-tiny"),
     (r"stabilityai/stable-diffusion-xl-base-1\.0", "sdxl-tiny"),
     (r"--model (sd15|sd21|sdxl)(?![-\w])", r"--model \1-tiny"),
-    (r"/models/sd15", "sd15-tiny"),
+    (r"/models/sd15|checkpoint\.safetensors", "sd15-tiny"),
     # Devices.
     (r'"cuda"', '"cpu"'),
     # What lies in a bucket.
