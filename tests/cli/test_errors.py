@@ -150,7 +150,9 @@ def test_folder_that_is_no_model(run, index, word):
 
 def test_model_that_is_a_file(run):
     Path("model.safetensors").touch()
-    complain(run("generate", "x", "--model", "model.safetensors"), "is a file")
+    complain(run("generate", "x", "--model", "model.safetensors"), "it is damaged, or not a .safetensors file")
+    Path("model.txt").touch()
+    complain(run("generate", "x", "--model", "model.txt"), "model.txt")
 
 
 def test_hub_that_cannot_be_reached(run, monkeypatch):

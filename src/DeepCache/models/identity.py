@@ -6,7 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-__all__ = ["weights_hash", "weights_note"]
+__all__ = ["remember_weights", "weights_hash", "weights_note"]
+
+_REMEMBERED = "_deepcache_weights_hash"
 
 
 def weights_hash(pipe: Any) -> str:
@@ -25,11 +27,17 @@ def weights_hash(pipe: Any) -> str:
     return hashlib.sha256(json.dumps(networks, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def remember_weights(pipe: Any) -> None:
+    """Keeps the hash of a pipeline whose weights are about to be out of reach, for `weights_note`."""
+    setattr(pipe, _REMEMBERED, weights_hash(pipe))
+
+
 def weights_note(pipe: Any) -> dict[str, str]:
-    """The hash as `weights`; nothing where weights are offloaded in sequence and so out of reach."""
+    """The hash as `weights`; nothing where weights are out of reach and it was not remembered."""
     from torch import nn
 
+    remembered = getattr(pipe, _REMEMBERED, None)
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     if any(weight.device.type == "meta" for network in networks for weight in network.parameters()):
-        return {}
+        return {} if remembered is None else {"weights": remembered}
     return {"weights": weights_hash(pipe)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from DeepCache.extras import require
 from DeepCache.models.device import resolve_device, resolve_dtype
+from DeepCache.models.identity import remember_weights
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +116,7 @@ def offload_pipeline(pipe: Any, offload: str, device: torch.device | str | None 
         elif offload == "model":
             pipe.enable_model_cpu_offload(device=found)
         else:
+            remember_weights(pipe)
             pipe.enable_sequential_cpu_offload(device=found)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
