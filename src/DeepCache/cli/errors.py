@@ -106,7 +106,10 @@ class Command(TyperCommand):
         file = find_settings_file(Path.cwd())
         if file is None:
             return None, {}
-        options = {name: _options_of(command) for name, command in ctx.parent.command.commands.items()}
+        # An image that settings are taken from is one of a command line.
+        options = {
+            name: _options_of(command).keys() - {"from"} for name, command in ctx.parent.command.commands.items()
+        }
         return file.path, without_replaced(file.values_for(ctx.info_name, options), given)
 
     def _recorded(self, given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
