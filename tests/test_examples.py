@@ -326,8 +326,8 @@ def test_without_tiny_it_asks_for_published_models_and_a_gpu(name, asked, steps,
 def test_batch_without_tiny(examples, monkeypatch):
     loaded = []
 
-    def load(model: str, dtype: str, device: str, vae: str | None) -> Any:
-        assert vae is None
+    def load(model: str, dtype: str, device: str, vae: str | None, config: str | None) -> Any:
+        assert (vae, config) == (None, None)
         loaded.append((model, dtype, device))
         return HUB[model]()
 

@@ -83,8 +83,8 @@ def test_the_values_of_a_model_are_known_once_it_was_loaded(easel):
     assert easel.defaults("shapes") == ModelDefaults(None, None)
     easel.load("shapes")
     easel.load("sd15-tiny")
-    assert easel.defaults("shapes") == ModelDefaults(2.0, (64, 64))
-    assert easel.defaults("sd15-tiny") == ModelDefaults(7.5, (64, 64))
+    assert easel.defaults("shapes") == ModelDefaults(2.0, (64, 64), "DDIMScheduler")
+    assert easel.defaults("sd15-tiny") == ModelDefaults(7.5, (64, 64), "PNDMScheduler")
 
 
 def test_the_form_takes_the_values_of_another_model(easel):
