@@ -324,7 +324,7 @@ def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
         (
             {"preset": "fast", "cache_interval": 3, "forecast": "linear"},
             ValueError,
-            "preset='fast' stands for all settings and cannot be combined with cache_interval, forecast",
+            "preset='fast' cannot be combined with cache_interval, forecast",
         ),
         ({"guidance_scale": 7.5}, ValueError, "guidance_scale is for a preset, got 7.5 without one. Add preset or rem"),
         ({"preset": "fast", "guidance_scale": "7.5"}, TypeError, "guidance_scale must be a number, got '7.5'"),

@@ -347,7 +347,7 @@ def _preset(name: str | None, guidance_scale: Any, pipe: Any, others: DeepCacheC
         raise TypeError(f"guidance_scale must be a number, got {guidance_scale!r}")
     given = [field.name for field in fields(others) if getattr(others, field.name) != getattr(_DEFAULT, field.name)]
     if given:
-        raise ValueError(f"preset={name!r} stands for all settings and cannot be combined with {', '.join(given)}")
+        raise ValueError(f"preset={name!r} cannot be combined with {', '.join(given)}. Remove one of them")
     scheduler = type(getattr(pipe, "scheduler", None)).__name__
     return DeepCacheConfig.preset(name, None if guidance_scale is None else float(guidance_scale), scheduler)
 

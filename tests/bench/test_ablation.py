@@ -559,7 +559,7 @@ def test_a_plan_for_another_model_is_refused_before_anything_is_drawn(tmp_path, 
 
 def test_a_pipeline_that_draws_no_prompts_is_refused(tmp_path, model):
     model(unconditional_pipeline)
-    with pytest.raises(ValueError, match="a DDPMPipeline does not draw images from prompts alone"):
+    with pytest.raises(ValueError, match="a DDPMPipeline does not generate images from prompts alone"):
         run(tmp_path, settings(guidances=()))
 
 

@@ -34,7 +34,7 @@ def test_it_says_where_it_is_and_ends_with_ctrl_c():
         (["--ablation", "nowhere.json"], "'nowhere.json'"),
         (["--device", "abacus"], "'abacus'"),
         (["--offload", "disk"], "offload must be one of model, sequential, group, got 'disk'"),
-        (["--offload", "model", "--device", "cpu"], "offload='model' has nothing to offload from: the device is cpu"),
+        (["--offload", "model", "--device", "cpu"], "offload='model' needs a GPU, and the device is cpu"),
     ],
 )
 def test_what_is_wrong_is_one_line(run, options, message):

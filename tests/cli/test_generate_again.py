@@ -50,7 +50,7 @@ def test_an_image_is_generated_again(run, options):
     assert (pixels(path) == pixels("first.png")).all()
     assert read_settings(path) == read_settings("first.png")
     assert "Compared with first.png: the same pixels" in stderr
-    assert "Not as" not in stderr
+    assert "Differences" not in stderr
 
 
 def test_an_image_of_a_plan_is_generated_again_with_it(run):
@@ -100,7 +100,7 @@ def test_what_differs_now_is_printed(run, tmp_path):
             info.add_text(name, value)
         image.save("other.png", pnginfo=info)
     _, stderr = again(run, "other.png")
-    (line,) = (line for line in stderr.splitlines() if line.startswith("Not as other.png was generated: "))
+    (line,) = (line for line in stderr.splitlines() if line.startswith("Differences from other.png: "))
     assert "(then 2.0.0), device cpu (then cuda:0), weights" in line
     assert line.endswith("(then abc)")
 
@@ -110,10 +110,10 @@ def test_a_picture_of_a_batch_is_generated_again_with_its_model(run, tmp_path):
     assert run("batch", "prompts.csv", "--output", "batch", "--steps", 4, "--threads", 1).exit_code == 0
     (picture,) = (tmp_path / "batch").rglob("*.png")
     result = run("generate", "--from", picture)
-    assert (result.exit_code, "give it with --model" in result.stderr) == (2, True)
+    assert (result.exit_code, "Give one with --model" in result.stderr) == (2, True)
     path, stderr = again(run, picture, "--model", "shapes")
     assert (pixels(path) == pixels(picture)).all()
-    assert "Not as" not in stderr
+    assert "Differences" not in stderr
 
 
 def test_parameters_of_other_programs_are_read_as_far_as_they_go(run, tmp_path):
@@ -125,7 +125,7 @@ def test_parameters_of_other_programs_are_read_as_far_as_they_go(run, tmp_path):
     Image.new("RGB", (64, 64)).save("theirs.jpg", exif=exif)
     for name in ("theirs.png", "theirs.jpg"):
         result = run("generate", "--from", name)
-        assert (result.exit_code, "give it with --model" in result.stderr) == (2, True)
+        assert (result.exit_code, "Give one with --model" in result.stderr) == (2, True)
         path, stderr = again(run, name, "--model", "shapes")
         found = read_settings(path)
         assert found["prompt"] == "a red  circle,\n(large:1.2)"
@@ -139,8 +139,8 @@ def test_parameters_of_other_programs_are_read_as_far_as_they_go(run, tmp_path):
         # They say nothing of caching.
         assert settings["cache_interval"] == 1
         assert (
-            f"Not used of {name}: Schedule type: Karras; Model: ink; Lora hashes: ink: 1, wet: 2; Clip skip: 2; "
-            "<lora:ink:0.8>; (large:1.2)"
+            f"Ignored settings of {name}: Schedule type: Karras; Model: ink; Lora hashes: ink: 1, wet: 2; "
+            "Clip skip: 2; <lora:ink:0.8>; (large:1.2)"
         ) in stderr
 
 
@@ -161,9 +161,9 @@ def test_parameters(text, scheduler, unread):
 @pytest.mark.parametrize(
     ("notes", "message"),
     [
-        ({}, "holds no settings of DeepCache, and no parameters"),
-        ({"workflow": "{}"}, "holds a workflow of ComfyUI: open it there"),
-        ({"parameters": "a red circle"}, "its parameters end without a line of settings"),
+        ({}, "has neither settings of DeepCache nor parameters"),
+        ({"workflow": "{}"}, "is a workflow of ComfyUI. Open it in ComfyUI"),
+        ({"parameters": "a red circle"}, "its parameters lack the last line"),
     ],
 )
 def test_an_image_without_settings_is_refused(run, notes, message):

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 
 from DeepCache.generation import read_settings
-from DeepCache.models import MODELS, load_pipeline
+from DeepCache.models import MODELS, load_pipeline, random_pipeline
 from tests.models.small_adapters import save_embedding, save_lora
 
 GENERATE = ("generate", "a red circle", "--steps", 4)
@@ -32,7 +32,7 @@ def check_again(run, path):
     result = run("generate", "--from", path, "--json")
     assert np.array_equal(pixels(image_of(result)), pixels(path))
     assert f"Compared with {path}: the same pixels" in result.stderr
-    assert "Not as" not in result.stderr
+    assert "Differences" not in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,21 @@ def test_inpainting_keeps_what_is_black_in_the_mask(run, tmp_path, start):
     assert changed[:24].mean() < changed[40:].mean()
 
 
+def test_a_model_for_inpainting_needs_a_mask(run, tmp_path, start):
+    parts = random_pipeline("sd15-tiny", device="cpu").components
+    config = {**parts["unet"].config, "in_channels": 9, "_use_default_values": []}
+    unet = UNet2DConditionModel.from_config(config)
+    pipe = StableDiffusionInpaintPipeline(**parts | {"unet": unet}, requires_safety_checker=False)
+    pipe.save_pretrained(tmp_path / "model")
+    Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    command = (*GENERATE, "--model", "model")
+    for options in ((), ("--image", start)):
+        result = run(*command, *options)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.stderr
+        assert "Give --image and --mask" in result.stderr
+    assert run(*command, "--image", start, "--mask", "mask.png").exit_code == 0
+
+
 def test_a_controlnet(run, tmp_path, start):
     torch.manual_seed(0)
     controlnet = ControlNetModel.from_unet(
@@ -195,5 +210,5 @@ def test_wrong_presets_are_one_line(run):
     result = run(*GENERATE, "--preset", "fast", "--interval", 4)
     assert (result.exit_code, result.stderr) == (
         2,
-        "deepcache: --preset fast stands for all settings of DeepCache: leave the others out\n",
+        "deepcache: --preset fast cannot be combined with other settings of DeepCache. Remove them\n",
     )

@@ -71,9 +71,9 @@ def test_a_number_fits_an_option_that_takes_a_list(run, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("intervall = 3\n", "there is no setting intervall. Did you mean interval?"),
-        ("[generate]\nworkers = 3\n", "there is no setting workers of generate."),
-        ('from = "image.png"\n', "there is no setting from."),
+        ("intervall = 3\n", "unknown setting 'intervall'. Did you mean 'interval'?"),
+        ("[generate]\nworkers = 3\n", "unknown setting 'workers' for generate"),
+        ('from = "image.png"\n', "unknown setting 'from'"),
         ("generate = 3\n", "generate must be a table of settings, got 3"),
         ('interval = "often"\n', "--interval must be a whole number, got 'often'"),
         ("[interval]\nx = 3\n", "interval must be a value or a list of values, got {'x': 3}"),

@@ -19,8 +19,8 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
+from DeepCache.cli.defaults import defaults_of
 from DeepCache.cli.interruption import INTERRUPTED, was_interrupted
-from DeepCache.cli.settings_file import find_settings_file, without_replaced
 from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
 __all__ = ["WRONG_INPUT", "Command", "CommandGroup"]
@@ -60,8 +60,8 @@ class CommandGroup(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command whose help shows square brackets as they are, which takes no empty name for a file, and whose options
-    may come from a settings file."""
+    """A command whose help shows square brackets as they are, which takes no empty name for a file, and whose defaults
+    may come from a settings file or an image."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         shown = copy.copy(self)
@@ -84,55 +84,17 @@ class Command(TyperCommand):
             before = word
         if ctx.parent is None or ctx.resilient_parsing or any(name in args for name in ctx.help_option_names):
             return super().parse_args(ctx, args)
-        parameters = _options_of(self)
-        parsed = self.make_parser(ctx).parse_args(list(args))[0]
-        given = {name: parsed[parameter.name] for name, parameter in parameters.items() if parameter.name in parsed}
-        source, values = self._recorded(given) if "from" in given else self._from_file(ctx, given)
-        names = {name: parameter.name for name, parameter in parameters.items()} | {"prompt": "prompts"}
-        ctx.default_map = {names[name]: value for name, value in values.items()}
+        defaults = defaults_of(self, ctx, args)
+        ctx.default_map = defaults.by_parameter
         try:
             left = super().parse_args(ctx, args)
         except _UsageError as error:
             wrong = getattr(error, "param", None)
             if wrong is None or wrong.name not in ctx.default_map:
                 raise
-            raise ValueError(f"{source}: {_usage(error)}") from error
-        if values:
-            print(f"Settings from {source}: {', '.join(sorted(values))}", file=sys.stderr)
+            raise ValueError(f"{defaults.source}: {_usage(error)}") from error
+        defaults.print()
         return left
-
-    def _from_file(self, ctx: Any, given: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
-        """The settings file, and what it sets beside the options on the command line."""
-        file = find_settings_file(Path.cwd())
-        if file is None:
-            return None, {}
-        # An image that settings are taken from is one of a command line.
-        options = {
-            name: _options_of(command).keys() - {"from"} for name, command in ctx.parent.command.commands.items()
-        }
-        return file.path, without_replaced(file.values_for(ctx.info_name, options), given)
-
-    def _recorded(self, given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-        """The image that settings are to be taken from, and what it sets beside the options on the command line."""
-        from DeepCache.generation import read_recorded
-
-        image = read_recorded(given["from"])
-        if "model" not in image.options and "model" not in given:
-            raise ValueError(f"{image.path} does not say where its model is: give it with --model")
-        values = without_replaced(image.options, given)
-        prompt = values.pop("prompt")
-        return image.path, values if "prompts" in given else values | {"prompt": [prompt]}
-
-
-def _options_of(command: Any) -> dict[str, Any]:
-    """The options of a command by their names without dashes; those that only print and end are left out."""
-    return {
-        name.removeprefix("--"): parameter
-        for parameter in command.params
-        if parameter.param_type_name == "option" and not parameter.is_eager
-        for name in parameter.opts
-        if name.startswith("--")
-    }
 
 
 @contextmanager

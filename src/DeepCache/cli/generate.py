@@ -35,7 +35,6 @@ from DeepCache.cli.options import (
     SkipMode,
     Threshold,
     Vae,
-    VaeSlicing,
     VaeTiling,
     deepcache_config,
 )
@@ -113,7 +112,7 @@ def generate_command(
         typer.Option(
             "--from",
             metavar="IMAGE",
-            help="Generate an image again: take the prompt and all settings from its metadata (DeepCache's own, or the "
+            help="Regenerate an image: take the prompt and all settings from its metadata (DeepCache's own, or the "
             "parameters of AUTOMATIC1111's web UI). Other options override them.",
             show_default=False,
             rich_help_panel=_PICTURE,
@@ -157,7 +156,6 @@ def generate_command(
     runtime: Runtime = "torch",
     offload: Offload = None,
     vae_tiling: VaeTiling = False,
-    vae_slicing: VaeSlicing = False,
     loras: Loras = None,
     embeddings: Embeddings = None,
     preset: Preset = None,
@@ -259,7 +257,7 @@ def generate_command(
     stderr = Console(stderr=True, markup=False)
     try:
         pipe = _pipeline(settings[0], dtype, device_for(runtime, device), scheduler, offload, stderr)
-        divide_vae(pipe, tiling=vae_tiling, slicing=vae_slicing)
+        divide_vae(pipe, tiling=vae_tiling)
         print_differences(recorded, pipe, stderr)
         if preset is not None:
             scale = recommended_guidance(model, pipe) if guidance is None else guidance

@@ -142,7 +142,7 @@ VaeSlicing = Annotated[
     typer.Option(
         "--vae-slicing",
         help="Decode the images of one pipeline call one after the other, which takes less memory and slightly "
-        "longer. It matters to `deepcache batch` with --batch above 1; other calls make one image.",
+        "longer. It has no effect with --batch 1.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

@@ -23,7 +23,7 @@ def check_preset(preset: str | None, cache: DeepCacheConfig) -> None:
         return
     DeepCacheConfig.preset(preset)
     if cache != DeepCacheConfig():
-        raise ValueError(f"--preset {preset} stands for all settings of DeepCache: leave the others out")
+        raise ValueError(f"--preset {preset} cannot be combined with other settings of DeepCache. Remove them")
 
 
 def preset_config(preset: str, guidance: float | None, scheduler: str, console: Console) -> DeepCacheConfig:

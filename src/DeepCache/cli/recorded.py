@@ -24,9 +24,9 @@ def print_differences(path: Path | None, pipe: Any, stderr: Console) -> None:
 
     image = read_recorded(path)
     if image.unread:
-        stderr.print(f"Not used of {path}: {'; '.join(image.unread)}", soft_wrap=True, highlight=False)
+        stderr.print(f"Ignored settings of {path}: {'; '.join(image.unread)}", soft_wrap=True, highlight=False)
     if differences := image.differences(made_with(pipe)):
-        stderr.print(f"Not as {path} was generated: {', '.join(differences)}", soft_wrap=True, highlight=False)
+        stderr.print(f"Differences from {path}: {', '.join(differences)}", soft_wrap=True, highlight=False)
 
 
 def print_fidelity(path: Path | None, generated: Sequence[GeneratedImage], stderr: Console) -> None:

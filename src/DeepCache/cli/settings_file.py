@@ -14,19 +14,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SettingsFile", "find_settings_file", "without_replaced"]
+__all__ = ["SettingsFile", "find_settings_file"]
 
 _OWN_FILE, _PROJECT_FILE = "deepcache.toml", "pyproject.toml"
-_PARTS = {"interval", "branch", "skip-mode", "threshold", "between", "forecast", "guidance-reuse"}
-# An option on the command line replaces these, since they cannot be combined.
-_REPLACED = {
-    "preset": _PARTS | {"plan", "force-plan"},
-    "plan": _PARTS | {"preset", "force-plan"},
-    **{part: {"preset", "plan", "force-plan"} for part in _PARTS},
-    "compile": {"runtime"},
-    "runtime": {"compile"},
-}
-_REPLACED["skip-mode"] = _REPLACED["skip-mode"] | {"threshold"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +25,7 @@ class SettingsFile:
 
     Args:
         path: the file.
-        values: the settings of all commands by the names of the options, and a table for each command that has some of
-            its own, by the command's name.
+        values: settings of all commands by the names of the options, and tables of settings of one command by its name.
     """
 
     path: Path
@@ -50,8 +39,8 @@ class SettingsFile:
             options: the names of the options of every command.
 
         Raises:
-            ValueError: no command has such an option, or this command has none of a table of its own, or a value is of
-                a kind that no option has.
+            ValueError: no command has an option of this name, or not the command of the table that it is in, or a value
+                is a table or a date.
         """
         shared = {_option(name): value for name, value in self.values.items() if name not in options}
         for name, value in shared.items():
@@ -61,29 +50,18 @@ class SettingsFile:
             if not isinstance(table, Mapping):
                 raise ValueError(f"{self.path}: {name} must be a table of settings, got {table!r}")
             for key, value in table.items():
-                self._check(_option(key), value, set(options[name]), f" of {name}")
+                self._check(_option(key), value, set(options[name]), f" for {name}")
         own = {_option(name): value for name, value in tables.get(command, {}).items()}
         return {name: value for name, value in shared.items() if name in set(options[command])} | own
 
     def _check(self, name: str, value: Any, known: set[str], where: str) -> None:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{self.path}: there is no setting {name}{where}.{hint}")
+            hint = f". Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{self.path}: unknown setting {name!r}{where}{hint}")
         of_one_kind = value if isinstance(value, list) else [value]
         if not all(isinstance(each, str | int | float) for each in of_one_kind):
             raise ValueError(f"{self.path}: {name}{where} must be a value or a list of values, got {value!r}")
-
-
-def without_replaced(values: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
-    """Settings without those that options on the command line replace, because they are the same or cannot be combined.
-
-    Example:
-        >>> without_replaced({"interval": 5, "steps": 25}, ["preset"])
-        {'steps': 25}
-    """
-    replaced = {*given, *(name for option in given for name in _REPLACED.get(option, ()))}
-    return {name: value for name, value in values.items() if name not in replaced}
 
 
 def find_settings_file(folder: Path) -> SettingsFile | None:

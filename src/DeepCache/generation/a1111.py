@@ -47,7 +47,7 @@ def parse_parameters(text: str) -> tuple[dict[str, Any], list[str]]:
     """
     *lines, last = text.strip().splitlines() or [""]
     if not _LAST_LINE.match(last):
-        raise ValueError("its parameters end without a line of settings that starts with Steps")
+        raise ValueError("its parameters lack the last line, which starts with 'Steps:'")
     prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
     pairs = {name.strip(): value.strip().strip('"') for name, value in _PAIR.findall(last)}
     found: dict[str, Any] = {"prompt": prompt.strip(), "negative-prompt": negative.strip(), "interval": 1}

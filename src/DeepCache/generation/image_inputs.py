@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageInputs"]
 
+# The latents, the mask and the latents of the masked image.
+_INPAINTING_CHANNELS = 9
+
 
 @dataclass(frozen=True)
 class ImageInputs:
@@ -81,7 +84,8 @@ class ImageInputs:
 
         Raises:
             OSError: the ControlNet cannot be loaded.
-            ValueError: diffusers has none for this model, or the ControlNet is for another kind of model.
+            ValueError: diffusers has none for this model, the ControlNet is for another kind of model, or the model is
+                for inpainting and there is no mask.
         """
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
@@ -90,6 +94,9 @@ class ImageInputs:
             (True, False): AutoPipelineForImage2Image,
             (True, True): AutoPipelineForInpainting,
         }
+        unet = getattr(pipe, "unet", None)
+        if self.mask is None and unet is not None and unet.config.in_channels == _INPAINTING_CHANNELS:
+            raise ValueError(f"this {type(pipe).__name__} is for inpainting and needs a mask. Give --image and --mask")
         kind = kinds[self.image is not None, self.mask is not None]
         more = {} if self.controlnet is None else {"controlnet": load_controlnet(self.controlnet, pipe)}
         try:

@@ -80,8 +80,10 @@ def read_recorded(path: str | os.PathLike[str]) -> RecordedImage:
             raise ValueError(f"cannot read the settings in {name!r}: {error}") from error
         return RecordedImage(Path(path), options, tuple(unread))
     if "workflow" in notes:
-        raise ValueError(f"{name!r} holds a workflow of ComfyUI: open it there")
-    raise ValueError(f"{name!r} holds no settings of DeepCache, and no parameters of AUTOMATIC1111's web UI")
+        raise ValueError(f"the metadata of {name!r} is a workflow of ComfyUI. Open it in ComfyUI")
+    raise ValueError(
+        f"the metadata of {name!r} has neither settings of DeepCache nor parameters of AUTOMATIC1111's web UI"
+    )
 
 
 def made_with(pipe: Any) -> dict[str, str]:
@@ -115,6 +117,6 @@ def _cache_options(path: Path, cache: Mapping[str, Any]) -> dict[str, Any]:
     if cache.get("plan") is not None:
         return {"plan": str(path), "force-plan": cache.get("force_plan", False), "compile": cache["compile"]}
     if cache.get("schedule") is not None:
-        raise ValueError(f"{str(path)!r} was generated with a schedule of its own, which no option stands for")
+        raise ValueError(f"{str(path)!r} was generated with a custom schedule, which the command line cannot express")
     options = {name: cache[key] for key, name in _CACHE.items() if key in cache and key != "force_plan"}
     return options | ({"threshold": cache["threshold"]} if cache.get("skip_mode") == "adaptive" else {})

@@ -133,7 +133,8 @@ def check_against_pipeline(settings: GenerationSettings, pipe: Any) -> None:
 
     parameters = signature(pipe.__call__).parameters
     if "prompt" not in parameters or "num_frames" in parameters or ("image" in parameters) is not bool(settings.inputs):
-        raise ValueError(f"a {type(pipe).__name__} does not draw images from prompts alone")
+        needed = ". Give --image and --mask" if "mask_image" in parameters else ""
+        raise ValueError(f"a {type(pipe).__name__} does not generate images from prompts alone{needed}")
     if settings.guidance is not None and "guidance_scale" not in parameters:
         raise ValueError(f"a {type(pipe).__name__} takes no guidance scale, got {settings.guidance:g}; leave it out")
     if settings.negative_prompt:

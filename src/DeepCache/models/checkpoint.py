@@ -46,7 +46,7 @@ def checkpoint_file(model: str, config: str | os.PathLike[str] | None = None) ->
     is_file = not path.is_dir() and not known and (path.is_file() or path.suffix.lower() in (SAFETENSORS, *PICKLES))
     if config is not None and not is_file:
         raise ValueError(
-            f"config (--config) is for a model in one {SAFETENSORS} file, and {model!r} is not one. Leave it out"
+            f"config (--config) is for a model in one {SAFETENSORS} file, and {model!r} is not one. Remove it"
         )
     return path if is_file else None
 

@@ -85,8 +85,8 @@ def refuse_other_files(shown: str, names: Mapping[str, torch.Tensor]) -> None:
 def candidates(shown: str, header: Header) -> Iterable[Architecture]:
     """The configurations that a checkpoint may have, the most likely first.
 
-    Two models with the same layers are told apart by the notes of the file, where it has any: whether the model
-    predicts the noise or the velocity.
+    Models with the same layers may differ in whether they predict the noise or the velocity, which the metadata of the
+    file may say.
 
     Raises:
         TypeError: there is none for this kind of model.

@@ -50,7 +50,7 @@ def check_offload(offload: str | None, runtime: str = "torch") -> None:
     if offload not in OFFLOADS:
         raise ValueError(f"offload must be one of {', '.join(OFFLOADS)}, got {offload!r}")
     if runtime != "torch":
-        raise ValueError(f"offload={offload!r} is for PyTorch, and the runtime is {runtime}. Leave one out")
+        raise ValueError(f"offload={offload!r} cannot be combined with the runtime {runtime!r}. Remove one of them")
 
 
 def offload_device(offload: str, device: torch.device | str | None = None) -> torch.device:
@@ -68,13 +68,13 @@ def offload_device(offload: str, device: torch.device | str | None = None) -> to
     Example:
         >>> offload_device("model", "cpu")
         Traceback (most recent call last):
-        ValueError: offload='model' has nothing to offload from: the device is cpu. Leave it out
+        ValueError: offload='model' needs a GPU, and the device is cpu. Remove it
     """
     check_offload(offload)
     require("cli", f"offload={offload!r}")
     found = resolve_device(device)
     if found.type == "cpu" and offload != "group":
-        raise ValueError(f"offload={offload!r} has nothing to offload from: the device is cpu. Leave it out")
+        raise ValueError(f"offload={offload!r} needs a GPU, and the device is cpu. Remove it")
     return found
 
 
@@ -182,7 +182,9 @@ def divide_vae(pipe: Any, *, tiling: bool = False, slicing: bool = False) -> Non
         try:
             getattr(vae, f"enable_{name}")()
         except (AttributeError, NotImplementedError):
-            raise ValueError(f"the VAE of this model, a {type(vae).__name__}, has no {name}. Leave it out") from None
+            raise ValueError(
+                f"the VAE of this model, a {type(vae).__name__}, does not support {name}. Remove this option"
+            ) from None
 
 
 def vae_notes(pipe: Any) -> dict[str, bool]:
