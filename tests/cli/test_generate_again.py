@@ -14,6 +14,7 @@ from DeepCache.generation.a1111 import parse_parameters
 from DeepCache.models import load_pipeline
 from DeepCache.schedule import Step
 from tests.bench.small_models import plan_for
+from tests.models.small_adapters import save_embedding, save_lora
 
 FIRST = ("a red circle", "--steps", 6, "--seed", 7, "--output", "first.png")
 PARAMETERS = (
@@ -110,10 +111,23 @@ def test_a_picture_of_a_batch_is_generated_again_with_its_model(run, tmp_path):
     assert run("batch", "prompts.csv", "--output", "batch", "--steps", 4, "--threads", 1).exit_code == 0
     (picture,) = (tmp_path / "batch").rglob("*.png")
     result = run("generate", "--from", picture)
-    assert (result.exit_code, "Give one with --model" in result.stderr) == (2, True)
+    assert (result.exit_code, "has no --model. Give what it was made with" in result.stderr) == (2, True)
     path, stderr = again(run, picture, "--model", "shapes")
     assert (pixels(path) == pixels(picture)).all()
     assert "Differences" not in stderr
+
+
+def test_a_picture_of_a_batch_with_adapters_is_generated_again_with_them(run, tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt\na mine circle\n", encoding="utf-8")
+    adapters = ("--lora", f"{save_lora(tmp_path / 'lora')}:0.5", "--embedding", "mine.safetensors")
+    save_embedding(tmp_path / "mine.safetensors")
+    assert run("batch", "prompts.csv", "--output", "batch", "--steps", 4, "--threads", 1, *adapters).exit_code == 0
+    (picture,) = (tmp_path / "batch").rglob("*.png")
+    result = run("generate", "--from", picture, "--model", "shapes")
+    assert "has no --lora and no --embedding. Give what it was made with" in result.stderr
+    path, stderr = again(run, picture, "--model", "shapes", *adapters)
+    assert "Differences" not in stderr
+    assert (pixels(path) == pixels(picture)).all()
 
 
 def test_parameters_of_other_programs_are_read_as_far_as_they_go(run, tmp_path):
@@ -125,7 +139,7 @@ def test_parameters_of_other_programs_are_read_as_far_as_they_go(run, tmp_path):
     Image.new("RGB", (64, 64)).save("theirs.jpg", exif=exif)
     for name in ("theirs.png", "theirs.jpg"):
         result = run("generate", "--from", name)
-        assert (result.exit_code, "Give one with --model" in result.stderr) == (2, True)
+        assert (result.exit_code, "has no --model. Give what" in result.stderr) == (2, True)
         path, stderr = again(run, name, "--model", "shapes")
         found = read_settings(path)
         assert found["prompt"] == "a red  circle,\n(large:1.2)"

@@ -78,8 +78,8 @@ def _from_image(given: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     from DeepCache.generation import read_recorded
 
     image = read_recorded(given["from"])
-    if "model" not in image.options and "model" not in given:
-        raise ValueError(f"the metadata of {image.path} names no model. Give one with --model")
+    if missing := [f"--{name}" for name in image.missing if name not in given]:
+        raise ValueError(f"the metadata of {image.path} has no {' and no '.join(missing)}. Give what it was made with")
     values = dict(image.options)
     prompt = values.pop("prompt")
     return image.path, values if "prompts" in given else values | {"prompt": [prompt]}

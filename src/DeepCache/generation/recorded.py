@@ -23,6 +23,8 @@ _SETTINGS |= {"vae_tiling": "vae-tiling", "config": "config"}
 _CACHE = {"cache_interval": "interval", "cache_branch_id": "branch", "skip_mode": "skip-mode", "between": "between"}
 _CACHE |= {"forecast": "forecast", "guidance_reuse": "guidance-reuse", "force_plan": "force-plan"}
 _CACHE |= {"compile": "compile"}
+_ADAPTERS = {"loras": "lora", "embeddings": "embedding"}
+_MADE_WITH = ("device", "pipeline", "weights")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class RecordedImage:
     Args:
         path: the image.
         options: options of `deepcache generate` by their names, and the `prompt`.
+        missing: options whose values are not in the metadata and have to be given.
         unread: settings of another program that the options cannot express.
         made_with: what the image depends on beside its options: versions of packages by their names, `device`,
             `pipeline`, and `weights`, a hash of some of the model's weights.
@@ -39,6 +42,7 @@ class RecordedImage:
 
     path: Path
     options: dict[str, Any]
+    missing: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     made_with: dict[str, str] = field(default_factory=dict)
 
@@ -78,7 +82,7 @@ def read_recorded(path: str | os.PathLike[str]) -> RecordedImage:
             options, unread = parse_parameters(notes["parameters"])
         except ValueError as error:
             raise ValueError(f"cannot read the settings in {name!r}: {error}") from error
-        return RecordedImage(Path(path), options, tuple(unread))
+        return RecordedImage(Path(path), options, ("model",), tuple(unread))
     if "workflow" in notes:
         raise ValueError(f"the metadata of {name!r} is a workflow of ComfyUI. Open it in ComfyUI")
     raise ValueError(
@@ -94,23 +98,34 @@ def made_with(pipe: Any) -> dict[str, str]:
 
 
 def _own(path: Path, found: dict[str, Any]) -> RecordedImage:
-    settings = found["settings"]
-    # A batch keeps the settings of DeepCache in a table of their own, and generate says here whether it was on.
-    cache, on = settings, settings["deepcache"]
-    if isinstance(on, dict):
-        # Its `model` is a hash.
-        cache, on, settings = on, True, settings | {"model": None}
-    options = {name: settings[key] for key, name in _SETTINGS.items() if settings.get(key) not in (None, [])}
-    options |= {"prompt": found["prompt"], "negative-prompt": found["negative_prompt"], "seed": found["seed"]}
-    options["size"] = f"{settings['width']}x{settings['height']}" if "width" in settings else settings.get("size")
-    options["lora"] = [f"{lora}:{scale:g}" for lora, scale in settings.get("loras", ())]
+    settings = dict(found["settings"])
+    missing = []
+    if isinstance(settings["deepcache"], dict):
+        # That of a batch, which notes hashes instead of paths, so that it may be run anywhere.
+        missing = ["model", *(option for name, option in _ADAPTERS.items() if settings.get(name))]
+        for name in ("model", *_ADAPTERS):
+            settings.pop(name, None)
+        settings["versions"] = found["versions"]
+        # Words of textual inversions become part of a text encoder's weights, and this hash is of the model without.
+        if "embedding" not in missing:
+            settings["weights"] = found["weights"]
+        cache = _cache_options(path, settings["deepcache"])
+    elif settings["deepcache"]:
+        cache = _cache_options(path, settings)
+    else:
+        cache = {"interval": 1, "compile": settings["compile"]}
     scheduler = settings.get("scheduler")
-    options["scheduler"] = scheduler["class"] if isinstance(scheduler, dict) else scheduler
-    options |= _cache_options(path, cache) if on else {"interval": 1, "compile": cache.get("compile", "none")}
-    made = dict(settings.get("versions") or found.get("versions", {}))
-    made |= {name: settings[name] for name in ("device", "pipeline") if settings.get(name)}
-    made |= {"weights": weights} if (weights := settings.get("weights", found.get("weights"))) else {}
-    return RecordedImage(path, {name: value for name, value in options.items() if value not in (None, [])}, (), made)
+    options = {name: settings[key] for key, name in _SETTINGS.items() if key in settings} | {
+        "prompt": found["prompt"],
+        "negative-prompt": found["negative_prompt"],
+        "seed": found["seed"],
+        "size": f"{settings['width']}x{settings['height']}" if "width" in settings else settings["size"],
+        "lora": [f"{lora}:{scale:g}" for lora, scale in settings.get("loras", ())],
+        "scheduler": scheduler["class"] if isinstance(scheduler, dict) else scheduler,
+    }
+    options = {name: value for name, value in (options | cache).items() if value not in (None, [])}
+    made = settings["versions"] | {name: settings[name] for name in _MADE_WITH if name in settings}
+    return RecordedImage(path, options, missing=tuple(missing), made_with=made)
 
 
 def _cache_options(path: Path, cache: Mapping[str, Any]) -> dict[str, Any]:
