@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from DeepCache.cli.presets import preset_config
 from DeepCache.config import PRESETS, DeepCacheConfig
 
 RESULTS = sorted(Path(__file__).parents[1].glob("benchmarks/frontier/*.json"))
@@ -39,3 +41,10 @@ def test_an_unknown_guidance_scale_counts_as_a_high_one(scheduler):
     for name in PRESETS:
         assert DeepCacheConfig.preset(name, None, scheduler).forecast == "response"
         assert DeepCacheConfig.preset(name, 1.0, scheduler).forecast == "limited"
+
+
+def test_the_command_compiles_with_a_preset(capsys):
+    cache = DeepCacheConfig(compile="regional")
+    found = preset_config("fast", 2.0, "DDIMScheduler", cache, Console())
+    assert found == DeepCacheConfig(5, between="skipped", compile="regional")
+    assert capsys.readouterr().out == "Preset fast: --interval 5 --between skipped --forecast limited\n"

@@ -316,10 +316,10 @@ def test_a_preset_fills_in_the_settings_for_the_guidance_scale(visit, drawn):
     def radio(name):
         return page.get_by_role("radio", name=name, exact=True)
 
-    expect(radio("own settings")).to_be_checked()
+    expect(radio("custom")).to_be_checked()
     page.get_by_label("Guidance reuse").check()
     # With the keyboard.
-    radio("own settings").focus()
+    radio("custom").focus()
     for key in ("Tab", "Tab", "Space"):
         page.keyboard.press(key)
     expect(radio("balanced")).to_be_checked()
@@ -338,7 +338,7 @@ def test_a_preset_fills_in_the_settings_for_the_guidance_scale(visit, drawn):
     expect(radio("limited")).to_be_checked()
     expect(radio("fast")).to_be_checked()
     page.fill("#interval input", "4")
-    expect(radio("own settings")).to_be_checked()
+    expect(radio("custom")).to_be_checked()
     page.fill("#guidance input", "7.5")
     page.wait_for_timeout(500)
     expect(radio("limited")).to_be_checked()

@@ -184,7 +184,7 @@ def test_a_preset_is_what_it_stands_for_with_the_scale_and_the_scheduler(run, pr
         (("--plan", "nowhere.json"), ["nowhere.json"]),
         (("--nonsense",), ["--nonsense"]),
         (("--preset", "best"), ["preset must be one of faithful, balanced, fast, got 'best'"]),
-        (("--preset", "fast", "--interval", 4), ["--preset fast cannot be combined with other settings"]),
+        (("--preset", "fast", "--interval", 4), ["--preset cannot be combined with --interval"]),
         (("--lora", ":0.5"), ["a LoRA must be PATH or PATH:SCALE, got ':0.5'"]),
         (("--offload", "disk"), ["offload must be one of model, sequential, group, got 'disk'"]),
     ],

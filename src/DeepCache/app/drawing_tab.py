@@ -205,10 +205,10 @@ def _settings(models: tuple[str, ...], defaults: ModelDefaults) -> tuple[dict[st
     )
     with gr.Group():
         preset = gr.Radio(
-            [("own settings", ""), *((name, name) for name in PRESETS)],
+            [("custom", ""), *((name, name) for name in PRESETS)],
             value="",
             label="Preset",
-            info="Sets the fields below for the guidance scale, from closest to the original to fastest",
+            info="Sets the fields below for the guidance scale and scheduler, from closest to the original to fastest",
         )
         with gr.Row():
             fields["interval"] = gr.Number(

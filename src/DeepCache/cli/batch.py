@@ -206,15 +206,17 @@ def batch_command(
     from DeepCache.batch import BatchSettings, generate_batch
     from DeepCache.cli.loading import quiet_libraries
     from DeepCache.generation import parse_size
-    from DeepCache.models import Lora
+    from DeepCache.models import Lora, recommended_guidance
 
     stderr = Console(stderr=True, markup=False)
     cache = deepcache_config(
         interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, compile_mode, between, threshold
     )
-    check_preset(preset, cache)
+    check_preset(preset)
     if preset is not None:
-        cache = _preset(preset, model, config, guidance, scheduler, stderr)
+        pipe = _without_weights(model, config, scheduler)
+        scale = recommended_guidance(model, pipe) if guidance is None else guidance
+        cache = preset_config(preset, scale, type(pipe.scheduler).__name__, cache, stderr)
     settings = BatchSettings(
         model=model,
         negative_prompt=negative,
@@ -268,19 +270,16 @@ def batch_command(
         raise typer.Exit(_FAILED)
 
 
-def _preset(
-    preset: str, model: str, config: str | None, guidance: float | None, scheduler: str | None, stderr: Console
-) -> DeepCacheConfig:
-    """What a preset stands for, without loading the model's weights."""
+def _without_weights(model: str, config: str | None, scheduler: str | None) -> Any:
+    """The pipeline without its weights, with the scheduler that was asked for."""
     from DeepCache.cli.loading import quiet_libraries
-    from DeepCache.models import load_without_weights, recommended_guidance, set_scheduler
+    from DeepCache.models import load_without_weights, set_scheduler
 
     with quiet_libraries():
-        pipe: Any = load_without_weights(model, config=config, own_scheduler=True)
-        scale = recommended_guidance(model, pipe) if guidance is None else guidance
+        pipe = load_without_weights(model, config=config, own_scheduler=True)
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
-    return preset_config(preset, scale, type(pipe.scheduler).__name__, stderr)
+    return pipe
 
 
 def _engine(

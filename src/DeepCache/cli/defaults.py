@@ -61,8 +61,16 @@ def defaults_of(command: Any, ctx: Any, args: list[str]) -> Defaults:
     given = {name: parsed[parameter.name] for name, parameter in options.items() if parameter.name in parsed}
     source, values = _from_image(given) if "from" in given else _from_file(ctx)
     values = _without_incompatible(values, given)
+    _check_preset([*given, *values])
     names = {name: parameter.name for name, parameter in options.items()} | {"prompt": "prompts"}
     return Defaults(source, values, {names[name]: value for name, value in values.items()})
+
+
+def _check_preset(names: Iterable[str]) -> None:
+    """Refuses a preset with settings that it replaces, whatever their values are."""
+    others = sorted({*names} & _INCOMPATIBLE["preset"])
+    if "preset" in names and others:
+        raise ValueError(f"--preset cannot be combined with --{', --'.join(others)}. Remove one of them")
 
 
 def _from_file(ctx: Any) -> tuple[Path | None, dict[str, Any]]:

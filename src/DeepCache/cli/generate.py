@@ -245,7 +245,7 @@ def generate_command(
         )
         for number, row in enumerate(rows)
     ]
-    check_preset(preset, cache)
+    check_preset(preset)
     check_runtime(runtime, cache)
     check_offload(offload, runtime)
     folder = OutputFolder(output)
@@ -261,7 +261,7 @@ def generate_command(
         print_differences(recorded, pipe, stderr)
         if preset is not None:
             scale = recommended_guidance(model, pipe) if guidance is None else guidance
-            preset_cache = preset_config(preset, scale, type(pipe.scheduler).__name__, stderr)
+            preset_cache = preset_config(preset, scale, type(pipe.scheduler).__name__, cache, stderr)
             settings = [replace(each, cache=preset_cache) for each in settings]
         warn_of_long_prompts(pipe, [text for each in settings for text in (*each.prompts, each.negative_prompt)])
         if compile_mode != _DEFAULT.compile:

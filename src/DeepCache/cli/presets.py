@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from DeepCache.config import DeepCacheConfig
@@ -9,33 +11,29 @@ from DeepCache.config import DeepCacheConfig
 __all__ = ["check_preset", "preset_config"]
 
 
-def check_preset(preset: str | None, cache: DeepCacheConfig) -> None:
-    """Refuses a preset that is unknown or combined with other settings of DeepCache, before a model is loaded.
-
-    Args:
-        preset: one of `PRESETS`, or None for no preset.
-        cache: what the other options stand for.
+def check_preset(preset: str | None) -> None:
+    """Refuses an unknown preset, before a model is loaded.
 
     Raises:
-        ValueError: there is no such preset, or `cache` differs from the default.
+        ValueError: it is neither one of `PRESETS` nor None.
     """
-    if preset is None:
-        return
-    DeepCacheConfig.preset(preset)
-    if cache != DeepCacheConfig():
-        raise ValueError(f"--preset {preset} cannot be combined with other settings of DeepCache. Remove them")
+    if preset is not None:
+        DeepCacheConfig.preset(preset)
 
 
-def preset_config(preset: str, guidance: float | None, scheduler: str, console: Console) -> DeepCacheConfig:
+def preset_config(
+    preset: str, guidance: float | None, scheduler: str, cache: DeepCacheConfig, console: Console
+) -> DeepCacheConfig:
     """What a preset stands for at a guidance scale with a scheduler, which is printed.
 
     Args:
         preset: one of `PRESETS`.
         guidance: the guidance scale; None where the pipeline takes none.
         scheduler: the class of the scheduler.
+        cache: what the other options stand for, of which only the compile mode counts.
         console: where to print.
     """
-    cache = DeepCacheConfig.preset(preset, guidance, scheduler)
-    words = f"--interval {cache.cache_interval} --between {cache.between} --forecast {cache.forecast}"
+    found = DeepCacheConfig.preset(preset, guidance, scheduler)
+    words = f"--interval {found.cache_interval} --between {found.between} --forecast {found.forecast}"
     console.print(f"Preset {preset}: {words}", soft_wrap=True, highlight=False)
-    return cache
+    return replace(found, compile=cache.compile)
