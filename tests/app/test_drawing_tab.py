@@ -94,7 +94,7 @@ def test_guidance_negative_prompt_and_size_count_with_and_without_deepcache(visi
 def test_what_takes_guidance_is_refused_without_it(visit):
     page = visit()
     ask(page, guidance=1, negative_prompt="a star", steps=2)
-    told(page, "Not drawn: a negative prompt counts only with a guidance scale above 1, got 1")
+    told(page, "Not drawn: a negative prompt requires a guidance scale above 1, got 1")
     page.get_by_label("Guidance reuse").check()
     ask(page, guidance=1, negative_prompt="", steps=2)
     told(page, "Not drawn: guidance_reuse runs half of a guided batch, and")

@@ -309,7 +309,7 @@ def test_bad_rows_are_told_in_the_manifest_and_stop_nothing(job):
         (" ", "line 2: the prompt must not be empty"),
         ("b", "line 3: the seed must be a whole number from 0 to 2**63 - 1, got 'soon'"),
         ("wrong c", "this cannot be drawn"),
-        ("d", "line 5: a size is WIDTHxHEIGHT such as 512x768, or one number, got 'big'"),
+        ("d", "line 5: a size must be WIDTHxHEIGHT such as 512x768, or one number, got 'big'"),
         ("", "line 6 must be a JSON object or a JSON string, got []"),
         ("e", ""),
     ]

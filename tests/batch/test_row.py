@@ -89,15 +89,18 @@ def test_seed_that_is_not_there_is_made_of_the_id_and_the_seed_of_the_settings()
             {"prompt": "x", "seed": float("nan")},
             "line 1: the seed must be a whole number from 0 to 2**63 - 1, got nan",
         ),
-        ({"prompt": "x", "size": "big"}, "line 1: a size is WIDTHxHEIGHT such as 512x768, or one number, got 'big'"),
+        (
+            {"prompt": "x", "size": "big"},
+            "line 1: a size must be WIDTHxHEIGHT such as 512x768, or one number, got 'big'",
+        ),
         (
             {"prompt": "x", "size": [64, 64]},
-            "line 1: a size is WIDTHxHEIGHT such as 512x768, or one number, got '[64, 64]'",
+            "line 1: a size must be WIDTHxHEIGHT such as 512x768, or one number, got '[64, 64]'",
         ),
-        ({"prompt": "x", "width": 64}, "line 1: width and height must be two whole numbers from 1, got 64 and None"),
+        ({"prompt": "x", "width": 64}, "line 1: width and height must be two whole numbers >= 1, got 64 and None"),
         (
             {"prompt": "x", "width": 64, "height": 0},
-            "line 1: width and height must be two whole numbers from 1, got 64 and 0",
+            "line 1: width and height must be two whole numbers >= 1, got 64 and 0",
         ),
         ({"prompt": "x", "negative": 3}, "line 1: the negative must be text, got 3"),
         ({"prompt": "x", "id": 1.5}, "line 1: the id must be text or a whole number, got 1.5"),

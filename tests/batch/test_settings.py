@@ -38,7 +38,7 @@ def test_a_plan_for_another_guidance_scale_is_refused_unless_it_is_forced():
     [
         ({"steps": 0}, "steps must be 1 or more, got 0"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"guidance": float("nan")}, "guidance must be a number from 0, got nan"),
+        ({"guidance": float("nan")}, "guidance must be >= 0, got nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, said):

@@ -225,7 +225,7 @@ def test_help_shows_every_option_once(run):
         (("--batch", 0), ["batch must be 1 or more, got 0"]),
         (("--samples", -1), ["samples must be 0 or more, got -1"]),
         (("--size", "big"), ["'big'", "512x768"]),
-        (("--guidance", "nan"), ["guidance must be a number from 0, got nan"]),
+        (("--guidance", "nan"), ["guidance must be >= 0, got nan"]),
         (("--guidance", "2;4"), ["guidance must be numbers with commas between them", "'2;4'"]),
         (("--guidance", "2,2.0"), ["guidances must differ"]),
         (("--threads", 0), ["--threads must be 1 or more, got 0"]),

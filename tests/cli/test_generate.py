@@ -144,7 +144,7 @@ def test_every_option_reaches_the_pipeline(run, plain, option):
 
 def test_a_negative_prompt_without_guidance_is_refused(run):
     result = run("generate", PROMPT, "--steps", 3, "--negative-prompt", "a star", "--guidance", 1)
-    complain(result, "a negative prompt counts only with a guidance scale above 1, got 1; leave it out")
+    complain(result, "a negative prompt requires a guidance scale above 1, got 1. Remove the negative prompt")
 
 
 def test_compare_writes_both_and_a_side_by_side(run, plain):

@@ -103,9 +103,9 @@ def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
         (("--image", "."), "cannot read the image '.': Is a directory"),
         (("--image", "start.png", "--mask", "nowhere.png"), "there is no image 'nowhere.png'. Check the path"),
         (("--image", "start.png", "--mask", "text.png"), "'text.png' is not an image"),
-        (("--mask", "start.png"), "mask is for an image to start from. Give --image too"),
+        (("--mask", "start.png"), "mask requires an initial image. Give --image too"),
         (("--image", "start.png", "--strength", "2"), "strength must be above 0 and at most 1, got 2"),
-        (("--control-image", "start.png"), "--controlnet and --control-image go together: give both"),
+        (("--control-image", "start.png"), "--controlnet and --control-image require each other. Give both"),
         (
             ("--control-image", "start.png", "--controlnet", "./nowhere"),
             "there is no ControlNet folder './nowhere'; give a folder, or owner/name on the hub",

@@ -33,7 +33,7 @@ def test_result_tells_what_was_done(tmp_path):
     assert image.stats.bytes_kept > 0
     assert image.psnr > 0
     assert image.ssim <= 1
-    assert image.speed_up == image.original.seconds / image.drawing.seconds
+    assert image.speed_up == image.original.seconds / image.accelerated.seconds
     assert not pipe.unet._forward_pre_hooks
 
 
@@ -75,9 +75,9 @@ class Bare:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"guidance": 2.0}, "a Bare takes no guidance scale, got 2; leave it out"),
-        ({"negative_prompt": "a star"}, "a Bare takes no negative prompt, got 'a star'; leave it out"),
-        ({"size": (64, 72)}, "a Bare takes no size, got 64x72; leave it out"),
+        ({"guidance": 2.0}, "a Bare does not support a guidance scale, got 2. Remove it"),
+        ({"negative_prompt": "a star"}, "a Bare does not support a negative prompt, got 'a star'. Remove it"),
+        ({"size": (64, 72)}, "a Bare does not support a size, got 64x72. Remove it"),
     ],
 )
 def test_what_a_pipeline_does_not_take_is_refused(values, message):
@@ -92,7 +92,7 @@ def test_a_negative_prompt_counts_only_where_there_is_guidance():
     for values in ({}, {"model": "other"}, {"guidance": 1.1}):
         check_against_pipeline(GenerationSettings(("x",), negative_prompt="a star", **values), pipe)
     for guidance in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"above 1, got {guidance:g}; leave it out, or raise the guidance scale"):
+        with pytest.raises(ValueError, match=f"above 1, got {guidance:g}. Remove the negative prompt, or increase"):
             check_against_pipeline(GenerationSettings(("x",), negative_prompt="a star", guidance=guidance), pipe)
 
 
@@ -120,7 +120,7 @@ def test_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
 def test_settings_are_read_back(tmp_path):
     _, (image,) = draw(tmp_path)
-    notes = read_settings(image.drawing.path)
+    notes = read_settings(image.accelerated.path)
     assert (notes["prompt"], notes["seed"]) == ("a red circle", 0)
     assert notes["settings"]["cache_branch_id"] == 1
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")

@@ -1,11 +1,12 @@
-"""Pictures from prompts, with DeepCache and for comparison without, saved with what made them."""
+"""Generates images with DeepCache, compares them with the originals, and saves them with their settings."""
 
 from DeepCache.generation.comparison import compare_side_by_side
-from DeepCache.generation.drawing import Drawing, GeneratedImage, StepProgress, generate
 from DeepCache.generation.finite import NotFiniteError
+from DeepCache.generation.generate import GeneratedFile, GeneratedImage, StepProgress, generate
 from DeepCache.generation.image_inputs import ImageInputs
 from DeepCache.generation.metadata import read_settings
 from DeepCache.generation.output import FORMATS, OutputFolder
+from DeepCache.generation.prepare import prepare_pipeline
 from DeepCache.generation.prompt_row import PromptRow, read_prompt_rows
 from DeepCache.generation.recorded import RecordedImage, read_recorded
 from DeepCache.generation.settings import (
@@ -16,7 +17,7 @@ from DeepCache.generation.settings import (
 
 __all__ = [
     "FORMATS",
-    "Drawing",
+    "GeneratedFile",
     "GeneratedImage",
     "GenerationSettings",
     "ImageInputs",
@@ -29,6 +30,7 @@ __all__ = [
     "compare_side_by_side",
     "generate",
     "parse_size",
+    "prepare_pipeline",
     "read_prompt_rows",
     "read_recorded",
     "read_settings",

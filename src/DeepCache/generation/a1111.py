@@ -1,4 +1,4 @@
-"""Reads the `parameters` text that AUTOMATIC1111's web UI, Forge and programs like them note in an image."""
+"""The `parameters` text that AUTOMATIC1111's web UI, Forge and similar programs write into images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SAMPLERS = {
     "tcd": "tcd",
     "unipc": "unipc",
 }
-# A key, and a value up to the next comma; a value with commas is in quotes.
+# A key, and a value up to the next comma; a value with commas is quoted.
 _PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^"\\])+"|[^,]*)(?:,|$)')
 _LAST_LINE = re.compile(r"^Steps: \d+, ")
 _SCHEDULES = ("karras", "exponential", "automatic", "uniform")
@@ -32,13 +32,13 @@ _WEIGHT = re.compile(r"(?<!\\)\([^()]*:\s*[\d.]+\)")
 
 
 def parse_parameters(text: str) -> tuple[dict[str, Any], list[str]]:
-    """The options of `deepcache generate` that the text stands for, and what of it they cannot express.
+    """Parses the text into options of `deepcache generate`, and the settings that these cannot express.
 
     Args:
-        text: a prompt, a line that starts with `Negative prompt:` if there is one, and a line of settings.
+        text: a prompt, an optional line that starts with `Negative prompt:`, and a line of settings.
 
     Raises:
-        ValueError: there is no line of settings.
+        ValueError: the line of settings is missing.
 
     Example:
         >>> options, unread = parse_parameters("a cat\\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 3, Model: ink")
@@ -49,9 +49,9 @@ def parse_parameters(text: str) -> tuple[dict[str, Any], list[str]]:
     if not _LAST_LINE.match(last):
         raise ValueError("its parameters lack the last line, which starts with 'Steps:'")
     prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
-    pairs = {name.strip(): value.strip().strip('"') for name, value in _PAIR.findall(last)}
-    found: dict[str, Any] = {"prompt": prompt.strip(), "negative-prompt": negative.strip(), "interval": 1}
+    found: dict[str, Any] = {"negative-prompt": negative.strip(), "interval": 1}
     unread = []
+    pairs = {name.strip(): value.strip().strip('"') for name, value in _PAIR.findall(last)}
     for name, value in pairs.items():
         match name:
             case "Steps" | "Seed":
@@ -61,23 +61,24 @@ def parse_parameters(text: str) -> tuple[dict[str, Any], list[str]]:
             case "Size":
                 found["size"] = value
             case "Sampler":
-                sampler, schedule = _sampler(value)
-                found |= {"scheduler": _SAMPLERS[sampler]} if sampler in _SAMPLERS else {}
-                unread += [] if sampler in _SAMPLERS else [f"Sampler: {value}"]
-                unread += [f"Schedule type: {schedule}"] if schedule else []
+                options, others = _sampler(value)
+                found |= options
+                unread += others
             case "Version" | "Model hash":
                 pass
             case _:
                 unread.append(f"{name}: {value}")
-    unread += _NETWORK.findall(found["prompt"])
-    found["prompt"] = _NETWORK.sub("", found["prompt"]).strip()
+    unread += _NETWORK.findall(prompt)
+    found["prompt"] = _NETWORK.sub("", prompt).strip()
     unread += _WEIGHT.findall(found["prompt"])
     return found, unread
 
 
-def _sampler(value: str) -> tuple[str, str]:
-    """The sampler in small letters, and the schedule of noise that older versions put after it."""
-    name, _, last = value.rpartition(" ")
-    if name and last.lower() in _SCHEDULES:
-        return name.lower(), last
-    return value.lower(), ""
+def _sampler(value: str) -> tuple[dict[str, str], list[str]]:
+    """The option, and what it cannot express: an unknown sampler, or the noise schedule that older versions append."""
+    name, _, schedule = value.rpartition(" ")
+    if not name or schedule.lower() not in _SCHEDULES:
+        name, schedule = value, ""
+    alias = _SAMPLERS.get(name.lower())
+    unread = ([] if alias else [f"Sampler: {value}"]) + ([f"Schedule type: {schedule}"] if schedule else [])
+    return {"scheduler": alias} if alias else {}, unread

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["compare_side_by_side"]
 
-# Small images are enlarged to about this width, so that a person sees something.
+# Images narrower than this are enlarged.
 _WIDTH = 320
 _MARGIN = 16
 _BACKGROUND, _INK, _GREY = "white", "#1a1a1a", "#5c5c5c"
@@ -23,22 +23,21 @@ def compare_side_by_side(
     title: str,
     captions: tuple[Sequence[str], Sequence[str]],
 ) -> Image.Image:
-    """One picture of two images of the same size, with a title above and lines below each.
+    """Places two images of the same size side by side, with a title above and captions below.
 
     Args:
         left: the image on the left.
         right: the image on the right.
-        title: what stands above; it is wrapped to the width.
-        captions: the lines below the left and the right image, each wrapped to its width; the
-            first line of each stands out.
+        title: the title, which is wrapped to the width.
+        captions: the lines below the left and the right image, each wrapped to its width. The first line of each is
+            emphasised.
 
     Returns:
-        An RGB image. Images narrower than 320 pixels are enlarged by a whole factor.
+        An RGB image. Images narrower than 320 pixels are enlarged by an integer factor.
 
     Example:
         >>> red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
-        >>> picture = compare_side_by_side(red, blue, title="two", captions=(["red"], ["blue"]))
-        >>> picture.width
+        >>> compare_side_by_side(red, blue, title="two", captions=(["red"], ["blue"])).width
         688
     """
     factor = -(-_WIDTH // left.width)
@@ -48,7 +47,8 @@ def compare_side_by_side(
     title_text = _wrap(title, title_font, 2 * size[0] + _MARGIN)
     texts = [_caption_lines(lines, name_font, font, size[0]) for lines in captions]
 
-    top = _MARGIN + _height(title_text, title_font) + _MARGIN
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    top = _MARGIN + round(measure.multiline_textbbox((0, 0), title_text, font=title_font)[3]) + _MARGIN
     line = round(1.45 * text_size)
     height = top + size[1] + _MARGIN + line * max(map(len, texts)) + _MARGIN
     sheet = Image.new("RGB", (2 * size[0] + 3 * _MARGIN, height), _BACKGROUND)
@@ -64,7 +64,7 @@ def compare_side_by_side(
 
 
 def _caption_lines(lines: Sequence[str], name_font: _Font, font: _Font, width: int) -> list[tuple[str, _Font, str]]:
-    """The lines of a caption, wrapped, with the font and colour of each."""
+    """The wrapped lines of a caption, with the font and colour of each."""
     found = []
     for index, text in enumerate(lines):
         chosen, colour = (name_font, _INK) if index == 0 else (font, _GREY)
@@ -73,7 +73,7 @@ def _caption_lines(lines: Sequence[str], name_font: _Font, font: _Font, width: i
 
 
 def _wrap(text: str, font: _Font, width: int) -> str:
-    """The text with line breaks between words where it would be wider; long words are broken."""
+    """Breaks the text into lines of this width, between words and in words that are longer."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -87,8 +87,3 @@ def _wrap(text: str, font: _Font, width: int) -> str:
                 lines.append("")
             lines[-1] += character
     return "\n".join(lines)
-
-
-def _height(text: str, font: _Font) -> int:
-    box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font)
-    return round(box[3])

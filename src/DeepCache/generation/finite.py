@@ -1,4 +1,4 @@
-"""Refuses images with NaN or infinite values, which diffusers saves as black ones."""
+"""Detects NaN and infinite values, which diffusers would save as black images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class NotFiniteError(ValueError):
 
 
 def check_finite(images: Any, where: str) -> None:
-    """Refuses images that are none.
+    """Raises if a tensor or array has NaN or infinite values.
 
     Args:
         images: a tensor or an array.
-        where: what they come from, for the message.
+        where: what computed them, for the message.
 
     Raises:
         NotFiniteError: a value is NaN or infinite.
@@ -35,13 +35,10 @@ def check_finite(images: Any, where: str) -> None:
 
 @contextmanager
 def finite_images(pipe: Any) -> Iterator[None]:
-    """Checks what a pipeline decodes before it makes images of 8 bits of it, which have no NaN.
-
-    Args:
-        pipe: the pipeline; it is called within the context.
+    """Checks the decoded images of a pipeline called in this context, before they become 8-bit images without NaN.
 
     Raises:
-        NotFiniteError: out of the call of the pipeline, where a value is NaN or infinite.
+        NotFiniteError: from the call of the pipeline, if a value is NaN or infinite.
     """
     latents: list[Any] = []
     dtype = str(getattr(pipe, "dtype", "")).removeprefix("torch.")
@@ -68,27 +65,23 @@ def finite_images(pipe: Any) -> Iterator[None]:
             (getattr(pipe, "image_processor", None), "postprocess", to_images),
             (pipe, "numpy_to_pil", to_images),
         ):
-            if callable(getattr(owner, name, None)):
-                stack.enter_context(_wrapped(owner, name, wrap))
+            method = getattr(owner, name, None)
+            if callable(method):
+                before = vars(owner).get(name)
+                setattr(owner, name, wrap(method))
+                stack.callback(_restore, owner, name, before)
         yield
 
 
-@contextmanager
-def _wrapped(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Another method on one object."""
-    before = vars(owner).get(name)
-    setattr(owner, name, wrap(getattr(owner, name)))
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
+def _restore(owner: Any, name: str, before: Any) -> None:
+    if before is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, before)
 
 
 def _is_finite(values: Any) -> bool:
-    """Whether all values are finite; what is no tensor or array counts as that."""
+    """Whether all values are finite; True for anything but a tensor or an array."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Images that an image is made from: one to start from, a mask, one for a ControlNet."""
+"""Images that a generation starts from: an initial image, a mask, the image of a ControlNet."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _INPAINTING_CHANNELS = 9
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """Images that an image is made from.
+    """Images that a generation starts from.
 
     Args:
         image (`Path`, *optional*):
-            The image to start from.
+            The initial image.
         strength (`float`, *optional*):
-            How much of it is generated again, above 0 and at most 1; the pipeline's own default by default.
+            How much of it is regenerated, above 0 and at most 1; by default that of the pipeline.
         mask (`Path`, *optional*):
-            White where the image is generated again, black where it stays.
+            White where the image is regenerated, black where it is kept.
         control_image (`Path`, *optional*):
-            What a ControlNet looks at.
+            The image of the ControlNet.
         controlnet (`str`, *optional*):
-            The ControlNet: a folder that one of diffusers was saved to, or a repository of the hub as `owner/name`.
+            The ControlNet: a folder in the format of diffusers, or a repository of the hub as `owner/name`.
 
     Raises:
-        ValueError: the strength is out of its range, or a strength or a mask is given without an image, or one of
-            ControlNet and control image without the other.
+        ValueError: the strength is out of range, a strength or a mask has no image, or a ControlNet no control image or
+            the reverse.
 
     Example:
         >>> ImageInputs(mask=Path("mask.png"))
         Traceback (most recent call last):
-        ValueError: mask is for an image to start from. Give --image too
+        ValueError: mask requires an initial image. Give --image too
     """
 
     image: Path | None = None
@@ -57,9 +57,9 @@ class ImageInputs:
         if self.image is None:
             for name in ("strength", "mask"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is for an image to start from. Give --image too")
+                    raise ValueError(f"{name} requires an initial image. Give --image too")
         if (self.controlnet is None) is not (self.control_image is None):
-            raise ValueError("--controlnet and --control-image go together: give both")
+            raise ValueError("--controlnet and --control-image require each other. Give both")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}")
 
@@ -67,10 +67,10 @@ class ImageInputs:
         return self.image is not None or self.control_image is not None
 
     def check(self) -> None:
-        """Refuses files that are missing or are not images, before a model is loaded.
+        """Checks that the files exist and are images, before a model is loaded.
 
         Raises:
-            FileNotFoundError, OSError: a file or the folder of the ControlNet is missing, or cannot be read.
+            FileNotFoundError, OSError: a file or the folder of the ControlNet does not exist, or cannot be read.
             ValueError: a file is not an image.
         """
         check_controlnet(self.controlnet)
@@ -80,24 +80,21 @@ class ImageInputs:
                     pass
 
     def pipeline(self, pipe: Any) -> Any:
-        """The pipeline of diffusers for these images, with the components of another one.
+        """The pipeline of diffusers for these images, with the components of another pipeline.
 
         Raises:
             OSError: the ControlNet cannot be loaded.
-            ValueError: diffusers has none for this model, the ControlNet is for another kind of model, or the model is
-                for inpainting and there is no mask.
+            ValueError: diffusers has no such pipeline for the model, the ControlNet is for another kind of model, or
+                the model is for inpainting and there is no mask.
         """
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
-        kinds: dict[tuple[bool, bool], Any] = {
-            (False, False): AutoPipelineForText2Image,
-            (True, False): AutoPipelineForImage2Image,
-            (True, True): AutoPipelineForInpainting,
-        }
         unet = getattr(pipe, "unet", None)
         if self.mask is None and unet is not None and unet.config.in_channels == _INPAINTING_CHANNELS:
             raise ValueError(f"this {type(pipe).__name__} is for inpainting and needs a mask. Give --image and --mask")
-        kind = kinds[self.image is not None, self.mask is not None]
+        kind: Any = AutoPipelineForText2Image
+        if self.image is not None:
+            kind = AutoPipelineForImage2Image if self.mask is None else AutoPipelineForInpainting
         more = {} if self.controlnet is None else {"controlnet": load_controlnet(self.controlnet, pipe)}
         try:
             made = kind.from_pipe(pipe, **more)
@@ -108,12 +105,12 @@ class ImageInputs:
         return made
 
     def arguments(self, pipe: Any, size: tuple[int, int] | None) -> dict[str, Any]:
-        """What the pipeline is called with.
+        """The keyword arguments of the pipeline call.
 
         Args:
             pipe: the pipeline.
-            size: width and height in pixels; those of the image by default, as far as they are multiples of what the
-                model takes.
+            size: width and height in pixels; None for those of the image, rounded down to multiples that the model
+                supports.
 
         Raises:
             OSError: an image cannot be read.
@@ -122,23 +119,25 @@ class ImageInputs:
         found: dict[str, Any] = {}
         first = self.image or self.control_image
         assert first is not None
-        pixels = size or _fitting(_read(first).size, math.lcm(8, getattr(pipe, "vae_scale_factor", 8)))
+        if size is None:
+            multiple = math.lcm(8, getattr(pipe, "vae_scale_factor", 8))
+            width, height = (max(multiple, side - side % multiple) for side in _read(first).size)
+            size = width, height
         if self.image is not None:
-            found["image"] = _read(self.image).resize(pixels)
+            found["image"] = _read(self.image).resize(size)
         if self.control_image is not None:
-            found["control_image" if "control_image" in parameters else "image"] = _read(self.control_image).resize(
-                pixels
-            )
+            name = "control_image" if "control_image" in parameters else "image"
+            found[name] = _read(self.control_image).resize(size)
         if self.mask is not None:
-            found["mask_image"] = _read(self.mask, "L").resize(pixels)
+            found["mask_image"] = _read(self.mask, "L").resize(size)
         if self.strength is not None:
             found["strength"] = self.strength
         if {"width", "height"} <= parameters.keys():
-            found |= {"width": pixels[0], "height": pixels[1]}
+            found["width"], found["height"] = size
         return found
 
     def notes(self) -> dict[str, Any]:
-        """What an image's metadata says of it."""
+        """The entries of an image's metadata."""
         values = {name: getattr(self, name) for name in ("image", "mask", "control_image", "controlnet")}
         named = {name: str(value) for name, value in values.items() if value is not None}
         return named if self.strength is None else named | {"strength": self.strength}
@@ -164,8 +163,3 @@ def _opened(path: Path) -> Iterator[Image]:
         raise ValueError(f"{str(path)!r} is not an image") from error
     except OSError as error:
         raise OSError(f"cannot read the image {str(path)!r}: {error.strerror or error}") from error
-
-
-def _fitting(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    width, height = (max(multiple, side - side % multiple) for side in size)
-    return width, height

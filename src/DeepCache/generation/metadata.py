@@ -1,7 +1,8 @@
-"""The notes in an image: text chunks of a PNG, EXIF data of other formats."""
+"""Metadata in images: text chunks of a PNG, EXIF data of other formats."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from typing import Any
@@ -16,11 +17,12 @@ _EXIF_TABLE, _USER_COMMENT = 0x8769, 0x9286
 
 
 def with_notes(kind: str, notes: dict[str, Any]) -> dict[str, Any]:
-    """The options that an image is saved with.
+    """The options of `Image.save` that write metadata.
 
     Args:
-        kind: the format.
-        notes: what to note. In a PNG, values other than text become JSON; in other formats all of it does.
+        kind: the format. A PNG has a text chunk per note, with values other than text as JSON; the other formats have
+            all of them as one JSON object.
+        notes: the metadata.
     """
     if kind == "PNG":
         info = PngInfo()
@@ -32,23 +34,26 @@ def with_notes(kind: str, notes: dict[str, Any]) -> dict[str, Any]:
     return {"exif": exif, "quality": 95}
 
 
-def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """All notes in an image, whoever wrote it. The comment of the EXIF data is under `parameters`.
+def read_notes(source: str | os.PathLike[str] | bytes) -> dict[str, str]:
+    """All text in the metadata of an image, by any program. The comment of the EXIF data is under `parameters`.
+
+    Args:
+        source: the path of the image, or its bytes.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not an image.
     """
-    name = os.fspath(path)
+    name = "" if isinstance(source, bytes) else f" {os.fspath(source)!r}"
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             notes = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
             exif = image.getexif()
             described, comment = exif.get(_DESCRIPTION), exif.get_ifd(_EXIF_TABLE).get(_USER_COMMENT)
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read the image {name!r}: it is not an image") from error
+        raise ValueError(f"cannot read the image{name}: it is not an image") from error
     except OSError as error:
-        raise OSError(f"cannot read the image {name!r}: {error.strerror or error}") from error
+        raise OSError(f"cannot read the image{name}: {error.strerror or error}") from error
     if isinstance(described, str) and described.startswith("{"):
         found = json.loads(described)
         notes |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
@@ -59,15 +64,15 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The notes in an image that `deepcache generate` or `batch` wrote: prompt, seed and settings.
+    """Prompt, seed and settings of an image that `deepcache generate` or `deepcache batch` wrote.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not an image that DeepCache wrote.
+        ValueError: it is not an image by DeepCache.
     """
     notes = read_notes(path)
     if "settings" not in notes:
-        raise ValueError(f"{os.fspath(path)!r} holds no settings of DeepCache")
+        raise ValueError(f"the metadata of {os.fspath(path)!r} has no settings of DeepCache")
     return {
         "prompt": notes.get("prompt", ""),
         "negative_prompt": notes.get("negative_prompt", ""),

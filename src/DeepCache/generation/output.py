@@ -1,4 +1,4 @@
-"""The folder that images are written to: their names, what is noted in them, and no half files."""
+"""The folder that images are saved to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import textwrap
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "OutputFolder"]
 
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
-"""Formats of images by the ending of a file."""
+"""Image formats by file name extension."""
 
 _SLUG_LENGTH = 40
 
 
 class OutputFolder:
-    """A folder to write images to.
+    """A folder to save images to.
 
-    Images are numbered on from the highest number there, so nothing is ever overwritten:
-    `0001-a-red-circle-seed0.png`, then `0002-…`. A file appears under its name once it is whole.
+    Images are numbered from the highest number in the folder, so existing files are never overwritten:
+    `0001-a-red-circle-seed0.png`, then `0002-…`. A file appears once it is complete.
 
     Args:
-        path: the folder, which is made where it does not exist; or a file whose ending says the format of the images
-            (`.png`, `.webp`, `.jpg`): the first image gets this name, further ones `name-2` and so on.
+        path: the folder, which is created if it does not exist; or a file with the extension of an image format
+            (`.png`, `.webp`, `.jpg`), which is the name of the first image: the following ones are `name-2` and so on.
 
     Raises:
         ValueError: the path is empty.
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be created or written to.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not str(path):
+            raise ValueError("the output folder must have a name, got ''. Use '.' for the current folder")
         self.path, self._name, self._suffix = Path(path).expanduser(), "", ".png"
         if self.path.suffix.lower() in FORMATS and not self.path.is_dir():
             self._name, self._suffix = self.path.stem, self.path.suffix
             self.path = self.path.parent
         self._paths: list[Path] = []
-        if not str(path):
-            raise ValueError("the folder to write to must have a name, got ''; use '.' for the current folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -55,30 +55,27 @@ class OutputFolder:
 
     @property
     def written(self) -> list[Path]:
-        """The files written so far, also where the program was interrupted right after one."""
+        """The files saved so far, including one that was saved right before an interruption."""
         return [path for path in self._paths if path.exists()]
 
     def new_stem(self, prompt: str, seed: int) -> str:
-        """The name, without its ending, of the next image."""
+        """The name of the next image, without its extension."""
         if self._name:
-            further = (f"{self._name}-{number}" for number in count(2))
-            return next(stem for stem in (self._name, *islice(further, 10**6)) if not self._taken(stem))
+            stems = (self._name if number == 1 else f"{self._name}-{number}" for number in count(1))
+            return next(stem for stem in stems if not (self.path / f"{stem}{self._suffix}").exists())
         numbers = (re.match(r"(\d{4,})-", entry.name) for entry in self.path.iterdir())
         number = max((int(match[1]) for match in numbers if match), default=0) + 1
         words = textwrap.shorten(re.sub(r"[\W_]+", " ", prompt.lower()), _SLUG_LENGTH, placeholder="")
         return "-".join((f"{number:04d}", *words.split(), f"seed{seed}"))
 
-    def _taken(self, stem: str) -> bool:
-        return (self.path / f"{stem}{self._suffix}").exists()
-
     def save(self, image: Image, stem: str, notes: dict[str, Any]) -> Path:
-        """Writes an image with notes: text chunks of a PNG, whose values other than text are JSON; of other formats a
-        description in the EXIF data, as one JSON object."""
+        """Saves an image with its metadata: text chunks of a PNG, with values other than text as JSON; one JSON object
+        in the EXIF description of the other formats."""
         path, kind = self.path / f"{stem}{self._suffix}", FORMATS[self._suffix.lower()]
         partial = self.path / f".{stem}.partial"
         try:
             image.save(partial, format=kind, **with_notes(kind, notes))
-            # Before it is there, so that none is forgotten.
+            # Before the file appears: an interruption in between must not lose it.
             self._paths.append(path)
             partial.replace(path)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What an image says of how it was generated, as options of `deepcache generate`."""
+"""Settings recorded in an image, as options of `deepcache generate`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from DeepCache.models.identity import weights_note
 
 __all__ = ["RecordedImage", "made_with", "read_recorded"]
 
-_SETTINGS = {"model": "model", "vae": "vae", "steps": "steps", "guidance": "guidance", "dtype": "dtype"}
-_SETTINGS |= {"runtime": "runtime", "embeddings": "embedding", "image": "image", "strength": "strength"}
-_SETTINGS |= {"mask": "mask", "control_image": "control-image", "controlnet": "controlnet"}
-_SETTINGS |= {"vae_tiling": "vae-tiling", "config": "config"}
+# Settings by their keys in the metadata, and the names of their options.
+_SETTINGS = {name: name for name in ("model", "vae", "config", "steps", "guidance", "dtype", "runtime")}
+_SETTINGS |= {name: name.replace("_", "-") for name in ("image", "strength", "mask", "control_image", "controlnet")}
+_SETTINGS |= {"embeddings": "embedding", "vae_tiling": "vae-tiling"}
 _CACHE = {"cache_interval": "interval", "cache_branch_id": "branch", "skip_mode": "skip-mode", "between": "between"}
-_CACHE |= {"forecast": "forecast", "guidance_reuse": "guidance-reuse", "force_plan": "force-plan"}
-_CACHE |= {"compile": "compile"}
+_CACHE |= {"forecast": "forecast", "guidance_reuse": "guidance-reuse", "compile": "compile"}
 _ADAPTERS = {"loras": "lora", "embeddings": "embedding"}
 _MADE_WITH = ("device", "pipeline", "weights")
 
 
 @dataclass(frozen=True)
 class RecordedImage:
-    """How an image was generated, as far as it says.
+    """The settings recorded in an image.
 
     Args:
         path: the image.
-        options: options of `deepcache generate` by their names, and the `prompt`.
-        missing: options whose values are not in the metadata and have to be given.
+        options: options of `deepcache generate` by name, and the `prompt`.
+        missing: options that the metadata does not have and the caller must give.
         unread: settings of another program that the options cannot express.
-        made_with: what the image depends on beside its options: versions of packages by their names, `device`,
-            `pipeline`, and `weights`, a hash of some of the model's weights.
+        made_with: what the image depends on apart from its options: versions of packages by name, `device`, `pipeline`,
+            and `weights`, a hash of some of the model's weights.
     """
 
     path: Path
@@ -47,10 +46,10 @@ class RecordedImage:
     made_with: dict[str, str] = field(default_factory=dict)
 
     def differences(self, here: Mapping[str, str]) -> list[str]:
-        """What differs from what it was generated with.
+        """The differences to what the image was generated with.
 
         Args:
-            here: the same of a pipeline on this machine, see `made_with`.
+            here: the same values for a pipeline on this machine, see `made_with`.
 
         Example:
             >>> image = RecordedImage(Path("image.png"), {}, made_with={"torch": "2.12.0", "device": "cuda:0"})
@@ -65,18 +64,17 @@ class RecordedImage:
 
 
 def read_recorded(path: str | os.PathLike[str]) -> RecordedImage:
-    """What an image says of itself: one of DeepCache, or of AUTOMATIC1111's web UI and programs that write its
-    `parameters`.
+    """Reads the settings in an image by DeepCache, AUTOMATIC1111's web UI, or a program that writes its `parameters`.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not an image, or says nothing that can be read, or was generated with a schedule that no
-            option stands for.
+        ValueError: it is not an image, has no such settings, or was generated with a custom schedule, which no option
+            can express.
     """
     notes = read_notes(path)
     name = os.fspath(path)
     if "settings" in notes:
-        return _own(Path(path), read_settings(path))
+        return _by_deepcache(Path(path), read_settings(path))
     if "parameters" in notes:
         try:
             options, unread = parse_parameters(notes["parameters"])
@@ -91,29 +89,30 @@ def read_recorded(path: str | os.PathLike[str]) -> RecordedImage:
 
 
 def made_with(pipe: Any) -> dict[str, str]:
-    """What an image depends on beside its options, see `RecordedImage.made_with`."""
+    """What an image of this pipeline depends on apart from its options, see `RecordedImage.made_with`."""
     versions = {name: version(name) for name in ("DeepCache", "diffusers", "torch")}
     here = versions | {"device": str(execution_device(pipe)), "pipeline": type(pipe).__name__}
     return here | weights_note(pipe)
 
 
-def _own(path: Path, found: dict[str, Any]) -> RecordedImage:
+def _by_deepcache(path: Path, found: dict[str, Any]) -> RecordedImage:
     settings = dict(found["settings"])
-    missing = []
+    missing: list[str] = []
+    cache: dict[str, Any] = {"interval": 1}
     if isinstance(settings["deepcache"], dict):
-        # That of a batch, which notes hashes instead of paths, so that it may be run anywhere.
+        # An image of a batch, which has hashes instead of paths, so that it does not depend on the machine.
         missing = ["model", *(option for name, option in _ADAPTERS.items() if settings.get(name))]
         for name in ("model", *_ADAPTERS):
             settings.pop(name, None)
         settings["versions"] = found["versions"]
-        # Words of textual inversions become part of a text encoder's weights, and this hash is of the model without.
+        # The hash is that of the model without textual inversions, which add words to its text encoder.
         if "embedding" not in missing:
             settings["weights"] = found["weights"]
         cache = _cache_options(path, settings["deepcache"])
     elif settings["deepcache"]:
         cache = _cache_options(path, settings)
     else:
-        cache = {"interval": 1, "compile": settings["compile"]}
+        cache["compile"] = settings["compile"]
     scheduler = settings.get("scheduler")
     options = {name: settings[key] for key, name in _SETTINGS.items() if key in settings} | {
         "prompt": found["prompt"],
@@ -133,5 +132,5 @@ def _cache_options(path: Path, cache: Mapping[str, Any]) -> dict[str, Any]:
         return {"plan": str(path), "force-plan": cache.get("force_plan", False), "compile": cache["compile"]}
     if cache.get("schedule") is not None:
         raise ValueError(f"{str(path)!r} was generated with a custom schedule, which the command line cannot express")
-    options = {name: cache[key] for key, name in _CACHE.items() if key in cache and key != "force_plan"}
+    options = {name: cache[key] for key, name in _CACHE.items() if key in cache}
     return options | ({"threshold": cache["threshold"]} if cache.get("skip_mode") == "adaptive" else {})

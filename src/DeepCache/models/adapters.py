@@ -1,13 +1,15 @@
-"""LoRAs and textual inversions beside the weights of a pipeline."""
+"""LoRAs and textual inversions."""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from DeepCache.extras import require
+from DeepCache.models.sources import is_repository
 
 if TYPE_CHECKING:
     import torch
@@ -16,11 +18,11 @@ __all__ = ["Lora", "check_adapters", "load_embeddings", "load_loras", "loaded_ad
 
 
 class Lora(NamedTuple):
-    """A LoRA and how strongly it counts.
+    """A LoRA and its scale.
 
     Args:
-        path: a file of safetensors, a folder with one, or a repository of the hub as `owner/name`.
-        scale: 1 as it was trained.
+        path: a `.safetensors` file, a folder with one, or a repository of the hub as `owner/name`.
+        scale: its strength; 1 as it was trained.
     """
 
     path: str
@@ -28,7 +30,7 @@ class Lora(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Lora:
-        """Reads `PATH` or `PATH:SCALE`.
+        """Parses `PATH` or `PATH:SCALE`.
 
         Raises:
             ValueError: there is no path.
@@ -41,7 +43,7 @@ class Lora(NamedTuple):
         try:
             found = cls(path, float(scale))
         except ValueError:
-            # The colon is one of the path, such as that of a drive.
+            # The colon is part of the path, such as that of a drive.
             found = cls(text)
         if not found.path.strip():
             raise ValueError(f"a LoRA must be PATH or PATH:SCALE, got {text!r}")
@@ -49,8 +51,7 @@ class Lora(NamedTuple):
 
 
 def check_adapters(loras: Sequence[Lora], embeddings: Sequence[str] = ()) -> None:
-    """Refuses LoRAs and textual inversions that are not there, before a model is loaded. What is on the hub is not
-    asked for.
+    """Checks that the files of LoRAs and textual inversions exist, before a model is loaded. The hub is not contacted.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -61,86 +62,80 @@ def check_adapters(loras: Sequence[Lora], embeddings: Sequence[str] = ()) -> Non
         FileNotFoundError: there is no LoRA 'styles/ink.safetensors'. Check the path
     """
     for lora in loras:
-        _place("LoRA", lora.path)
+        _locate("LoRA", lora.path)
     for embedding in embeddings:
-        _place("embedding", embedding)
+        _locate("embedding", embedding)
 
 
 def load_loras(pipe: Any, loras: Sequence[Lora]) -> None:
-    """Loads LoRAs into a pipeline, beside its weights.
+    """Loads LoRAs into a pipeline, without fusing them into its weights.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         OSError: it cannot be read.
-        ValueError: it is not a LoRA for this model, or the pipeline takes none.
+        ValueError: it is not a LoRA for this model, or the pipeline does not support LoRAs.
         ImportError: peft is not installed.
     """
     if not loras:
         return
     require("lora", "a LoRA")
-    _refuse_pipelines_without(pipe, "load_lora_weights", "LoRAs")
-    names = []
-    for number, lora in enumerate(loras, start=1):
-        names.append(f"lora_{number}")
-        place, file = _place("LoRA", lora.path)
+    _check_supports(pipe, "load_lora_weights", "LoRAs")
+    names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
+    for name, lora in zip(names, loras, strict=True):
+        folder, file = _locate("LoRA", lora.path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                pipe.load_lora_weights(place, adapter_name=names[-1], **file)
-        # Of another model, files have whatever layers and sizes.
+                pipe.load_lora_weights(folder, adapter_name=name, **file)
+        # The error of a LoRA for another model depends on its layers and sizes.
         except Exception as error:
-            raise _of_another("LoRA", lora.path, error) from error
-        if not any(names[-1] in found for found in pipe.get_list_adapters().values()):
+            raise _not_loaded("LoRA", lora.path, error) from error
+        if not any(name in found for found in pipe.get_list_adapters().values()):
             raise ValueError(f"the LoRA {lora.path!r} has no layers for this {type(pipe).__name__}")
     pipe.set_adapters(names, [lora.scale for lora in loras])
 
 
 def load_embeddings(pipe: Any, embeddings: Sequence[str]) -> None:
-    """Loads textual inversions, whose words prompts may then use.
+    """Loads textual inversions into a pipeline.
 
     Args:
         pipe: the pipeline.
-        embeddings: a file, a folder or a repository of the hub each. The word is what the file says, else its name.
+        embeddings: files, folders or repositories of the hub. The word is the one in the file, else its name.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: it is not a textual inversion for this model, or the pipeline takes none.
+        OSError: it cannot be read.
+        ValueError: it is not a textual inversion for this model, or the pipeline does not support them.
     """
     if embeddings:
-        _refuse_pipelines_without(pipe, "load_textual_inversion", "textual inversions")
+        _check_supports(pipe, "load_textual_inversion", "textual inversions")
     for embedding in embeddings:
-        place, file = _place("embedding", embedding)
-        word = {} if not file else {"token": Path(embedding).stem}
+        folder, file = _locate("embedding", embedding)
+        word = {"token": Path(embedding).stem} if file else {}
         try:
-            pipe.load_textual_inversion(place, **file, **word)
+            pipe.load_textual_inversion(folder, **file, **word)
         except Exception as error:
-            raise _of_another("embedding", embedding, error) from error
+            raise _not_loaded("embedding", embedding, error) from error
 
 
 def loaded_adapters(pipe: Any, loras: Sequence[Lora], embeddings: Sequence[str]) -> dict[str, Any]:
-    """What tells the adapters of a pipeline from others, wherever their files are.
-
-    Args:
-        pipe: the pipeline, after `load_loras` and `load_embeddings`.
-        loras: what was loaded into it.
-        embeddings: likewise.
+    """Identifies the adapters that were loaded into a pipeline, regardless of where their files are.
 
     Returns:
-        `loras`, a hash of the weights and the scale of each; `embeddings`, a hash of all words and their vectors.
-        Neither where there are none.
+        `loras`, a hash of the weights and the scale of each; `embeddings`, a hash of all words and their vectors. Each
+        only if there are any.
     """
     found: dict[str, Any] = {}
     if loras:
         found["loras"] = [
-            [_hash_of(_weights_of(pipe, f"lora_{number}")), lora.scale] for number, lora in enumerate(loras, start=1)
+            [_hash_of(_lora_weights(pipe, f"lora_{number}")), lora.scale] for number, lora in enumerate(loras, start=1)
         ]
     if embeddings:
         found["embeddings"] = _hash_of(_word_vectors(pipe))
     return found
 
 
-def _weights_of(pipe: Any, adapter: str) -> dict[str, torch.Tensor]:
-    """The weights of a LoRA by the name that it has in a pipeline."""
+def _lora_weights(pipe: Any, adapter: str) -> dict[str, torch.Tensor]:
     return {
         f"{component}.{name}": weight
         for component in pipe.components
@@ -151,7 +146,7 @@ def _weights_of(pipe: Any, adapter: str) -> dict[str, torch.Tensor]:
 
 
 def _word_vectors(pipe: Any) -> dict[str, torch.Tensor]:
-    """The vectors of the words that tokenizers have beyond their vocabulary."""
+    """The vectors of the words that were added to the vocabulary of the tokenizers."""
     found: dict[str, torch.Tensor] = {}
     for number in ("", "_2", "_3"):
         tokenizer, encoder = (getattr(pipe, f"{name}{number}", None) for name in ("tokenizer", "text_encoder"))
@@ -162,8 +157,6 @@ def _word_vectors(pipe: Any) -> dict[str, torch.Tensor]:
 
 
 def _hash_of(tensors: dict[str, torch.Tensor]) -> str:
-    import hashlib
-
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(name.encode())
@@ -171,24 +164,24 @@ def _hash_of(tensors: dict[str, torch.Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def _refuse_pipelines_without(pipe: Any, method: str, what: str) -> None:
+def _check_supports(pipe: Any, method: str, what: str) -> None:
     if not hasattr(pipe, method):
-        raise ValueError(f"a {type(pipe).__name__} takes no {what}")
+        raise ValueError(f"a {type(pipe).__name__} does not support {what}")
 
 
-def _place(what: str, path: str) -> tuple[str, dict[str, Any]]:
-    """Where diffusers is to look, and for which file."""
+def _locate(what: str, path: str) -> tuple[str, dict[str, Any]]:
+    """The folder or repository of an adapter, and the argument of diffusers for its file."""
     found = Path(path).expanduser()
     if found.is_file():
         return str(found.parent), {"weight_name": found.name}
     if found.is_dir():
         return str(found), {}
-    if path.startswith((".", "~", "/")) or path.count("/") != 1 or found.suffix or "\\" in path:
+    if found.suffix or not is_repository(path):
         raise FileNotFoundError(f"there is no {what} {path!r}. Check the path")
     return path, {}
 
 
-def _of_another(what: str, path: str, error: Exception) -> Exception:
+def _not_loaded(what: str, path: str, error: Exception) -> Exception:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, OSError):
         return OSError(f"cannot load the {what} {path!r}: {reason}")

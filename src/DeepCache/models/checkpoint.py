@@ -21,8 +21,8 @@ from DeepCache.models.checkpoint_kind import (
     vae_in,
 )
 from DeepCache.models.configurations import configuration_folder, written
-from DeepCache.models.pipeline_index import refuse_unless_pipeline
 from DeepCache.models.registry import named_model
+from DeepCache.models.sources import read_index
 from DeepCache.models.vae import load_vae, own_vae
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load_checkpoint(
 
     given = {*options, *(() if vae is None else ("vae",))}
     with checkpoint_configuration(path, shown, config, given) as folder:
-        components = refuse_unless_pipeline(folder if config is None else config, str(folder), {})
+        components = read_index(os.fspath(folder if config is None else config), str(folder), {})
         kind: Any = getattr(diffusers, components["_class_name"])
         if vae is not None:
             options = options | {"vae": load_vae(vae, own_vae(shown, str(folder), {}, components), dtype)}
@@ -162,7 +162,7 @@ def _refuse_incomplete(shown: str, names: Collection[str], given: Collection[str
 def _read(folder: Path, part: str, config: str | os.PathLike[str]) -> dict[str, Any]:
     """The configuration of a part of a pipeline."""
     shown = os.fspath(config)
-    refuse_unless_pipeline(shown, str(folder), {})
+    read_index(shown, str(folder), {})
     try:
         found = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from DeepCache.models.damage import damage
+from DeepCache.models.sources import damage
 
 if TYPE_CHECKING:
     import torch

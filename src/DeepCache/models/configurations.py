@@ -16,9 +16,8 @@ from typing import Any
 
 from DeepCache.models.architectures import ARCHITECTURES, Architecture, Component
 from DeepCache.models.clip_vocabulary import write_tokenizer
-from DeepCache.models.hub import ask_hub
-from DeepCache.models.pipeline_index import INDEX
 from DeepCache.models.registry import MODELS, named_model
+from DeepCache.models.sources import INDEX, ask_hub
 
 __all__ = ["CONFIGURATIONS", "configuration_folder", "written"]
 

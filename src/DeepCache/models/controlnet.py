@@ -5,21 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from DeepCache.models.sources import is_repository
+
 __all__ = ["check_controlnet", "load_controlnet"]
 
 
 def check_controlnet(controlnet: str | None) -> None:
-    """Refuses a ControlNet that is not there, before a model is loaded. What is on the hub is not asked for.
-
-    Args:
-        controlnet: as `load_controlnet` takes it, or None for none.
+    """Checks that the folder of a ControlNet exists, before a model is loaded. The hub is not contacted.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    if controlnet is None or Path(controlnet).expanduser().is_dir():
-        return
-    if controlnet.startswith((".", "~", "/")) or controlnet.count("/") != 1:
+    if controlnet is not None and not Path(controlnet).expanduser().is_dir() and not is_repository(controlnet):
         raise FileNotFoundError(
             f"there is no ControlNet folder {controlnet!r}; give a folder, or owner/name on the hub"
         )
@@ -45,7 +42,7 @@ def load_controlnet(controlnet: str, pipe: Any) -> Any:
         loaded: Any = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
             str(path) if path.is_dir() else controlnet, dtype=pipe.dtype
         )
-    # Whatever a folder holds.
+    # Diffusers raises errors of many types for a folder without a ControlNet.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise OSError(f"cannot load the ControlNet {controlnet!r}: {reason}") from error

@@ -1,4 +1,4 @@
-"""What a model's skip branches are, and what cutting at each of them can save."""
+"""The skip branches of a model, and the cost of a shallow step at each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["BranchDescription", "ModelDescription", "describe_pipeline", "limit_
 
 @dataclass(frozen=True)
 class BranchDescription:
-    """One skip branch.
+    """A skip branch.
 
     Args:
         number: the `cache_branch_id`.
-        name: where in the U-Net the skip connection begins.
+        name: the layer at which the skip connection starts.
         channels: channels of the deep feature.
         mac_share: multiply-accumulates of a shallow step as a share of those of a full step.
     """
@@ -28,13 +28,13 @@ class BranchDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A pipeline as DeepCache sees it.
+    """The denoiser of a pipeline.
 
     Args:
         pipeline: the class of the pipeline.
         unet: the class of its U-Net.
-        sample: height and width of what the U-Net denoises, at the pipeline's default size.
-        batch: samples in one U-Net call for one image; 2 where guidance doubles them.
+        sample: height and width of the U-Net's input, at the pipeline's default size.
+        batch: samples of one U-Net call for one image; 2 with classifier-free guidance.
         full_macs: multiply-accumulates of one full step.
         branches: the skip branches, from the shallowest.
     """
@@ -48,14 +48,14 @@ class ModelDescription:
 
 
 def describe_pipeline(pipe: Any, guidance: float | None = None) -> ModelDescription:
-    """Describes a pipeline's skip branches; nothing but its text encoder computes.
+    """Describes the skip branches of a pipeline. Nothing but its text encoder runs.
 
     Args:
         pipe: a pipeline with a U-Net that can be called without an input image.
-        guidance: the guidance scale; the pipeline's own default where None.
+        guidance: the guidance scale; None for the default of the pipeline.
 
     Raises:
-        TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut.
+        TypeError: the pipeline has no U-Net, or one that DeepCache does not support.
         ValueError: the pipeline cannot be called with a prompt alone.
 
     Example:
@@ -89,24 +89,19 @@ def describe_pipeline(pipe: Any, guidance: float | None = None) -> ModelDescript
         batch=len(sample),
         full_macs=costs.full,
         branches=tuple(
-            BranchDescription(
-                branch.number,
-                branch.name,
-                costs.channels[branch.number],
-                costs.share(branch.number),
-            )
-            for branch in skip_branches(unet)
+            BranchDescription(each.number, each.name, costs.channels[each.number], costs.share(each.number))
+            for each in skip_branches(unet)
         ),
     )
 
 
 def limit_speed_up(interval: int, mac_share: float, steps: int = 50) -> float:
-    """The speed-up of the U-Net if time went by multiply-accumulates alone.
+    """The speed-up of the U-Net if time were proportional to multiply-accumulates.
 
     Args:
         interval: the `cache_interval`.
         mac_share: multiply-accumulates of a shallow step as a share of those of a full step.
-        steps: steps of the trajectory.
+        steps: number of denoising steps.
 
     Example:
         >>> limit_speed_up(interval=5, mac_share=0.0)

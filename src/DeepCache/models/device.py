@@ -1,4 +1,4 @@
-"""The device that a pipeline runs on, and the type of its weights."""
+"""The device of a pipeline and the dtype of its weights."""
 
 from __future__ import annotations
 
@@ -10,29 +10,22 @@ if TYPE_CHECKING:
 
 __all__ = ["cpu_support", "execution_device", "resolve_device", "resolve_dtype", "wait_for_device", "warn_of_emulation"]
 
-_DTYPES = {
-    "float32": "float32",
-    "fp32": "float32",
-    "float16": "float16",
-    "fp16": "float16",
-    "half": "float16",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-}
+_DTYPES = {name: name for name in ("float32", "float16", "bfloat16")}
+_DTYPES |= {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-# Private functions of PyTorch, which a release may lack.
+# Private functions of PyTorch, which a release may not have.
 _ONEDNN_CHECKS = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
 _AMX_CHECKS = {"bfloat16": "_is_amx_tile_supported", "float16": "_is_amx_fp16_supported"}
 
 
 def resolve_device(device: torch.device | str | None = None) -> torch.device:
-    """The device of that name, or the best there is.
+    """The device of that name, or the best available one.
 
     Args:
-        device: a device or its name; None or `"auto"` for the first of CUDA, MPS and the CPU.
+        device: a device or its name; None or `"auto"` for the first available of CUDA, MPS and the CPU.
 
     Raises:
-        ValueError: the name is that of no device, or the machine has none of that kind.
+        ValueError: the name is not that of a device, or the device is not available.
 
     Example:
         >>> resolve_device("cpu")
@@ -59,27 +52,23 @@ def resolve_device(device: torch.device | str | None = None) -> torch.device:
         "xpu": torch.xpu.device_count,
     }[found.type]()
     if present == 0:
-        raise ValueError(
-            f"device {str(device)!r} was asked for, but PyTorch finds no such device in this machine; use auto or cpu"
-        )
+        raise ValueError(f"device {str(device)!r} is not available: PyTorch finds no {found.type}. Use auto or cpu")
     if (found.index or 0) >= present:
-        raise ValueError(
-            f"device {str(device)!r} was asked for, but there is only {found.type}:0"
-            + (f" to {found.type}:{present - 1}" if present > 1 else "")
-        )
+        last = f" to {found.type}:{present - 1}" if present > 1 else ""
+        raise ValueError(f"device {str(device)!r} is not available: there is only {found.type}:0{last}")
     return found
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """The dtype of that name, or what suits the device.
+    """The dtype of that name, or the default of the device.
 
     Args:
         dtype: a dtype or its name; None or `"auto"` for `float16` on a GPU with CUDA and `float32` elsewhere, on every
-            CPU, so that an image does not depend on the kind of processor.
-        device: the device that it is for.
+            CPU, so that an image does not depend on the processor.
+        device: the device.
 
     Raises:
-        ValueError: the name is that of no dtype that a pipeline runs in.
+        ValueError: the name is not that of a supported dtype.
 
     Example:
         >>> import torch
@@ -100,12 +89,12 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
 
 
 def cpu_support(dtype: torch.dtype) -> Literal["native", "native (AMX)", "emulated"]:
-    """How this processor computes in a dtype.
+    """The support of a dtype by this processor.
 
     Returns:
-        `"native"` where it has instructions for the dtype and oneDNN, which computes convolutions and linear layers in
-        PyTorch, uses them; `"native (AMX)"` where these are Intel's matrix instructions, which make the dtype several
-        times faster than `float32`; `"emulated"` where every value is converted to `float32` and back.
+        `"native"` if the processor has instructions for the dtype and oneDNN, which computes convolutions and linear
+        layers in PyTorch, uses them; `"native (AMX)"` if these are Intel's matrix instructions, which make the dtype
+        several times faster than `float32`; `"emulated"` if every value is converted to `float32` and back.
 
     Example:
         >>> import torch
@@ -117,26 +106,23 @@ def cpu_support(dtype: torch.dtype) -> Literal["native", "native (AMX)", "emulat
     name = str(dtype).removeprefix("torch.")
     if name not in _ONEDNN_CHECKS:
         return "native"
-    # Without oneDNN, or where it lacks the dtype, PyTorch's own loops compute convolutions.
-    if not _says_yes(torch.ops.mkldnn, _ONEDNN_CHECKS[name]):
+    # Without oneDNN's support, PyTorch's own loops compute convolutions.
+    if not _supports(torch.ops.mkldnn, _ONEDNN_CHECKS[name]):
         return "emulated"
-    if _says_yes(torch.cpu, _AMX_CHECKS[name]):
+    if _supports(torch.cpu, _AMX_CHECKS[name]):
         return "native (AMX)"
-    # oneDNN takes bfloat16 on every processor with AVX-512, and converts it where the instructions for it are missing.
-    # Other processors that it takes bfloat16 on have them.
+    # oneDNN accepts bfloat16 on every processor with AVX-512, and converts it on those without instructions for it.
+    # Other processors on which it accepts bfloat16 have them.
     converted = (
         dtype is torch.bfloat16
-        and _says_yes(torch.cpu, "_is_avx512_supported")
-        and not _says_yes(torch.cpu, "_is_avx512_bf16_supported", if_unknown=True)
+        and _supports(torch.cpu, "_is_avx512_supported")
+        and not _supports(torch.cpu, "_is_avx512_bf16_supported", if_unknown=True)
     )
     return "emulated" if converted else "native"
 
 
 def warn_of_emulation(dtype: torch.dtype, device: torch.device) -> None:
-    """Warns where the device is the CPU and this processor emulates the dtype; see `cpu_support`.
-
-    The warning names the place that the caller was called from.
-    """
+    """Warns, at the call of the calling function, if the device is the CPU and emulates the dtype."""
     if device.type == "cpu" and cpu_support(dtype) == "emulated":
         name = str(dtype).removeprefix("torch.")
         warnings.warn(
@@ -148,13 +134,13 @@ def warn_of_emulation(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def execution_device(pipe: Any) -> torch.device:
-    """The device that a pipeline computes on. Where its weights are offloaded, `pipe.device` is that of the weights."""
+    """The device that a pipeline computes on, which differs from `pipe.device` if its weights are offloaded."""
     found: torch.device = getattr(pipe, "_execution_device", None) or pipe.device
     return found
 
 
 def wait_for_device(device: torch.device) -> None:
-    """Returns when the device has done all it was given, so that a clock shows the truth."""
+    """Waits until the device has finished its work, before a time measurement."""
     import torch
 
     if device.type == "cuda":
@@ -163,6 +149,6 @@ def wait_for_device(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _says_yes(module: object, check: str, *, if_unknown: bool = False) -> bool:
+def _supports(module: object, check: str, *, if_unknown: bool = False) -> bool:
     found = getattr(module, check, None)
     return if_unknown if found is None else bool(found())

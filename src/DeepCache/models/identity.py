@@ -1,4 +1,4 @@
-"""What tells a pipeline's weights from others."""
+"""Hashes that identify the weights of a pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REMEMBERED = "_deepcache_weights_hash"
 
 
 def weights_hash(pipe: Any) -> str:
-    """A hash of the structure and of some weights of each network of a pipeline. LoRAs beside the weights do not count.
+    """A hash of the structure and of some weights of each network of a pipeline, without its LoRAs.
 
     Example:
         >>> from DeepCache.models import load_pipeline
@@ -28,12 +28,12 @@ def weights_hash(pipe: Any) -> str:
 
 
 def remember_weights(pipe: Any) -> None:
-    """Keeps the hash of a pipeline whose weights are about to be out of reach, for `weights_note`."""
+    """Stores the hash on a pipeline whose weights are about to be offloaded, for `weights_note`."""
     setattr(pipe, _REMEMBERED, weights_hash(pipe))
 
 
 def weights_note(pipe: Any) -> dict[str, str]:
-    """The hash as `weights`; nothing where weights are out of reach and it was not remembered."""
+    """The hash as `weights`; empty if the weights are offloaded and the hash was not stored."""
     from torch import nn
 
     remembered = getattr(pipe, _REMEMBERED, None)

@@ -1,4 +1,4 @@
-"""Less device memory for more time: weights that wait on the CPU, and a VAE that decodes in parts."""
+"""Less device memory at the cost of time: offloaded weights, and a VAE that decodes in parts."""
 
 from __future__ import annotations
 
@@ -24,21 +24,17 @@ __all__ = [
 ]
 
 OFFLOADS = ("model", "sequential", "group")
-"""What `offload` may be, see `offload_pipeline`."""
+"""The kinds of offloading, see `offload_pipeline`."""
 
-# The kinds of devices on which weights are copied while the device computes.
+# Devices that copy weights while they compute.
 _WITH_STREAMS = ("cuda", "xpu")
 
 
 def check_offload(offload: str | None, runtime: str = "torch") -> None:
-    """Refuses a kind of offloading that is unknown, or cannot be used with a runtime.
-
-    Args:
-        offload: one of `OFFLOADS`, or None for no offloading.
-        runtime: what the U-Net runs in.
+    """Checks the kind of offloading, one of `OFFLOADS` or None, and that the runtime of the U-Net supports it.
 
     Raises:
-        ValueError: it is none of these, or the runtime is not PyTorch.
+        ValueError: the kind is unknown, or the runtime is not PyTorch.
 
     Example:
         >>> check_offload("disk")
@@ -54,16 +50,12 @@ def check_offload(offload: str | None, runtime: str = "torch") -> None:
 
 
 def offload_device(offload: str, device: torch.device | str | None = None) -> torch.device:
-    """The device that weights are offloaded from.
-
-    Args:
-        offload: one of `OFFLOADS`.
-        device: as `load_pipeline` takes it.
+    """The device that computes while the weights are offloaded to the CPU.
 
     Raises:
-        ValueError: the kind of offloading is unknown, or there is no such device; or it is the CPU, unless the
-            weights are moved in groups, which is possible there and saves nothing.
-        ImportError: what `DeepCache[cli]` brings is missing, or too old.
+        ValueError: the kind of offloading is unknown, the device is not available, or it is the CPU (unless `offload`
+            is `"group"`, which is possible there but saves nothing).
+        ImportError: a package of `DeepCache[cli]` is missing, or too old.
 
     Example:
         >>> offload_device("model", "cpu")
@@ -79,27 +71,27 @@ def offload_device(offload: str, device: torch.device | str | None = None) -> to
 
 
 def offload_pipeline(pipe: Any, offload: str, device: torch.device | str | None = None) -> None:
-    """Keeps the weights of a pipeline in the memory of the CPU, and moves them to the device when they are needed.
+    """Keeps the weights of a pipeline on the CPU, and moves them to the device when they are needed.
 
-    The images are the same. Offload a pipeline last: after LoRAs are loaded, and after diffusers has made another
-    pipeline of its components, such as one that starts from an image. DeepCache may be applied before or after.
+    The images do not change. Offload a pipeline last: after LoRAs are loaded, and after diffusers has built another
+    pipeline from its components, such as one that starts from an image. DeepCache may be applied before or after.
 
     Args:
         pipe (`DiffusionPipeline`):
-            The pipeline, on the CPU. One that is on the device is moved from it.
+            The pipeline, on the CPU or on the device.
         offload (`str`):
             `"model"`: one model of the pipeline at a time (a text encoder, the U-Net, the VAE) is on the device. The
-            U-Net stays there for all steps, so that this costs little time. `"group"`: one layer at a time. On devices
-            with streams (CUDA, XPU), the next layer is copied while one computes, which hides much of the copying;
-            there the weights are in pinned memory, so the CPU needs more of it. `"sequential"`: one layer at a time,
-            which is waited for. It takes the least memory and is many times slower.
+            U-Net stays there for all steps, so this costs little time. `"group"`: one layer at a time. On devices with
+            streams (CUDA, XPU), the next layer is copied while one computes, which hides much of the copying; the
+            weights are then in pinned memory, so the CPU needs more of it. `"sequential"`: one layer at a time, without
+            overlap. It needs the least memory and is many times slower.
         device (`torch.device` or `str`, *optional*):
-            Where to compute, as `load_pipeline` takes it.
+            The device that computes, as `load_pipeline` accepts it.
 
     Raises:
-        ValueError: the kind of offloading is unknown, the device is not in this machine or is the CPU (unless
-            `offload` is `"group"`), or the pipeline cannot be offloaded in this way.
-        ImportError: what `DeepCache[cli]` brings is missing, or too old.
+        ValueError: the kind of offloading is unknown, the device is not available or is the CPU (unless `offload` is
+            `"group"`), or the pipeline does not support this kind.
+        ImportError: a package of `DeepCache[cli]` is missing, or too old.
 
     Example:
         >>> from DeepCache.models import load_pipeline
@@ -131,40 +123,34 @@ def load_to_offload(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> Any:
-    """Loads a pipeline that `offload_pipeline` is called on later: on the CPU, in the dtype for the device.
+    """Loads a pipeline for a later `offload_pipeline`: on the CPU, in the default dtype of `device`.
 
-    Args:
-        model: as `load_pipeline` takes it.
-        offload: one of `OFFLOADS`.
-        dtype: as `load_pipeline` takes it.
-        device: as `load_pipeline` takes it; where to compute.
-        options: as `load_pipeline` takes them.
+    The arguments are those of `load_pipeline`.
 
     Raises:
-        ValueError, ImportError: as `offload_device`; nothing is loaded then.
-        FileNotFoundError, OSError, TypeError: as `load_pipeline`.
+        FileNotFoundError, OSError, TypeError, ValueError, ImportError: as `offload_device` and `load_pipeline`.
     """
     from DeepCache.models.loading import load_pipeline
 
     found = offload_device(offload, device)
     with warnings.catch_warnings():
         if found.type != "cpu":
-            # The CPU only stores what is loaded.
+            # The CPU stores the weights and does not compute.
             warnings.filterwarnings("ignore", r"\w+ has no native support on this CPU", UserWarning)
         return load_pipeline(model, dtype=resolve_dtype(dtype, found), device="cpu", **options)
 
 
 def divide_vae(pipe: Any, *, tiling: bool = False, slicing: bool = False) -> None:
-    """Has the VAE of a pipeline encode and decode in parts, which takes less memory.
+    """Makes the VAE of a pipeline encode and decode in parts, which needs less memory.
 
     Args:
         pipe: the pipeline.
-        tiling: in overlapping tiles, which are blended. The memory no longer grows with the size of an image; it takes
-            longer, and images that are larger than a tile (512 or 1024 pixels as a rule) change slightly.
-        slicing: the images of one pipeline call one after the other. Without effect on a single image.
+        tiling: in overlapping tiles that are blended. Memory no longer grows with the size of an image; it takes
+            longer, and images larger than a tile (usually 512 or 1024 pixels) change slightly.
+        slicing: the images of a batch one by one. It has no effect on a single image.
 
     Raises:
-        ValueError: the pipeline has no VAE, or one that cannot do this.
+        ValueError: the pipeline has no VAE, or one that does not support this.
 
     Example:
         >>> from DeepCache.models import load_pipeline
@@ -174,9 +160,7 @@ def divide_vae(pipe: Any, *, tiling: bool = False, slicing: bool = False) -> Non
         True
     """
     vae = getattr(pipe, "vae", None)
-    for name, wanted in (("tiling", tiling), ("slicing", slicing)):
-        if not wanted:
-            continue
+    for name in ["tiling"] * tiling + ["slicing"] * slicing:
         if vae is None:
             raise ValueError(f"VAE {name} is for a pipeline with a VAE, and a {type(pipe).__name__} has none")
         try:
@@ -188,5 +172,5 @@ def divide_vae(pipe: Any, *, tiling: bool = False, slicing: bool = False) -> Non
 
 
 def vae_notes(pipe: Any) -> dict[str, bool]:
-    """What an image's metadata says of the VAE: nothing where it decodes an image as a whole."""
+    """The metadata of the VAE in an image; empty if the VAE decodes the image as a whole."""
     return {"vae_tiling": True} if getattr(getattr(pipe, "vae", None), "use_tiling", False) is True else {}

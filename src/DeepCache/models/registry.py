@@ -1,4 +1,4 @@
-"""The models that have a name of their own: those that come with the package."""
+"""The bundled models, by name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["MODELS", "NamedModel", "named_model"]
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that is known by name.
+    """A bundled model.
 
     Args:
-        name: what `load_pipeline` and the commands call it.
-        summary: what it draws, in one sentence.
-        guidance: the guidance scale that it draws best with.
+        name: the name for `load_pipeline` and the commands.
+        summary: a description in one sentence.
+        guidance: the recommended guidance scale.
     """
 
     name: str
@@ -25,22 +25,15 @@ class NamedModel:
 
     @property
     def folder(self) -> Path:
-        """Where the package keeps it."""
+        """Its folder in the package."""
         return Path(str(files("DeepCache.models") / self.name))
 
 
 MODELS = {
-    model.name: model
-    for model in (
-        NamedModel(
-            "shapes",
-            "One to three coloured shapes on a background, 64 by 64 pixels.",
-            guidance=2.0,
-        ),
-    )
+    "shapes": NamedModel("shapes", "One to three coloured shapes on a background, 64 by 64 pixels.", guidance=2.0),
 }
 
 
 def named_model(model: str) -> NamedModel | None:
-    """The model of that name, or None where the name is that of none that comes with the package."""
+    """The bundled model of that name, or None."""
     return MODELS.get(model)

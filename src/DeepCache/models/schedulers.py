@@ -25,19 +25,19 @@ SCHEDULER_ALIASES = {
     "tcd": "TCDScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-"""Short names, and the classes of diffusers that they stand for."""
+"""Short names of scheduler classes of diffusers."""
 
-# Diffusers leaves them out of the list of those that can take each other's place, though they can.
+# Compatible, but not in diffusers' list of compatible schedulers.
 _ALSO_COMPATIBLE = ("LCMScheduler", "TCDScheduler")
 
 
 def set_scheduler(pipe: Any, name: str) -> None:
-    """Gives the pipeline the scheduler of that name, built from its own scheduler's configuration.
+    """Replaces the scheduler of a pipeline with another one that is built from its configuration.
 
     Args:
         pipe: a diffusers pipeline.
-        name: one of `SCHEDULER_ALIASES`, or the name of a scheduler class of diffusers with or
-            without the ending `Scheduler`; capitals make no difference.
+        name: one of `SCHEDULER_ALIASES`, or a scheduler class of diffusers with or without the ending `Scheduler`; case
+            is ignored.
 
     Raises:
         ValueError: there is no such scheduler, or it does not fit the pipeline.
@@ -52,11 +52,9 @@ def set_scheduler(pipe: Any, name: str) -> None:
     """
     import diffusers
 
+    kind, own = type(pipe).__name__, type(pipe.scheduler).__name__
     if not hasattr(pipe.scheduler, "compatibles"):
-        raise ValueError(
-            f"a {type(pipe).__name__} keeps its own {type(pipe.scheduler).__name__}: "
-            f"the scheduler {name!r} does not fit it"
-        )
+        raise ValueError(f"the scheduler of a {kind}, a {own}, cannot be replaced, got {name!r}")
     fitting = {scheduler.__name__ for scheduler in pipe.scheduler.compatibles}
     if "DDIMScheduler" in fitting:
         fitting.update(_ALSO_COMPATIBLE)
@@ -64,35 +62,29 @@ def set_scheduler(pipe: Any, name: str) -> None:
     if class_name not in fitting:
         short = [alias for alias, target in SCHEDULER_ALIASES.items() if target in fitting]
         raise ValueError(
-            f"the scheduler {name!r} does not fit a {type(pipe).__name__} with "
-            f"{type(pipe.scheduler).__name__}; these do: {', '.join(short or sorted(fitting))}"
+            f"the scheduler {name!r} does not fit a {kind} with {own}. Use one of {', '.join(short or sorted(fitting))}"
         )
-    # Without this, PNDM begins with twelve Runge-Kutta steps, which no latent diffusion model wants.
+    # PNDM would start with twelve Runge-Kutta steps, which latent diffusion models are not made for.
     options = {"skip_prk_steps": True} if class_name == "PNDMScheduler" else {}
     pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **options)
 
 
 def _class_name(name: str) -> str:
-    """The class that a name stands for."""
     from diffusers import schedulers
 
     classes = [entry for entry in dir(schedulers) if entry.endswith("Scheduler")]
     names = {entry.lower(): entry for entry in classes}
     names |= {entry.lower().removesuffix("scheduler"): entry for entry in classes}
     names |= SCHEDULER_ALIASES
-    wanted = name.strip().lower()
-    found = names.get(wanted) or names.get(wanted.replace("_", "-").replace(" ", "-"))
+    key = name.strip().lower()
+    found = names.get(key) or names.get(key.replace("_", "-").replace(" ", "-"))
     if found is None:
-        near = [names[match] for match in get_close_matches(wanted, names, n=6, cutoff=0.5)]
-        shown = [_short_name(match) for match in dict.fromkeys(near)][:3]
+        aliases = {target: alias for alias, target in SCHEDULER_ALIASES.items()}
+        near = dict.fromkeys(names[match] for match in get_close_matches(key, names, n=6, cutoff=0.5))
+        shown = [aliases.get(match, match) for match in near][:3]
         hint = f"Did you mean {' or '.join(shown)}? " if shown else ""
         raise ValueError(
             f"there is no scheduler {name!r}. {hint}"
             f"Short names are {', '.join(SCHEDULER_ALIASES)}; class names of diffusers work too"
         )
     return found
-
-
-def _short_name(class_name: str) -> str:
-    """The alias of a class, or its own name where it has none."""
-    return next((alias for alias, target in SCHEDULER_ALIASES.items() if target == class_name), class_name)

@@ -1,17 +1,15 @@
-"""Another autoencoder (VAE) in place of a pipeline's own: where it is, whether it fits, and its weights."""
+"""Replacement autoencoders (VAEs)."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from DeepCache.models.damage import why_not_loaded
-from DeepCache.models.hub import ask_hub
+from DeepCache.models.sources import ask_hub, is_repository, read_config, why_not_loaded
 
 if TYPE_CHECKING:
     import torch
@@ -19,47 +17,41 @@ if TYPE_CHECKING:
 __all__ = ["load_vae", "own_vae"]
 
 _CONFIG = "config.json"
-# Channels of each resolution, by the name that a class has for those of its decoder.
+# Arguments of VAE classes for the channels of each resolution of their decoder.
 _BLOCKS = ("block_out_channels", "decoder_block_out_channels", "up_block_out_channels")
 
 
 def load_vae(vae: str | os.PathLike[str], own: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Loads a VAE that decodes the latents of a pipeline.
-
-    Whether it was trained on these latents cannot be seen: those of Stable Diffusion and of Stable Diffusion XL have
-    the same shape.
+    """Loads a VAE whose latents have the same shape as those of the pipeline's own VAE.
 
     Args:
         vae: a folder that a VAE of diffusers was saved to, or a repository of the hub as `owner/name`.
-        own: the configuration of the VAE that it is to replace.
-        dtype: type of the weights.
-
-    Returns:
-        The VAE, of the class that its `config.json` names.
+        own: the configuration of the VAE that it replaces.
+        dtype: dtype of the weights.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no `config.json`.
         OSError: the hub has no such repository, or cannot be reached, or the weights cannot be loaded.
         TypeError: it is not a VAE.
-        ValueError: the name is not that of a VAE, diffusers does not have its class, or its latents have other channels
-            or another scale.
+        ValueError: the name is not valid, diffusers does not have its class, or the latents have other channels or
+            another scale.
     """
     from safetensors import SafetensorError
 
     shown = os.fspath(vae)
     source, options = _locate(shown)
-    config = _read_config(f"the VAE {shown!r}", source, options)
+    config = read_config(f"the VAE {shown!r}", source, options, _CONFIG)
     kind = _class_of(shown, config)
     _check_latents(shown, config, own)
-    folder = Path(source) if Path(source).is_dir() else None
     try:
         with warnings.catch_warnings():
-            # Diffusers calls the hub's library with an argument that this no longer knows.
+            # Diffusers passes an argument that the hub's library deprecates.
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated")
             loaded = kind.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        folder = Path(source) if Path(source).is_dir() else None
         raise OSError(f"cannot load the VAE {shown!r}: {why_not_loaded(folder, error)}") from error
-    # Diffusers only logs that weights are missing.
+    # Diffusers only logs missing weights.
     missing = [name for name, weight in loaded.named_parameters() if weight.is_meta]
     if missing:
         raise OSError(
@@ -69,14 +61,8 @@ def load_vae(vae: str | os.PathLike[str], own: Mapping[str, Any], dtype: torch.d
     return loaded
 
 
-def own_vae(model: str, source: str, options: dict[str, Any], components: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the VAE that a pipeline comes with.
-
-    Args:
-        model: what the user calls the pipeline.
-        source: its folder, or its repository on the hub.
-        options: what it takes to load from there.
-        components: the pipeline's index.
+def own_vae(shown: str, source: str, options: dict[str, Any], components: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a pipeline's own VAE.
 
     Raises:
         ValueError: it has none, or the configuration is damaged.
@@ -84,12 +70,12 @@ def own_vae(model: str, source: str, options: dict[str, Any], components: Mappin
     """
     kind = components.get("vae")
     if not isinstance(kind, list) or kind[0] is None:
-        raise ValueError(f"{model!r} is a {components['_class_name']}, which has no VAE that could be replaced")
-    return _read_config(f"the VAE of {model!r}", source, options, "vae")
+        raise ValueError(f"{shown!r} is a {components['_class_name']}, which has no VAE that could be replaced")
+    return read_config(f"the VAE of {shown!r}", source, options, _CONFIG, "vae")
 
 
 def _locate(vae: str) -> tuple[str, dict[str, Any]]:
-    """Where to load the VAE from, and the options that this needs."""
+    """The folder or repository of the VAE, and the options to load it with."""
     if not vae:
         raise ValueError("the VAE has no name; give a folder, or owner/name on the hub")
     path = Path(vae).expanduser()
@@ -100,27 +86,9 @@ def _locate(vae: str) -> tuple[str, dict[str, Any]]:
         return str(path), {}
     if path.exists():
         raise ValueError(f"the VAE {vae!r} is a file; give the folder that holds its {_CONFIG}")
-    if vae.startswith((".", "~", "/")) or vae.count("/") != 1 or "\\" in vae:
+    if not is_repository(vae):
         raise FileNotFoundError(f"there is no VAE folder {vae!r}; give a folder, or owner/name on the hub")
     return vae, ask_hub(vae, _CONFIG, "not a VAE of diffusers")
-
-
-def _read_config(shown: str, source: str, options: dict[str, Any], folder: str = "") -> dict[str, Any]:
-    """The configuration in a folder or repository, or in a folder of it."""
-    path = Path(source) / folder / _CONFIG
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(source, _CONFIG, subfolder=folder or None, **options))
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the {_CONFIG} of {shown} is not JSON: {error}") from None
-    except OSError as error:
-        raise OSError(f"cannot read the {_CONFIG} of {shown}: {error.strerror or error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
-        raise ValueError(f"the {_CONFIG} of {shown} does not name a class of diffusers")
-    return config
 
 
 def _class_of(shown: str, config: Mapping[str, Any]) -> Any:
@@ -128,7 +96,7 @@ def _class_of(shown: str, config: Mapping[str, Any]) -> Any:
     from diffusers.models.autoencoders.vae import AutoencoderMixin
 
     name = config["_class_name"]
-    kind = getattr(diffusers, name, None)
+    kind = getattr(diffusers, str(name), None)
     if kind is None:
         raise ValueError(f"the VAE {shown!r} is a {name}, which diffusers {diffusers.__version__} does not have")
     if not (isinstance(kind, type) and issubclass(kind, AutoencoderMixin)):
@@ -137,7 +105,6 @@ def _class_of(shown: str, config: Mapping[str, Any]) -> Any:
 
 
 def _check_latents(shown: str, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuses a VAE whose latents have another shape than those of the model."""
     fix = "Use a VAE that was made for this model."
     (channels, scale), (own_channels, own_scale) = _latents(config), _latents(own)
     if own_channels is not None and channels != own_channels:
@@ -153,11 +120,10 @@ def _check_latents(shown: str, config: Mapping[str, Any], own: Mapping[str, Any]
 
 
 def _latents(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """The channels of a VAE's latents, and the factor from their width to that of the image; None where unknown."""
+    """The channels of a VAE's latents, and the scale from their width to that of the image; None if unknown."""
     import diffusers
 
-    kind: Any = getattr(diffusers, config["_class_name"], None)
-    # What a configuration leaves out is the default.
+    kind: Any = getattr(diffusers, str(config["_class_name"]), None)
     parameters = inspect.signature(kind.__init__).parameters if kind is not None else {}
     defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
     values = defaults | dict(config)

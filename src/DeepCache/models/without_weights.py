@@ -1,4 +1,4 @@
-"""A pipeline whose weights have a shape and no memory: to count with, in seconds and without a download of weights."""
+"""Pipelines on the `meta` device: for counting costs in seconds, without a download of weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from DeepCache.extras import require
 from DeepCache.models.architectures import ARCHITECTURES, random_pipeline
 from DeepCache.models.checkpoint import checkpoint_configuration, checkpoint_file
 from DeepCache.models.loading import locate
-from DeepCache.models.pipeline_index import refuse_unless_pipeline
+from DeepCache.models.schedulers import set_scheduler
+from DeepCache.models.sources import read_index
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -24,15 +25,15 @@ def load_without_weights(
     config: str | os.PathLike[str] | None = None,
     own_scheduler: bool = False,
 ) -> DiffusionPipeline:
-    """Builds a pipeline from its configuration files alone, on the `meta` device.
+    """Builds a pipeline on the `meta` device from its configuration files alone.
 
-    It can be called up to its first step, and every cost of it be counted; it generates nothing. Its scheduler is DDIM
-    where that fits, since others read values.
+    It can be called up to its first step, and all of its costs can be counted; it generates nothing. Its scheduler is
+    DDIM if that fits, because other schedulers read tensor values.
 
     Args:
-        model: as `load_pipeline` takes it. Of a checkpoint, the header alone is read.
-        config: as `load_pipeline` takes it.
-        own_scheduler: whether to keep the model's own scheduler, with which it can perhaps not be called.
+        model: the model, as `load_pipeline` accepts it. Only the header of a checkpoint is read.
+        config: the configuration of a checkpoint, as `load_pipeline` accepts it.
+        own_scheduler: whether to keep the model's own scheduler, with which a call may fail.
 
     Raises:
         FileNotFoundError, OSError, ValueError, TypeError, ImportError: as `load_pipeline`.
@@ -46,17 +47,23 @@ def load_without_weights(
     shown = os.fspath(model)
     checkpoint = checkpoint_file(shown, config)
     if shown in ARCHITECTURES and not os.path.isdir(shown):
-        return _quiet(random_pipeline(shown, device="meta"), own_scheduler)
-    if checkpoint is not None:
+        pipe: Any = random_pipeline(shown, device="meta")
+    elif checkpoint is not None:
         with checkpoint_configuration(checkpoint, shown, config, given=None) as folder:
-            return _quiet(_from_configurations(shown, str(folder), {}), own_scheduler)
-    source, options = locate(shown)
-    refuse_unless_pipeline(model, source, options)
-    return _quiet(_from_configurations(shown, source, options), own_scheduler)
+            pipe = _from_configurations(shown, str(folder), {})
+    else:
+        source, options = locate(shown)
+        read_index(shown, source, options)
+        pipe = _from_configurations(shown, source, options)
+    pipe.set_progress_bar_config(disable=True)
+    if not own_scheduler:
+        with suppress(ValueError):
+            set_scheduler(pipe, "ddim")
+    found: DiffusionPipeline = pipe
+    return found
 
 
 def _from_configurations(shown: str, source: str, options: dict[str, Any]) -> Any:
-    """A pipeline from the configurations in a folder or on the hub."""
     import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -76,29 +83,17 @@ def _from_configurations(shown: str, source: str, options: dict[str, Any]) -> An
     return getattr(diffusers, config["_class_name"])(**parts)
 
 
-def _quiet(pipe: Any, own_scheduler: bool) -> DiffusionPipeline:
-    """Without a progress bar, and with a scheduler that reads no value unless it is to keep its own."""
-    from DeepCache.models.schedulers import set_scheduler
-
-    pipe.set_progress_bar_config(disable=True)
-    if not own_scheduler:
-        with suppress(ValueError):
-            set_scheduler(pipe, "ddim")
-    quiet: DiffusionPipeline = pipe
-    return quiet
-
-
 def _component(source: str, name: str, library: str | None, kind: str | None, options: dict[str, Any]) -> Any:
-    """A component of a pipeline; None for one that it does without."""
+    """A component of a pipeline; None if it has none."""
     import diffusers
     import torch
     import transformers
 
-    library_module = {"diffusers": diffusers, "transformers": transformers}.get(library or "")
-    # A safety checker looks at images, of which there are none.
-    if library_module is None or kind is None:
+    module = {"diffusers": diffusers, "transformers": transformers}.get(library or "")
+    # Other libraries are those of safety checkers, which are not needed without images.
+    if module is None or kind is None:
         return None
-    found: Any = getattr(library_module, kind)
+    found: Any = getattr(module, kind)
     if not issubclass(found, torch.nn.Module):
         return found.from_pretrained(source, subfolder=name, **options)
     with torch.device("meta"):
