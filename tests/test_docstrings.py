@@ -85,7 +85,6 @@ DOCUMENTED = (
     "DeepCache.judge.captions",
     "DeepCache.judge.judge",
     "DeepCache.judge.recogniser",
-    "DeepCache.judge.verdict",
     "DeepCache.metrics",
     "DeepCache.models.adapters",
     "DeepCache.models.architectures",

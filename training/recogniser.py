@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from DeepCache.judge import Judge, shares
 from DeepCache.judge.captions import COLOURS, SHAPES, Scene
-from DeepCache.judge.judge import Judge
 from DeepCache.judge.recogniser import GRID, Recogniser
-from DeepCache.judge.verdict import shares
 from training.captions import held_out_scenes, training_scenes
 from training.progress import CsvLog, cosine_rate, progress_bar, set_rate
 from training.scenes import render_uint8, scatter

@@ -72,7 +72,7 @@ def test_no_gpu_where_one_was_asked_for(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [(b"", "holds no prompt"), (b"\n# only a comment\n", "holds no prompt"), (b"\xff\xfe", "UTF-8")],
+    [(b"", "contains no prompt"), (b"\n# only a comment\n", "contains no prompt"), (b"\xff\xfe", "UTF-8")],
 )
 def test_prompt_file(run, content, word):
     Path("prompts.txt").write_bytes(content)

@@ -36,7 +36,7 @@ def test_a_batch_reads_the_same(tmp_path):
         ("prompt,seed\nx,-1\n", r"prompts.csv': line 2: the seed must be a whole number from 0 .*, got '-1'"),
         ("prompt,size\nx,big\n", r"prompts.csv': line 2: a size must be .*, got 'big'"),
         ("prompt,width\nx,64\n", r"prompts.csv': line 2: width and height must be two whole numbers >= 1"),
-        ("prompt\n", r"prompts.csv' holds no prompt"),
+        ("prompt\n", r"prompts.csv' contains no prompt"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""Whatever is in a file: what was written is read back, and what cannot be read is a `ValueError` that names it."""
+"""Random files: valid ones are read correctly, and invalid ones raise a `ValueError` with the name of the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from DeepCache.prompts import Prompt, read_prompt_set, read_prompts, read_rows
 ENDINGS = ("txt", "jsonl", "csv", "tsv", "json", "parquet")
 examples = settings(deadline=None, derandomize=True, max_examples=100)
 
-# No line ends of any kind, no other control characters, no halves of characters.
+# Without line ends, other control characters and lone surrogates.
 texts = (
     st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1)
     .map(str.strip)
@@ -38,7 +38,7 @@ def read(ending, content):
 
 
 def read_or_refuse(ending, content):
-    """The prompts, or None where the file is refused as it should be."""
+    """The prompts; None if the file is refused correctly."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"prompts.{ending}")
         path.write_bytes(content)
@@ -92,73 +92,45 @@ WRITTEN = {
 }
 
 
-# what was written is read back
+@pytest.mark.parametrize("ending", ENDINGS)
+@examples
+@given(prompt_lists)
+def test_prompts_are_read_as_they_were_written(ending, prompts):
+    assume(ending != "txt" or not any(prompt.startswith("#") for prompt in prompts))
+    if ending == "json":
+        expected = [Prompt(" ".join(text.split()), str(number)) for number, text in enumerate(prompts)]
+    else:
+        expected = [Prompt(text, str(number)) for number, text in enumerate(prompts, start=1)]
+    assert read(ending, WRITTEN[ending](prompts)) == tuple(expected)
+    if ending == "jsonl":
+        assert read(ending, as_json_lines(prompts, ascii_only=True)) == tuple(expected)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
+@examples
+@given(st.lists(st.tuples(texts, texts, st.one_of(st.just(""), texts)), min_size=1, max_size=8))
+def test_ids_and_categories_are_read_as_they_were_written(ending, rows):
+    names = ("caption", "id", "category")
+    table = io.StringIO(newline="")
+    if ending == "jsonl":
+        table.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    else:
+        csv.writer(table, {"csv": "excel", "tsv": "excel-tab"}[ending]).writerows([names, *rows])
+    assert read(ending, table.getvalue()) == tuple(Prompt(*row) for row in rows)
 
 
 @examples
 @given(prompt_lists)
-def test_texts(prompts):
-    assume(not any(prompt.startswith("#") for prompt in prompts))
-    found = read("txt", "\n".join(prompts))
-    assert found == tuple(Prompt(text, str(number)) for number, text in enumerate(prompts, start=1))
-
-
-@examples
-@given(prompt_lists, st.booleans())
-def test_json_lines(prompts, ascii_only):
-    found = read("jsonl", as_json_lines(prompts, ascii_only))
-    assert found == tuple(Prompt(text, str(number)) for number, text in enumerate(prompts, start=1))
-
-
-@examples
-@given(st.lists(st.tuples(texts, texts, st.one_of(st.just(""), texts)), min_size=1, max_size=8))
-def test_json_lines_with_everything(rows):
-    lines = [json.dumps({"category": category, "id": name, "text": text}) for text, name, category in rows]
-    assert read("jsonl", "\n".join(lines)) == tuple(Prompt(*row) for row in rows)
-
-
-@examples
-@given(st.lists(st.tuples(texts, texts, st.one_of(st.just(""), texts)), min_size=1, max_size=8))
-def test_csv(rows):
-    table = io.StringIO(newline="")
-    csv.writer(table).writerows([("caption", "id", "category"), *rows])
-    assert read("csv", table.getvalue()) == tuple(Prompt(*row) for row in rows)
-
-
-@examples
-@given(st.lists(st.tuples(texts, texts, st.one_of(st.just(""), texts)), min_size=1, max_size=8))
-def test_tsv_as_a_spreadsheet_writes_it(rows):
-    table = io.StringIO(newline="")
-    csv.writer(table, "excel-tab").writerows([("caption", "id", "category"), *rows])
-    assert read("tsv", table.getvalue()) == tuple(Prompt(*row) for row in rows)
-
-
-@examples
-@given(prompt_lists)
-def test_tsv_with_quotes_as_they_are(prompts):
-    # Alone those that stand in quotes as a whole cannot be told from what a spreadsheet writes.
+def test_quotes_in_tsv_are_ordinary_characters(prompts):
+    # A spreadsheet encloses whole values in quotes.
     assume(not any(text[0] == text[-1] == '"' for text in prompts))
     found = read("tsv", "\n".join(("Prompt\tNote", *(f"{text}\t" for text in prompts))))
     assert tuple(prompt.text for prompt in found) == tuple(prompts)
 
 
 @examples
-@given(prompt_lists)
-def test_coco(prompts):
-    found = read("json", as_coco(prompts))
-    assert found == tuple(Prompt(" ".join(text.split()), str(number)) for number, text in enumerate(prompts))
-
-
-@examples
-@given(prompt_lists)
-def test_parquet(prompts):
-    found = read("parquet", as_parquet(prompts))
-    assert found == tuple(Prompt(text, str(number)) for number, text in enumerate(prompts, start=1))
-
-
-@examples
 @given(st.text(st.sampled_from("ab#\t\n\r\v\f\x1c\x85\u2028\u2029 "), max_size=40))
-def test_a_text_has_the_lines_that_python_splits_it_into(text):
+def test_text_has_the_lines_of_splitlines(text):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "prompts.txt")
         path.write_bytes(text.encode("utf-8"))
@@ -167,20 +139,17 @@ def test_a_text_has_the_lines_that_python_splits_it_into(text):
     assert found == [(place, line) for place, line in lines if line and not line.startswith("#")]
 
 
-# what cannot be read
-
-
 @pytest.mark.parametrize("ending", ENDINGS)
 @examples
 @given(st.binary(max_size=200))
-def test_any_bytes(ending, content):
+def test_random_bytes(ending, content):
     read_or_refuse(ending, content)
 
 
 @pytest.mark.parametrize("before", [0, 2**20 - 1, 2**20])
 @examples
 @given(st.binary(max_size=12), st.booleans())
-def test_the_byte_that_is_no_text(before, content, mark):
+def test_the_position_of_the_first_invalid_byte(before, content, mark):
     content = b"x" * before + content
     try:
         content.decode("utf-8")
@@ -188,7 +157,7 @@ def test_the_byte_that_is_no_text(before, content, mark):
         expected = error.start
     else:
         return
-    # The mark alone is all of a file that is cut off within it.
+    # A file may be cut off within its byte order mark.
     content = (b"\xef\xbb\xbf" if mark else b"") + content
     assume(len(content) > 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +170,7 @@ def test_the_byte_that_is_no_text(before, content, mark):
 @pytest.mark.parametrize("ending", ENDINGS)
 @examples
 @given(st.text(st.sampled_from('"\\,\t\n\r {}[]:0u#\0promptidé😀'), max_size=60))
-def test_any_text_of_the_characters_that_mean_something(ending, content):
+def test_random_syntax(ending, content):
     read_or_refuse(ending, content.encode("utf-8"))
     read_or_refuse(ending, f"prompt{content}".encode())
 
@@ -226,7 +195,7 @@ values = st.recursive(
 
 @examples
 @given(st.lists(values, min_size=1, max_size=4))
-def test_any_json(found):
+def test_random_json(found):
     read_or_refuse("jsonl", "\n".join(json.dumps(value) for value in found).encode())
     read_or_refuse("json", json.dumps(found[0]).encode())
     read_or_refuse("json", json.dumps({"images": [{"id": 1}], "annotations": found}).encode())
@@ -235,7 +204,7 @@ def test_any_json(found):
 @pytest.mark.parametrize("ending", ENDINGS)
 @examples
 @given(prompt_lists, st.data())
-def test_a_file_that_was_cut_off_or_changed(ending, prompts, data):
+def test_damaged_files(ending, prompts, data):
     written = WRITTEN[ending](prompts)
     content = written if isinstance(written, bytes) else written.encode("utf-8")
     place = data.draw(st.integers(0, len(content) - 1))
@@ -247,7 +216,7 @@ def test_a_file_that_was_cut_off_or_changed(ending, prompts, data):
 
 @examples
 @given(prompt_lists, st.data())
-def test_coco_without_one_of_its_keys(prompts, data):
+def test_coco_with_a_missing_or_wrong_value(prompts, data):
     whole = json.loads(as_coco(prompts))
     needed = [(whole, "images"), (whole, "annotations")]
     needed += [(image, "id") for image in whole["images"]]
@@ -262,7 +231,7 @@ def test_coco_without_one_of_its_keys(prompts, data):
 
 @examples
 @given(prompt_lists, st.data())
-def test_a_json_line_without_its_prompt(prompts, data):
+def test_json_lines_without_a_prompt(prompts, data):
     lines = as_json_lines(prompts, ascii_only=True).split("\n")[:-1]
     place = data.draw(st.integers(0, len(lines) - 1))
     lines[place] = data.draw(st.sampled_from(["{}", '{"id": 1}', "[]", "0", '{"prompt": 0}', '{"prompt": ""}', "x"]))
@@ -273,14 +242,12 @@ def test_a_json_line_without_its_prompt(prompts, data):
 @pytest.mark.parametrize(("ending", "dialect"), [("csv", "excel"), ("tsv", "excel-tab")])
 @examples
 @given(prompt_lists, st.data())
-def test_a_table_with_a_header_or_a_row_that_is_wrong(ending, dialect, prompts, data):
+def test_tables_with_a_wrong_header_or_row(ending, dialect, prompts, data):
     for columns in (("Prompt", "Prompt"), ("prompt", "PROMPT"), ("Promt", "Category"), ("", "")):
         with pytest.raises(ValueError, match="line 1 "):
             read(ending, as_table(prompts, dialect, columns))
     lines = as_table(prompts, dialect).split("\r\n")[:-1]
     place = data.draw(st.integers(1, len(lines) - 1))
     lines[place] += {"csv": ",,", "tsv": "\t\t"}[ending]
-    with pytest.raises(
-        ValueError, match=f"line {place + 1} must have as many values as the header has columns, 2, got 4"
-    ):
+    with pytest.raises(ValueError, match=f"line {place + 1} must have 2 values, one per column, got 4"):
         read(ending, "\n".join(lines))

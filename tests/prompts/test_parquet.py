@@ -1,4 +1,4 @@
-"""Parquet: which columns are read, and what is said about files that cannot be."""
+"""Parquet files: the columns that are read, and the errors of other files."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def refused(path, message):
         list(read_rows(path))
 
 
-def test_prompts(file):
+def test_prompts_ids_and_categories_are_read(file):
     path = file({"Prompt": ["one", " two "], "ID": ["a", None], "CATEGORY": [3, None]})
     assert read_prompt_set(path) == (Prompt("one", "a", "3"), Prompt("two", "2"))
     assert read_prompt_set(path.rename(path.with_suffix(".PARQUET")))[0] == Prompt("one", "a", "3")
 
 
-def test_columns_with_one_value_a_row_are_read_and_others_are_left_out(file):
+def test_columns_of_text_numbers_and_booleans_are_read(file):
     path = file(
         {
             " Prompt ": ["one", None],
@@ -88,68 +88,71 @@ def test_rows_are_numbered_over_row_groups_and_batches(file):
     assert number == 5000
 
 
-def test_columns_without_a_name_may_be_several(file):
+def test_several_columns_may_have_no_name(file):
     path = file(pyarrow.Table.from_arrays([pyarrow.array(["one"]), *[pyarrow.array([1])] * 2], ["prompt", "", ""]))
     assert read_prompt_set(path) == (Prompt("one", "1"),)
 
 
-def test_a_table_without_rows(file):
+def test_tables_without_rows(file):
     path = file({"prompt": pyarrow.array([], pyarrow.string())})
     assert list(read_rows(path)) == []
-    with pytest.raises(ValueError, match="holds no prompt: write a table with a column prompt, caption or text"):
+    with pytest.raises(ValueError, match="contains no prompt: write a table with a column prompt, caption or text"):
         read_prompt_set(path)
 
 
-def test_prompts_that_are_none(file):
-    path = file({"prompt": ["one", None]})
-    with pytest.raises(ValueError, match=re.escape(f"{str(path)!r}: row 2: the prompt must be text, got None")):
-        read_prompt_set(path)
-    path = file({"prompt": [1]})
-    with pytest.raises(ValueError, match=re.escape(f"{str(path)!r}: row 1: the prompt must be text, got 1")):
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["one", None], "row 2: the prompt must be text, got None"),
+        ([1], "row 1: the prompt must be text, got 1"),
+    ],
+)
+def test_missing_prompts_are_refused(file, prompts, message):
+    path = file({"prompt": prompts})
+    with pytest.raises(ValueError, match=re.escape(f"{str(path)!r}: {message}")):
         read_prompt_set(path)
 
 
-def test_text_that_is_none_ends_nothing(file):
+def test_invalid_text_is_an_error_of_its_row(file):
     broken = pyarrow.array([b"one", b"\xff", b"three"]).view(pyarrow.string())
     path = file({"prompt": broken})
     assert list(read_rows(path)) == [
         Row("row 1", {"prompt": "one"}),
-        Row("row 2", {}, "row 2 has text that is not UTF-8"),
+        Row("row 2", {}, "row 2 contains text that is not UTF-8"),
         Row("row 3", {"prompt": "three"}),
     ]
-    with pytest.raises(ValueError, match=re.escape(f"{str(path)!r}: row 2 has text that is not UTF-8")):
+    with pytest.raises(ValueError, match=re.escape(f"{str(path)!r}: row 2 contains text that is not UTF-8")):
         read_prompt_set(path)
 
 
 @pytest.mark.parametrize(
     ("names", "values", "message"),
     [
-        (["id"], [1], "it must have a column prompt, caption or text that holds text, got ['id: int64']"),
-        (["prompt"], [["x"]], "it must have a column prompt, caption or text that holds text, got ['prompt: list<"),
-        (["prompt", "Prompt"], ["x", "y"], "it has the column 'prompt' twice"),
-        (["text", "id", "id"], ["x", 1, 2], "it has the column 'id' twice"),
+        (["id"], [1], "the table must have a column of text named prompt, caption or text, got ['id: int64']"),
+        (
+            ["prompt"],
+            [["x"]],
+            "the table must have a column of text named prompt, caption or text, got ['prompt: list<",
+        ),
+        (["prompt", "Prompt"], ["x", "y"], "the table has the column 'prompt' twice"),
+        (["text", "id", "id"], ["x", 1, 2], "the table has the column 'id' twice"),
     ],
 )
-def test_columns_that_are_wrong(file, names, values, message):
+def test_wrong_columns_are_refused(file, names, values, message):
     refused(file(pyarrow.Table.from_arrays([pyarrow.array([value]) for value in values], names)), message)
 
 
-def test_what_is_no_parquet(file):
+def test_other_and_damaged_files_are_refused(file):
     path = file({"prompt": [f"prompt number {number}" for number in range(1000)]}, compression="snappy")
     content = path.read_bytes()
     for other in (b"", b"prompt\none\n", b"\xff" * 100, content[:-1], content[:-4] + b"PAR2", content[100:]):
         path.write_bytes(other)
-        refused(path, "it is no Parquet file, or a damaged one: ")
+        refused(path, "it is not a Parquet file, or it is damaged: ")
     path.write_bytes(content[:4] + bytes(500) + content[504:])
-    refused(path, "it is no Parquet file, or a damaged one: ")
+    refused(path, "it is not a Parquet file, or it is damaged: ")
 
 
-def test_no_file():
-    with pytest.raises(FileNotFoundError, match=r"^there is no prompt file 'nowhere\.parquet'$"):
-        next(read_rows("nowhere.parquet"))
-
-
-def test_an_error_of_the_system_is_not_taken_for_a_damaged_file(file, monkeypatch):
+def test_errors_of_the_system_are_not_reported_as_damage(file, monkeypatch):
     path = file({"prompt": ["one"]})
 
     class Failing:
@@ -163,10 +166,12 @@ def test_an_error_of_the_system_is_not_taken_for_a_damaged_file(file, monkeypatc
         next(read_rows(path))
 
 
-def test_without_pyarrow(file, monkeypatch):
+def test_missing_pyarrow_is_reported(file, monkeypatch):
     path = file({"prompt": ["one"]})
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r'^a \.parquet file takes pyarrow: pip install "DeepCache\[batch\]"$'):
+    with pytest.raises(
+        ImportError, match=r'^reading a \.parquet file requires pyarrow: pip install "DeepCache\[batch\]"$'
+    ):
         next(read_rows(path))
 
 

@@ -1,4 +1,4 @@
-"""Each format, and what is said about files that are not what their ending says."""
+"""The formats of prompt files, and the errors of files that are not what their extension says."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ import sys
 import pytest
 
 from DeepCache.prompts import Prompt, read_prompt_set, read_prompts
-
-
-@pytest.fixture
-def file(tmp_path):
-    """Writes a prompt file."""
-
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-        return path
-
-    return write
 
 
 def refused(path, *words):
@@ -47,9 +35,6 @@ def coco(annotations, images=(1, 2), **more):
     )
 
 
-# any ending
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -62,7 +47,7 @@ def coco(annotations, images=(1, 2), **more):
 )
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
-def test_byte_order_marks_line_ends_and_upper_case_endings(file, name, content, mark, ends):
+def test_byte_order_marks_line_ends_and_upper_case_extensions(file, name, content, mark, ends):
     content = (mark + content).replace("\n", ends)
     assert read_prompts(file(name, content)) == ("one", "two")
     assert read_prompts(file(name.upper(), content)) == ("one", "two")
@@ -70,43 +55,32 @@ def test_byte_order_marks_line_ends_and_upper_case_endings(file, name, content, 
 
 
 @pytest.mark.parametrize("name", ["prompts", "p.prompts", "p.md", ".jsonl", "p.json.txt", "p.csv.bak"])
-def test_whatever_has_another_ending_is_text(file, name):
+def test_other_extensions_are_text(file, name):
     assert read_prompts(file(name, '{"prompt": "x"}\n')) == ('{"prompt": "x"}',)
 
 
-def test_a_path_may_be_text(file):
-    assert read_prompts(str(file("p.txt", "one"))) == ("one",)
-
-
-def test_it_is_read_without_torch(file):
+def test_reading_does_not_import_torch_and_optional_packages(file):
     code = (
         "import sys; from DeepCache.prompts import read_prompts, bundled_prompts\n"
-        "read_prompts(sys.argv[1]); bundled_prompts('shapes')\n"
-        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+        "assert read_prompts(sys.argv[1]) == ('x',); bundled_prompts('shapes')\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'fsspec', 'pyarrow'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, file("p.csv", "prompt\nx")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no prompt file 'nowhere\.csv'"):
-        read_prompt_set("nowhere.csv")
-    with pytest.raises(OSError, match=f"cannot read the prompt file {str(tmp_path)!r}: Is a directory"):
-        read_prompt_set(tmp_path)
-
-
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "csv", "tsv", "json"])
-def test_no_utf_8(file, ending):
+def test_files_that_are_not_utf_8_are_refused(file, ending):
     refused(file(f"p.{ending}", b"x\xff"), "is not UTF-8 text (byte 1)")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.txt", "", ["write one a line; blank lines and lines that start with # are skipped"]),
-        ("p.txt", "\n# only a comment\n", ["write one a line"]),
-        ("p.jsonl", "", ['write one JSON object a line, such as {"prompt": "a red circle"}']),
-        ("p.jsonl", "\n \n", ["write one JSON object a line"]),
+        ("p.txt", "", ["write one per line; blank lines and lines that start with # are skipped"]),
+        ("p.txt", "\n# only a comment\n", ["write one per line"]),
+        ("p.jsonl", "", ['write one JSON object per line, such as {"prompt": "a red circle"}']),
+        ("p.jsonl", "\n \n", ["write one JSON object per line"]),
         ("p.csv", "", ["write a header with a column prompt, caption or text"]),
         ("p.csv", "prompt,id\n\n", ["write a header"]),
         ("p.tsv", "", ["write a header with a column prompt, caption or text"]),
@@ -114,25 +88,15 @@ def test_no_utf_8(file, ending):
         ("p.json", coco([], images=()), ["captions_val2017.json"]),
     ],
 )
-def test_no_prompt(file, name, content, words):
-    refused(file(name, content), "holds no prompt: ", *words)
+def test_files_without_a_prompt_are_refused(file, name, content, words):
+    refused(file(name, content), "contains no prompt: ", *words)
 
 
-# text
-
-
-def test_text_with_byte_order_mark(file):
-    assert read_prompts(file("p.txt", b"\xef\xbb\xbfone\r\n\r\n# no\r\ntwo\r\n")) == ("one", "two")
-
-
-def test_prompts_of_a_text_are_numbered(file):
+def test_prompts_of_text_are_numbered(file):
     assert read_prompt_set(file("p.txt", "# no\n\n  one \ntwo # yes\n")) == (
         Prompt("one", "1"),
         Prompt("two # yes", "2"),
     )
-
-
-# JSON Lines
 
 
 def test_json_lines(file):
@@ -160,11 +124,11 @@ def test_json_lines(file):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("a red circle", ["line 3 is no JSON: Expecting value (character 1)"]),
-        ('{"prompt": "x"', ["line 3 is no JSON: Expecting ',' delimiter (character 15)"]),
-        ('{"prompt": "x"} {"prompt": "y"}', ["line 3 is no JSON: Extra data"]),
-        ("\ufeff{}", ["line 3 is no JSON"]),
-        ('{"prompt": "a\tb"}', ["line 3 is no JSON: Invalid control character"]),
+        ("a red circle", ["line 3 is not JSON: Expecting value (character 1)"]),
+        ('{"prompt": "x"', ["line 3 is not JSON: Expecting ',' delimiter (character 15)"]),
+        ('{"prompt": "x"} {"prompt": "y"}', ["line 3 is not JSON: Extra data"]),
+        ("\ufeff{}", ["line 3 is not JSON"]),
+        ('{"prompt": "a\tb"}', ["line 3 is not JSON: Invalid control character"]),
         ("{}", ["line 3 must have a 'prompt', 'caption' or 'text', got []"]),
         ('{"promt": "x"}', ["line 3 must have", "['promt']"]),
         ("[]", ["line 3 must be a JSON object or a JSON string, got []"]),
@@ -192,18 +156,15 @@ def test_json_lines(file):
         ('{"prompt": ' + "9" * 4000 + "}", ["line 3: the prompt must be text, got 9999"]),
     ],
 )
-def test_json_lines_that_are_wrong(file, line, words):
+def test_wrong_json_lines_are_refused(file, line, words):
     path = file("p.jsonl", f'{{"prompt": "fine"}}\n\n{line}\n{{"prompt": "fine too"}}\n')
     refused(path, f"cannot read the prompt file {str(path)!r}: ", *words)
 
 
-def test_a_message_stays_short(file):
+def test_messages_are_short(file):
     with pytest.raises(ValueError, match="must have") as caught:
         read_prompts(file("p.jsonl", json.dumps({"x" * 10_000 + str(number): 1 for number in range(1000)})))
     assert len(str(caught.value)) < 1000
-
-
-# comma-separated values
 
 
 def test_csv(file):
@@ -224,31 +185,34 @@ def test_csv(file):
 
 
 @pytest.mark.parametrize("column", ["prompt", "Prompt", " PROMPT ", "caption", "text", '"Text"'])
-def test_names_of_the_column(file, column):
+def test_names_of_the_prompt_column(file, column):
     assert read_prompts(file("p.csv", f"x,{column}\n1,one\n")) == ("one",)
 
 
-def test_of_several_columns_it_is_the_prompt(file):
+def test_the_prompt_column_precedes_the_others(file):
     assert read_prompts(file("p.csv", "text,caption,prompt\na,b,c\n")) == ("c",)
     assert read_prompts(file("p.csv", "text,caption\na,b\n")) == ("b",)
 
 
-def test_columns_without_a_name_may_be_several(file):
+def test_several_columns_may_have_no_name(file):
     assert read_prompts(file("p.csv", "prompt,,\none,,x\n")) == ("one",)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("a red circle\n", ["line 1 must name the columns, one of them prompt, caption or text, got ['a red circle']"]),
-        ("\nprompts;id\nx;1\n", ["line 2 must name the columns", "['prompts;id']"]),
-        ("prompt,Prompt\nx,y\n", ["line 1 names the column 'prompt' twice"]),
-        ("prompt,id,ID\nx,1,2\n", ["line 1 names the column 'id' twice"]),
+        (
+            "a red circle\n",
+            ["the header in line 1 must have a column of text named prompt, caption or text, got ['a red circle']"],
+        ),
+        ("\nprompts;id\nx;1\n", ["the header in line 2 must have a column", "['prompts;id']"]),
+        ("prompt,Prompt\nx,y\n", ["the header in line 1 has the column 'prompt' twice"]),
+        ("prompt,id,ID\nx,1,2\n", ["the header in line 1 has the column 'id' twice"]),
         (
             "prompt\none\ntwo, and more\n",
-            ["line 3 must have as many values as the header has columns, 1, got 2", "between double quotes"],
+            ["line 3 must have 1 values, one per column, got 2", "in double quotes"],
         ),
-        ("id,prompt\n1\n", ["line 2 must have as many values as the header has columns, 2, got 1"]),
+        ("id,prompt\n1\n", ["line 2 must have 2 values, one per column, got 1"]),
         ("id,prompt\n1,one\n2,\n", ["line 3: the prompt must not be empty"]),
         ('id,caption\n1,"one\ntwo"\n2," "\n', ["line 4: the caption must not be empty"]),
         (
@@ -260,14 +224,11 @@ def test_columns_without_a_name_may_be_several(file):
         ("x" * 200_000, ["line 1 cannot be split into values (field larger than field limit"]),
     ],
 )
-def test_csv_that_is_wrong(file, content, words):
+def test_wrong_csv_is_refused(file, content, words):
     refused(file("p.csv", content), *words)
 
 
-# tab-separated values
-
-
-def test_tsv_as_parti_prompts_has_it(file):
+def test_tsv_of_parti_prompts(file):
     content = (
         "Prompt\tCategory\tChallenge\tNote\n"
         'a sign that says "OPEN"\tOutdoor Scenes\tWriting & Symbols\t\n'
@@ -306,27 +267,24 @@ def test_quotes_in_tsv(file, value, prompt):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("a red circle\n", ["line 1 must name the columns", "['a red circle']"]),
-        ("prompt,id\nx,1\n", ["line 1 must name the columns", "['prompt,id']"]),
-        ("Prompt\tprompt\nx\ty\n", ["line 1 names the column 'prompt' twice"]),
+        ("a red circle\n", ["the header in line 1 must have a column", "['a red circle']"]),
+        ("prompt,id\nx,1\n", ["the header in line 1 must have a column", "['prompt,id']"]),
+        ("Prompt\tprompt\nx\ty\n", ["the header in line 1 has the column 'prompt' twice"]),
         (
             "Prompt\tCategory\none\tx\ntwo\n",
-            ["line 3 must have as many values as the header has columns, 2, got 1", "cannot hold a tab"],
+            ["line 3 must have 2 values, one per column, got 1", "cannot contain a tab"],
         ),
-        ("Prompt\tCategory\none\tx\ty\n", ["line 2 must have as many values as the header has columns, 2, got 3"]),
+        ("Prompt\tCategory\none\tx\ty\n", ["line 2 must have 2 values, one per column, got 3"]),
         ("Prompt\tCategory\none\tx\n\t\n", ["line 3: the prompt must not be empty"]),
         ('prompt\n""\n', ["line 2: the prompt must not be empty"]),
         ("prompt\n" + "x" * 200_000, ["line 2 cannot be split into values (field larger than field limit"]),
     ],
 )
-def test_tsv_that_is_wrong(file, content, words):
+def test_wrong_tsv_is_refused(file, content, words):
     refused(file("p.tsv", content), *words)
 
 
-# COCO
-
-
-def test_coco_gives_the_first_caption_of_each_image_in_the_order_of_the_images(file):
+def test_coco_has_the_first_caption_of_each_image_in_the_order_of_the_image_ids(file):
     content = coco(
         [
             (31, 900, "last"),
@@ -345,19 +303,19 @@ def test_coco_gives_the_first_caption_of_each_image_in_the_order_of_the_images(f
     )
 
 
-def test_blanks_in_a_caption_of_coco(file):
+def test_whitespace_in_coco_captions_is_normalized(file):
     assert read_prompts(file("p.json", coco([(1, 1, "\n a\n\n b\t c\u3000d ")]))) == ("a b c d",)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", ["it is no JSON: Expecting value (line 1, character 1)"]),
-        ('{"images": [],\n "annotations": [}', ["it is no JSON: Expecting value (line 2, character 18)"]),
-        ('["a red circle"]', ["must be COCO's captions", ".jsonl", "got ['a red circle']"]),
-        ('"x"', ["must be COCO's captions", "got 'x'"]),
-        ("{}", ["it has no 'images'", "must be COCO's captions"]),
-        ('{"images": []}', ["it has no 'annotations'", "must be COCO's captions"]),
+        ("", ["it is not JSON: Expecting value (line 1, character 1)"]),
+        ('{"images": [],\n "annotations": [}', ["it is not JSON: Expecting value (line 2, character 18)"]),
+        ('["a red circle"]', ["must contain COCO captions", ".jsonl", "got ['a red circle']"]),
+        ('"x"', ["must contain COCO captions", "got 'x'"]),
+        ("{}", ["it has no 'images'", "must contain COCO captions"]),
+        ('{"images": []}', ["it has no 'annotations'", "must contain COCO captions"]),
         ('{"annotations": []}', ["it has no 'images'"]),
         ('{"images": {}, "annotations": []}', ["'images' must be a list, got {}"]),
         ('{"images": [], "annotations": "x"}', ["'annotations' must be a list, got 'x'"]),
@@ -366,12 +324,12 @@ def test_blanks_in_a_caption_of_coco(file):
         ('{"images": [{"id": "1"}], "annotations": []}', ["images[0]: the id must be a whole number, got '1'"]),
         ('{"images": [{"id": true}], "annotations": []}', ["images[0]: the id must be a whole number, got True"]),
         ('{"images": [{"id": 1.0}], "annotations": []}', ["images[0]: the id must be a whole number, got 1.0"]),
-        (coco([], images=(3, 3)), ["images[1]: the image id 3 comes twice"]),
+        (coco([], images=(3, 3)), ["images[1]: the id 3 occurs twice"]),
         ('{"images": [], "annotations": [null]}', ["annotations[0] must be an object, got None"]),
         ('{"images": [], "annotations": [{"image_id": 1}]}', ["annotations[0] has no 'id'"]),
-        ('{"images": [], "annotations": [{"id": 1}]}', ["annotations[0] has no 'image_id'"]),
-        (coco([(5, "1", "x")]), ["annotations[0]: the image_id must be a whole number, got '1'"]),
-        (coco([(5, 1, "x"), (5, 2, "y")]), ["annotations[1]: the annotation id 5 comes twice"]),
+        ('{"images": [], "annotations": [{"id": 1}]}', ["annotation 1 has no 'image_id'"]),
+        (coco([(5, "1", "x")]), ["annotation 5: the image_id must be a whole number, got '1'"]),
+        (coco([(5, 1, "x"), (5, 2, "y")]), ["annotations[1]: the id 5 occurs twice"]),
         (coco([(5, 3, "x")]), ["annotation 5 has the image_id 3, which is not among the 'images'"]),
         (coco([(5, 1, "x"), (6, 1, " \n")]), ["annotation 6: the caption must not be empty"]),
         (coco([(5, 1, None)]), ["annotation 5: the caption must be text, got None"]),
@@ -385,6 +343,6 @@ def test_blanks_in_a_caption_of_coco(file):
         ('{"images": [{"id": ' + "1" * 5000 + "}]}", ["a number of 5000 digits is too long"]),
     ],
 )
-def test_json_that_is_not_coco(file, content, words):
+def test_other_json_is_refused(file, content, words):
     path = file("p.json", content)
     refused(path, f"cannot read the prompt file {str(path)!r}: ", *words)

@@ -7,33 +7,12 @@ from dataclasses import dataclass
 
 from DeepCache.prompts.rows import shown
 
-__all__ = [
-    "BACKGROUNDS",
-    "COLOURS",
-    "MAX_OBJECTS",
-    "RELATIONS",
-    "SHAPES",
-    "SIZES",
-    "TEXTURES",
-    "THIRD_PLACES",
-    "Scene",
-    "SceneObject",
-    "parse_caption",
-]
-
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "medium", "big")  # medium has no word
 TEXTURES = ("plain", "striped", "spotted", "checkered")  # plain has no word
-BACKGROUNDS = (  # the first, a light studio backdrop, has no phrase
-    "",
-    "on a grey table",
-    "on sand",
-    "on grass",
-    "on snow",
-    "at night",
-    "at dusk",
-)
+# The first, a light studio backdrop, has no phrase.
+BACKGROUNDS = ("", "on a grey table", "on sand", "on grass", "on snow", "at night", "at dusk")
 RELATIONS = ("left of", "right of", "above", "below")
 THIRD_PLACES = ("above", "below", "on the left", "on the right")
 MAX_OBJECTS = 3
@@ -42,12 +21,6 @@ MAX_OBJECTS = 3
 @dataclass(frozen=True)
 class SceneObject:
     """One object of a scene.
-
-    Args:
-        colour: one of `COLOURS`.
-        shape: one of `SHAPES`.
-        size: one of `SIZES`.
-        texture: one of `TEXTURES`.
 
     Example:
         >>> SceneObject("orange", "star", size="big").phrase
@@ -70,13 +43,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption describes.
-
-    Args:
-        objects: one to three objects.
-        relation: where the first stands relative to the second, one of `RELATIONS`; empty for one object.
-        third_place: where the third stands, one of `THIRD_PLACES`; empty for fewer than three.
-        background: one of `BACKGROUNDS`.
+    """One to three objects, the relation of the first to the second, the place of the third, and the background.
 
     Example:
         >>> Scene((SceneObject("red", "circle"), SceneObject("blue", "square")), "left of").caption
@@ -104,19 +71,12 @@ class Scene:
         if len(self.objects) == 1:
             return [(0.5, 0.5)]
         near, far = 0.26, 0.74
-        across = 0.5
-        if self.third_place in ("above", "on the left"):
-            across = far
-        elif self.third_place in ("below", "on the right"):
-            across = near
-        horizontal = self.relation in ("left of", "right of")
-        first = near if self.relation in ("left of", "above") else far
-        second = near + far - first
-        third = near + far - across
-        if horizontal:
-            places = [(first, across), (second, across), (0.5, third)]
-        else:
-            places = [(across, first), (across, second), (third, 0.5)]
+        first, second = (near, far) if self.relation in ("left of", "above") else (far, near)
+        # A third object moves the first two to the opposite side.
+        across = {"above": far, "on the left": far, "below": near, "on the right": near}.get(self.third_place, 0.5)
+        places = [(first, across), (second, across), (0.5, near + far - across)]
+        if self.relation in ("above", "below"):
+            places = [(y, x) for x, y in places]
         return places[: len(self.objects)]
 
 
@@ -128,10 +88,7 @@ _CAPTION = re.compile(
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene that a caption describes; `Scene.caption` is its inverse.
-
-    Raises:
-        ValueError: the text is not a caption of the model `shapes`.
+    """The scene that a caption describes; `Scene.caption` is its inverse. Other texts raise a `ValueError`.
 
     Example:
         >>> scene = parse_caption("a big red circle above a blue square at night")
@@ -147,15 +104,11 @@ def parse_caption(caption: str) -> Scene:
             if shape
         ]
         scene = Scene(tuple(objects), found[4] or "", found[13] or "", found[14] or "")
-        if scene.caption == caption and _is_across(scene):
+        # A third object stands beside the line of the first two.
+        sides = THIRD_PLACES[2:] if scene.relation in ("above", "below") else THIRD_PLACES[:2]
+        if scene.caption == caption and scene.third_place in ("", *sides):
             return scene
     raise ValueError(
         f"{shown(caption)} is not a prompt of the model 'shapes'; write one as 'a red circle left of a big blue "
         "square, with a striped green star above on snow' (its model card lists the words)"
     )
-
-
-def _is_across(scene: Scene) -> bool:
-    """Whether a third object stands beside the line of the other two: elsewhere it has no place of its own."""
-    beside = scene.third_place in ("on the left", "on the right")
-    return not scene.third_place or beside == (scene.relation in ("above", "below"))

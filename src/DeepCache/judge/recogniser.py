@@ -1,4 +1,4 @@
-"""A small convolutional network that finds objects in images of the model `shapes`: centre, colour and shape."""
+"""A small convolutional network that finds the objects in images of the model `shapes`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,14 @@ from torch.nn import functional
 
 from DeepCache.judge.captions import COLOURS, SHAPES
 
-__all__ = ["GRID", "SIDE", "Detection", "Recogniser"]
-
-SIDE = 64
-"""Width and height in pixels of the images that the network reads."""
-GRID = 16
-"""Cells a side of the maps that it returns."""
-_THRESHOLD = 0.3  # the least height of a peak that counts as an object
+SIDE = 64  # width and height in pixels of the images
+GRID = 16  # width and height in cells of the maps
+_THRESHOLD = 0.3  # the lowest peak that counts as an object
 
 
 @dataclass(frozen=True)
 class Detection:
-    """An object found in an image.
-
-    Args:
-        colour: one of `COLOURS`.
-        shape: one of `SHAPES`.
-        x: its centre as a share of the width, from the left.
-        y: its centre as a share of the height, from the top.
-        score: the height of the peak, 0.3 to 1.
-    """
+    """An object found in an image, its centre in shares of the width and height from the top left."""
 
     colour: str
     shape: str
@@ -53,18 +41,13 @@ class Recogniser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _layer(3, 16, 2),
-            _layer(16, 32),
-            _layer(32, 64, 2),
-            *(_layer(64, 64) for _ in range(5)),
-        )
+        layers = [_layer(3, 16, 2), _layer(16, 32), _layer(32, 64, 2), *(_layer(64, 64) for _ in range(5))]
+        self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(64, 1 + len(COLOURS) + len(SHAPES), 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of presence, colour and shape, each (N, classes, 16, 16), of images (N, 3, 64, 64) in -1..1."""
-        maps = self.head(self.body(image))
-        presence, colour, shape = maps.split([1, len(COLOURS), len(SHAPES)], dim=1)
+        presence, colour, shape = self.head(self.body(image)).split([1, len(COLOURS), len(SHAPES)], dim=1)
         return presence, colour, shape
 
     @torch.no_grad()
@@ -76,13 +59,7 @@ class Recogniser(nn.Module):
         colours, shapes = colour.argmax(1), shape.argmax(1)
         found: list[list[Detection]] = [[] for _ in image]
         for n, _, row, column in peak.nonzero().tolist():
-            found[n].append(
-                Detection(
-                    COLOURS[int(colours[n, row, column])],
-                    SHAPES[int(shapes[n, row, column])],
-                    (column + 0.5) / GRID,
-                    (row + 0.5) / GRID,
-                    float(heat[n, 0, row, column]),
-                )
-            )
+            colour_name, shape_name = COLOURS[int(colours[n, row, column])], SHAPES[int(shapes[n, row, column])]
+            x, y = (column + 0.5) / GRID, (row + 0.5) / GRID
+            found[n].append(Detection(colour_name, shape_name, x, y, float(heat[n, 0, row, column])))
         return [sorted(items, key=lambda item: -item.score) for items in found]

@@ -1,4 +1,4 @@
-"""What all formats of prompt files have in common: rows with named values, which become prompts."""
+"""Rows of prompt files, and the prompts in them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import Repr
 
-from DeepCache.prompts.prompt import Prompt
-
-__all__ = ["PROMPT_NAMES", "Row", "check_text", "prompt_of", "shortened", "shown"]
-
 PROMPT_NAMES = ("prompt", "caption", "text")
-"""What the value with the prompt may be called; where there are several, the first of these is it."""
+"""The names of the value that holds the prompt; the first of them that is present counts."""
 
 _SHORTENED = Repr()
 _SHORTENED.maxstring = 120
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a prompt file, with everything that it says.
+class Prompt:
+    """One prompt of a prompt set.
 
     Args:
-        place: where it is in the file, such as `line 3`.
-        values: its values by their names in lower case, as the file has them; empty where the row cannot be read.
-        error: why the row cannot be read, with its place; empty where it can.
+        text: the prompt.
+        id: its id in the file, such as COCO's image id, which need not be unique; without one its number, from 1.
+        category: its category in the file, such as `Animals` in PartiPrompts; empty if there is none.
+    """
+
+    text: str
+    id: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a prompt file with all its values.
+
+    Args:
+        place: its place in the file, such as `line 3`.
+        values: its values by their names in lower case, as they are in the file; empty if the row cannot be read.
+        error: why the row cannot be read, including its place; empty if it can.
     """
 
     place: str
@@ -33,33 +44,18 @@ class Row:
 
 
 def prompt_of(row: Row, number: int) -> Prompt:
-    """The prompt in a row.
-
-    Args:
-        row: the row.
-        number: which prompt of the file it is, from 1; it is the id where the row has none.
-
-    Raises:
-        ValueError: the row cannot be read or has no prompt, or one of its values cannot be used.
-    """
+    """The prompt of a row, which is prompt `number` of its file. A row without a usable prompt is a `ValueError`."""
     if row.error:
         raise ValueError(row.error)
     name = next((name for name in PROMPT_NAMES if name in row.values), None)
     if name is None:
         raise ValueError(f"{row.place} must have a 'prompt', 'caption' or 'text', got {shown(list(row.values))}")
-    return Prompt(
-        text=check_text(row.place, name, row.values[name]),
-        id=_label(row, "id") or str(number),
-        category=_label(row, "category"),
-    )
+    text = check_text(row.place, name, row.values[name])
+    return Prompt(text, _label(row, "id") or str(number), _label(row, "category"))
 
 
 def check_text(place: str, name: str, value: object) -> str:
-    """A value that must be text and not empty, without the blanks around it.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A value that must be text and not empty, without surrounding whitespace."""
     if not isinstance(value, str):
         raise ValueError(f"{place}: the {name} must be text, got {shown(value)}")
     text = value.strip()
@@ -70,12 +66,12 @@ def check_text(place: str, name: str, value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut short where it is long or nested deeply."""
+    """A value for a message, shortened if it is long or nested deeply."""
     return _SHORTENED.repr(value)
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """A text of at most so many characters, with an ellipsis where there were more.
+    """A text of at most so many characters, with an ellipsis if it is cut.
 
     Example:
         >>> shortened("a red circle left of a blue square", most=12)
@@ -96,7 +92,7 @@ def _label(row: Row, name: str) -> str:
 
 
 def _check_characters(place: str, name: str, text: str) -> None:
-    # JSON can spell halves of characters, which no tokenizer takes and no file holds.
+    # JSON can spell lone surrogates, which tokenizers and files refuse.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
