@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from DeepCache.engine.attach import apply_deepcache as apply_deepcache
     from DeepCache.engine.attach import remove_deepcache as remove_deepcache
     from DeepCache.engine.layouts import register_layout as register_layout
+    from DeepCache.errors import DeepCacheError as DeepCacheError
     from DeepCache.helper import DeepCacheSDHelper as DeepCacheSDHelper
     from DeepCache.plan import Plan as Plan
     from DeepCache.schedule import AdaptiveSchedule as AdaptiveSchedule
@@ -38,6 +39,7 @@ _SCHEDULES = (
 )
 _HOMES = {
     "DeepCacheConfig": "DeepCache.config",
+    "DeepCacheError": "DeepCache.errors",
     "DeepCacheSDHelper": "DeepCache.helper",
     "Plan": "DeepCache.plan",
     "apply_deepcache": "DeepCache.engine.attach",
@@ -50,6 +52,7 @@ __all__ = [
     "AdaptiveSchedule",
     "BranchSchedule",
     "DeepCacheConfig",
+    "DeepCacheError",
     "DeepCacheSDHelper",
     "ExplicitSchedule",
     "NonUniformSchedule",

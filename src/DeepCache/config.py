@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from DeepCache.files import read_json_text
 from DeepCache.plan import PLAN_FORMATS, Plan
 from DeepCache.schedule import (
     BETWEEN,
@@ -25,7 +26,6 @@ from DeepCache.schedule import (
     check_threshold,
     schedule_from_dict,
 )
-from DeepCache.text_file import read_json_text
 
 __all__ = ["COMPILE_MODES", "PRESETS", "DeepCacheConfig"]
 

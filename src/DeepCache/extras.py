@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from DeepCache.errors import MissingExtraError
+
 __all__ = ["require", "why_missing"]
 
 
@@ -46,11 +48,11 @@ def require(extra: str, what: str) -> None:
         what: what needs it.
 
     Raises:
-        ImportError: something of it is missing, or too old.
+        MissingExtraError: a package is missing or too old.
     """
     missing = why_missing(extra)
     if missing:
-        raise ImportError(f"{what} cannot be used here: {missing}")
+        raise MissingExtraError(f"{what} cannot be used here: {missing}")
 
 
 def _numbers(release: str) -> list[int]:

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
+from DeepCache.files import read_json_text
 from DeepCache.schedule import StepSchedule, schedule_from_dict
-from DeepCache.text_file import read_json_text
+from DeepCache.text import shown
 
 __all__ = ["PLAN_FORMAT", "PLAN_FORMATS", "Plan"]
 
@@ -85,7 +85,7 @@ class Plan:
         """
         if not isinstance(values, dict) or values.get("format") not in PLAN_FORMATS:
             found = values.get("format") if isinstance(values, dict) else values
-            raise ValueError(f"a plan is a JSON object with the 'format' {PLAN_FORMAT!r}, got {shortened(found)}")
+            raise ValueError(f"a plan is a JSON object with the 'format' {PLAN_FORMAT!r}, got {shown(found)}")
         missing = [key for key in ("schedule", "model", "scheduler") if not isinstance(values.get(key), dict)]
         missing += [key for key in ("tuned", "results") if not isinstance(values.get(key, {}), dict)]
         keys = [key for key in _KEYS if key != "guidance" or values["format"] == PLAN_FORMAT]

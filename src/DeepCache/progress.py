@@ -1,4 +1,4 @@
-"""How far a long piece of work is."""
+"""Progress of long work: tuning, ablations, benchmarks and profiles."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Work", "WorkProgress"]
 
 @dataclass(frozen=True)
 class WorkProgress:
-    """How far the work is.
+    """How much of the work is done.
 
     Args:
-        stage: what is being done.
+        stage: the current stage.
         done: the work done, in any unit.
-        total: all the work, as far as it can be told.
+        total: an estimate of all the work.
     """
 
     stage: str
@@ -25,29 +25,29 @@ class WorkProgress:
 
 @dataclass
 class Work:
-    """Keeps count of the work and tells of it.
+    """Counts work and reports it.
 
     Args:
-        total: all the work, as far as it can be told.
-        tell: called whenever more is done.
+        total: an estimate of all the work.
+        report: called after each change.
     """
 
     total: float
-    tell: Callable[[WorkProgress], None]
+    report: Callable[[WorkProgress], None]
     stage: str = ""
     done: float = 0.0
 
-    def add(self, work: float) -> None:
-        """That much more is done."""
-        self.done += work
-        self.tell(WorkProgress(self.stage, self.done, max(self.total, self.done)))
-
-    def end(self) -> None:
-        """All is done, however much it was."""
-        self.total = self.done
+    def begin(self, stage: str) -> None:
+        """Starts a stage."""
+        self.stage = stage
         self.add(0.0)
 
-    def begin(self, stage: str) -> None:
-        """From now on, this is being done."""
-        self.stage = stage
+    def add(self, work: float) -> None:
+        """Counts work as done."""
+        self.done += work
+        self.report(WorkProgress(self.stage, self.done, max(self.total, self.done)))
+
+    def end(self) -> None:
+        """Reports all work as done, even if it was less than estimated."""
+        self.total = self.done
         self.add(0.0)

@@ -11,8 +11,9 @@ from DeepCache.app.easel import Comparison, Failure, Loading, News, Stopped, Wai
 from DeepCache.app.rendering import embedded, embedded_picture, is_small, render
 from DeepCache.app.step_strip import step_strip
 from DeepCache.config import DeepCacheConfig
-from DeepCache.report.numerals import amount_of_memory, decibels, per_cent, seconds, times
+from DeepCache.report.numerals import decibels, per_cent, seconds, times
 from DeepCache.schedule import pattern_of
+from DeepCache.text import format_bytes
 
 __all__ = ["comparison_html", "status_html"]
 
@@ -112,5 +113,5 @@ def _figures(comparison: Comparison) -> list[tuple[str, str, str]]:
     kept = f"{stats.full_steps} full, {stats.shallow_steps} shallow"
     if stats.skipped_steps:
         kept += f", {stats.skipped_steps} skipped"
-    figures.append(("Steps", kept, f"{amount_of_memory(stats.bytes_kept)} kept between them"))
+    figures.append(("Steps", kept, f"{format_bytes(stats.bytes_kept)} kept between them"))
     return figures

@@ -16,11 +16,11 @@ from typing import Any
 from DeepCache.app.drawing_request import DrawingRequest
 from DeepCache.app.model_defaults import ModelDefaults
 from DeepCache.bench.clock import is_out_of_memory
+from DeepCache.errors import REPORTED_ERRORS
 from DeepCache.generation import GeneratedImage, OutputFolder, StepProgress, generate
 from DeepCache.models.loading import load_pipeline
 from DeepCache.models.schedulers import set_scheduler
 from DeepCache.runtime import device_for
-from DeepCache.wrong_input import WRONG_INPUT_ERRORS
 
 __all__ = ["LONGEST_LINE", "Comparison", "Easel", "Failure", "Loading", "News", "Stopped", "Waiting", "WarmingUp"]
 
@@ -251,7 +251,7 @@ class Easel:
             last: News = self._compare(request, stop, news)
         except _Cancelled:
             last = Stopped()
-        except WRONG_INPUT_ERRORS as error:
+        except REPORTED_ERRORS as error:
             last = Failure(str(error) or type(error).__name__)
         except Exception as error:
             if is_out_of_memory(error):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from DeepCache.files import PARTIAL_SUFFIX, atomic_file, write_atomically
 
 __all__ = ["BatchFolder"]
-
-_PARTIAL = ".partial"
 
 
 class BatchFolder:
@@ -70,8 +69,7 @@ class BatchFolder:
         """
         with self._told(name):
             if self.local:
-                with _appearing(Path(self.path(name))) as file:
-                    file.write(data)
+                write_atomically(self.path(name), data)
             else:
                 self._files.pipe_file(self.path(name), data)
 
@@ -83,7 +81,7 @@ class BatchFolder:
         """
         with self._told(name):
             if self.local:
-                with _appearing(Path(self.path(name))) as file, path.open("rb") as source:
+                with atomic_file(self.path(name)) as file, path.open("rb") as source:
                     shutil.copyfileobj(source, file)
             else:
                 self._files.put_file(str(path), self.path(name))
@@ -113,13 +111,13 @@ class BatchFolder:
         """Name and bytes of every whole file in a folder, in order."""
         for each in sorted(self._list(name), key=lambda each: str(each["name"])):
             base = posixpath.basename(each["name"])
-            if each["type"] == "file" and not base.endswith(_PARTIAL):
+            if each["type"] == "file" and not base.endswith(PARTIAL_SUFFIX):
                 yield base, each["size"]
 
     def sweep(self, name: str) -> None:
         """Removes what somebody left half written in a folder on a disk. In object stores there is no such thing."""
         for each in self._list(name) if self.local else ():
-            if each["name"].endswith(_PARTIAL):
+            if each["name"].endswith(PARTIAL_SUFFIX):
                 self._files.rm_file(each["name"])
 
     @contextmanager
@@ -141,31 +139,3 @@ class BatchFolder:
 
 def _protocols(files: Any) -> tuple[str, ...]:
     return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that gets its name once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            # Otherwise a power cut may leave the name without the bytes.
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _bring_to_disk(path.parent)
-
-
-def _bring_to_disk(folder: Path) -> None:
-    """Makes the rename last through a power cut, where the operating system can open a folder."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from DeepCache.bench.older_ablation import OLDER_ABLATION_FORMAT, upgraded_ablation
-from DeepCache.text_file import read_json_text
+from DeepCache.files import read_json_text, write_atomically
 
 __all__ = [
     "ABLATION_FORMAT",
@@ -55,10 +55,7 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
         ValueError: a value is none that JSON has, such as infinity.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from DeepCache.config import DeepCacheConfig
+from DeepCache.files import read_json_text
 from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES, AdaptiveSchedule
-from DeepCache.text_file import read_json_text
 
 __all__ = ["PUBLISHED_VARIANTS", "Variant", "check_names", "parse_variant", "variant_name"]
 

@@ -29,7 +29,7 @@ from DeepCache.cli.options import (
     words,
 )
 from DeepCache.cli.progress import WorkDisplay
-from DeepCache.cli.results import show_bytes
+from DeepCache.text import format_bytes
 
 if TYPE_CHECKING:
     from DeepCache.bench.benchmark import BenchmarkSettings
@@ -288,8 +288,8 @@ def _figures(row: dict[str, Any]) -> list[str]:
         f"{row['speed_up']:.2f}×",
         "–" if row["limit"] is None else f"{row['limit']:.2f}×",
         "–" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}",
-        show_bytes(row["bytes_kept"] or 0),
-        "–" if row["peak_memory"] is None else show_bytes(row["peak_memory"]),
+        format_bytes(row["bytes_kept"] or 0),
+        "–" if row["peak_memory"] is None else format_bytes(row["peak_memory"]),
     ]
 
 

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from DeepCache.cli.defaults import defaults_of
 from DeepCache.cli.interruption import INTERRUPTED, was_interrupted
-from DeepCache.wrong_input import WRONG_INPUT_ERRORS
+from DeepCache.errors import REPORTED_ERRORS
 
 __all__ = ["WRONG_INPUT", "Command", "CommandGroup"]
 
@@ -46,7 +46,7 @@ class CommandGroup(TyperGroup):
             with warnings.catch_warnings(), _quiet_torchao():
                 warnings.showwarning = partial(_show_warning, warnings.showwarning)
                 status = super().main(*args, **kwargs | {"standalone_mode": False})
-        except WRONG_INPUT_ERRORS as error:
+        except REPORTED_ERRORS as error:
             if was_interrupted():
                 sys.exit(INTERRUPTED)
             if os.environ.get("DEEPCACHE_TRACEBACK"):

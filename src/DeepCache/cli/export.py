@@ -199,14 +199,14 @@ def _names(text: str | None) -> dict[str, str]:
 
 
 def _print(found: GraphSetDescription, folder: Path) -> None:
-    from DeepCache.cli.results import show_bytes
+    from DeepCache.text import format_bytes
 
     console = Console(markup=False)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("graph", "file", "size", "difference"):
         table.add_column(name, justify="right" if name in ("size", "difference") else "left", no_wrap=True)
     for name, graph in found.graphs.items():
-        table.add_row(name, graph.file, show_bytes(graph.bytes), f"{graph.largest_difference:.1e}")
+        table.add_row(name, graph.file, format_bytes(graph.bytes), f"{graph.largest_difference:.1e}")
     console.print(table)
     console.print(
         f"\ncut at branch {found.branch}. difference: the largest from PyTorch on random inputs, as a share of the "

@@ -41,7 +41,7 @@ from DeepCache.cli.options import (
 from DeepCache.cli.presets import check_preset, preset_config
 from DeepCache.cli.recorded import print_differences, print_fidelity
 from DeepCache.config import DeepCacheConfig
-from DeepCache.wrong_input import WRONG_INPUT_ERRORS
+from DeepCache.errors import REPORTED_ERRORS
 
 if TYPE_CHECKING:
     from DeepCache.generation import GenerationSettings
@@ -280,7 +280,7 @@ def generate_command(
         count = sum(not path.stem.endswith(("-original", "-compare")) for path in folder.written)
         stderr.print(f"Stopped: {count} of {sum(each.count for each in settings)} pictures are finished.")
         raise typer.Exit(INTERRUPTED) from None
-    except WRONG_INPUT_ERRORS:
+    except REPORTED_ERRORS:
         # What was finished before stays.
         if finished:
             print_results(finished, folder.written, as_json=as_json)

@@ -19,7 +19,7 @@ def warn_of_long_prompts(pipe: Any, texts: Iterable[str]) -> None:
         pipe: the pipeline.
         texts: prompts and negative prompts.
     """
-    from DeepCache.prompts.rows import shown
+    from DeepCache.text import shown
 
     tokenizer = getattr(pipe, "tokenizer", None)
     most = getattr(tokenizer, "model_max_length", _NO_LIMIT)

@@ -13,10 +13,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from DeepCache.text import format_bytes
+
 if TYPE_CHECKING:
     from DeepCache.generation import GeneratedImage
 
-__all__ = ["print_results", "show_bytes"]
+__all__ = ["print_results"]
 
 
 def print_results(images: Sequence[GeneratedImage], written: Sequence[Path], *, as_json: bool = False) -> None:
@@ -75,20 +77,6 @@ def _for_programs(image: GeneratedImage) -> dict[str, Any]:
     return found
 
 
-def show_bytes(count: float) -> str:
-    """A number of bytes for people.
-
-    Example:
-        >>> show_bytes(16384)
-        '16 KiB'
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:  # so that three digits do
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
-
-
 def _table(images: Sequence[GeneratedImage]) -> Table:
     columns: dict[str, tuple[Callable[[GeneratedImage], float | None], Callable[[float], str]]] = {
         "seconds": (lambda image: image.drawing.seconds, "{:.2f} s".format),
@@ -96,7 +84,7 @@ def _table(images: Sequence[GeneratedImage]) -> Table:
         "shallow": (lambda image: image.stats.shallow_steps, "{:.0f}".format),
         "skipped": (lambda image: image.stats.skipped_steps, "{:.0f}".format),
         "MACs": (lambda image: image.stats.mac_share, "{:.1%}".format),
-        "kept": (lambda image: image.stats.bytes_kept, show_bytes),
+        "kept": (lambda image: image.stats.bytes_kept, format_bytes),
     }
     if not any(image.stats.skipped_steps for image in images):
         del columns["skipped"]

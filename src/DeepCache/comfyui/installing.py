@@ -10,7 +10,18 @@ import DeepCache
 __all__ = ["install_nodes"]
 
 # What the nodes import, which takes nothing but torch.
-_PARTS = ("__init__.py", "comfyui", "config.py", "engine", "plan.py", "py.typed", "schedule.py", "text_file.py")
+_PARTS = (
+    "__init__.py",
+    "comfyui",
+    "config.py",
+    "engine",
+    "errors.py",
+    "files.py",
+    "plan.py",
+    "py.typed",
+    "schedule.py",
+    "text.py",
+)
 # Where ComfyUI looks for the workflows of a node pack. A wheel has the folder in `comfyui`.
 _WORKFLOWS = "example_workflows"
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from DeepCache.export.call import Constant
-from DeepCache.text_file import read_json_text
+from DeepCache.files import read_json_text
 
 __all__ = ["FILE", "SCHEMA", "GraphDescription", "GraphSetDescription", "TensorDescription"]
 

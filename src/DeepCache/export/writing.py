@@ -28,6 +28,7 @@ from DeepCache.export.graphs import FullGraph, ShallowGraph, StepGraph
 from DeepCache.export.identity import file_hash, program_hash, versions_of
 from DeepCache.export.options import GraphOptions
 from DeepCache.export.tracing import open_sides, read_inputs, size_multiple, trace
+from DeepCache.files import write_atomically
 from DeepCache.schedule import Step
 
 __all__ = [
@@ -199,9 +200,7 @@ def _finished(unfinished: Path) -> dict[str, GraphDescription]:
 
 
 def _note_progress(unfinished: Path, done: dict[str, GraphDescription]) -> None:
-    written = unfinished / f"{_PROGRESS}.new"
-    written.write_text(json.dumps({name: asdict(each) for name, each in done.items()}), encoding="utf-8")
-    written.replace(unfinished / _PROGRESS)
+    write_atomically(unfinished / _PROGRESS, json.dumps({name: asdict(each) for name, each in done.items()}))
 
 
 def why_damaged(folder: Path, graph: GraphDescription) -> str:

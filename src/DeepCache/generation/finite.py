@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from DeepCache.errors import DeepCacheError
+
 __all__ = ["NotFiniteError", "check_finite", "finite_images"]
 
 _FIXES = "Use float32 or bfloat16, run the VAE in float32, lower the guidance scale, or check the weights."
 
 
-class NotFiniteError(ValueError):
+class NotFiniteError(DeepCacheError, ValueError):
     """An image has NaN or infinite values."""
 
 

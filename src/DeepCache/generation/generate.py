@@ -22,9 +22,9 @@ from DeepCache.models.device import execution_device, wait_for_device
 from DeepCache.models.identity import weights_note
 from DeepCache.models.memory import vae_notes
 from DeepCache.plan import Plan
-from DeepCache.prompts.rows import shortened, shown
 from DeepCache.runtime import runtime_notes
 from DeepCache.schedule import AdaptiveSchedule, Step, StepSchedule, pattern_of
+from DeepCache.text import shortened, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image

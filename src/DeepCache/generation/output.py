@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from DeepCache.files import atomic_file
 from DeepCache.generation.metadata import with_notes
 
 if TYPE_CHECKING:
@@ -72,14 +73,11 @@ class OutputFolder:
         """Saves an image with its metadata: text chunks of a PNG, with values other than text as JSON; one JSON object
         in the EXIF description of the other formats."""
         path, kind = self.path / f"{stem}{self._suffix}", FORMATS[self._suffix.lower()]
-        partial = self.path / f".{stem}.partial"
+        # Before the file appears: an interruption in between must not lose it.
+        self._paths.append(path)
         try:
-            image.save(partial, format=kind, **with_notes(kind, notes))
-            # Before the file appears: an interruption in between must not lose it.
-            self._paths.append(path)
-            partial.replace(path)
+            with atomic_file(path) as file:
+                image.save(file, format=kind, **with_notes(kind, notes))
         except OSError as error:
             raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
         return path

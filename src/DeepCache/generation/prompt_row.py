@@ -8,7 +8,8 @@ from pathlib import Path
 
 from DeepCache.generation.settings import LARGEST_SEED, parse_size
 from DeepCache.prompts.reading import read_prompt_set, read_rows
-from DeepCache.prompts.rows import PROMPT_NAMES, Row, check_text, prompt_of, shown
+from DeepCache.prompts.rows import PROMPT_NAMES, Row, check_text, prompt_of
+from DeepCache.text import shown
 
 __all__ = ["PromptRow", "prompt_row", "read_prompt_rows", "values_of"]
 

@@ -13,8 +13,8 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.generation.image_inputs import ImageInputs
 from DeepCache.models.adapters import Lora
 from DeepCache.models.loading import recommended_guidance
-from DeepCache.prompts.rows import shown
 from DeepCache.runtime import check_runtime
+from DeepCache.text import shown
 
 __all__ = ["LARGEST_SEED", "GenerationSettings", "check_against_pipeline", "check_plan", "parse_size"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from DeepCache.prompts.rows import shown
+from DeepCache.text import shown
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from DeepCache.prompts.rows import Row, check_text, shown
+from DeepCache.prompts.rows import Row, check_text
+from DeepCache.text import shown
 
 COCO_EXPECTED = (
     "a .json file must contain COCO captions, such as captions_val2017.json: an object with the lists 'images' and "

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from reprlib import Repr
+
+from DeepCache.text import shown
 
 PROMPT_NAMES = ("prompt", "caption", "text")
 """The names of the value that holds the prompt; the first of them that is present counts."""
-
-_SHORTENED = Repr()
-_SHORTENED.maxstring = 120
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,6 @@ def check_text(place: str, name: str, value: object) -> str:
         raise ValueError(f"{place}: the {name} must not be empty")
     _check_characters(place, name, text)
     return text
-
-
-def shown(value: object) -> str:
-    """A value for a message, shortened if it is long or nested deeply."""
-    return _SHORTENED.repr(value)
-
-
-def shortened(text: str, most: int = 300) -> str:
-    """A text of at most so many characters, with an ellipsis if it is cut.
-
-    Example:
-        >>> shortened("a red circle left of a blue square", most=12)
-        'a red circl…'
-    """
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _label(row: Row, name: str) -> str:

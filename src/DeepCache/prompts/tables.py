@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, TextIO
 
-from DeepCache.prompts.rows import PROMPT_NAMES, Row, shown
+from DeepCache.prompts.rows import PROMPT_NAMES, Row
+from DeepCache.text import shown
 
 _CSV_HINT = "Enclose a value with a comma, a line break or double quotes in double quotes, and double the quotes in it"
 _TSV_HINT = "A value cannot contain a tab or a line break"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["amount_of_memory", "confidence", "decibels", "gain", "of_range", "per_cent", "seconds", "size", "times"]
+__all__ = ["confidence", "decibels", "gain", "of_range", "per_cent", "seconds", "size", "times"]
 
 
 def seconds(value: float) -> str:
@@ -82,20 +82,6 @@ def of_range(low_and_high: list[float], unit: str = "") -> str:
     """
     low, high = (times(end) if unit == "×" else seconds(end) + unit for end in low_and_high)
     return f"{low} to {high}"
-
-
-def amount_of_memory(count: float) -> str:
-    """A number of bytes.
-
-    Example:
-        >>> amount_of_memory(98304), amount_of_memory(0), amount_of_memory(5 * 2**30)
-        ('96 KiB', '0 B', '5 GiB')
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:  # so that three digits do
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
 
 
 def size(width: int, height: int) -> str:

@@ -13,17 +13,18 @@ from DeepCache.report.findings import finding
 from DeepCache.report.frontier_chart import frontier_chart
 from DeepCache.report.gallery import AMPLIFIED, gallery
 from DeepCache.report.heat_map import heat_map_charts
-from DeepCache.report.numerals import amount_of_memory, confidence, decibels, gain, of_range, per_cent, seconds, times
+from DeepCache.report.numerals import confidence, decibels, gain, of_range, per_cent, seconds, times
 from DeepCache.report.published import PUBLISHED_ON, PUBLISHED_PAGE, PUBLISHED_STEPS
 from DeepCache.report.sources import Source
 from DeepCache.report.speed import speed_tables
 from DeepCache.report.speed_chart import speed_charts
 from DeepCache.report.verdicts import verdicts
+from DeepCache.text import format_bytes
 
 __all__ = ["render_page"]
 
 _FILTERS: tuple[Callable[..., str], ...] = (
-    amount_of_memory,
+    format_bytes,
     confidence,
     decibels,
     gain,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from DeepCache.files import write_atomically
 from DeepCache.report.page import render_page
 from DeepCache.report.sources import Source, read_sources
 
@@ -44,9 +45,7 @@ def write_report(
     check_output(path, [Path(each) for each in paths])
     sources = read_sources([Path(each) for each in paths])
     page = render_page(sources, title if title is not None else default_title(sources))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    write_atomically(path, page)
     return path
 
 

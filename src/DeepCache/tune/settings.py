@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from DeepCache.prompts.rows import shown
 from DeepCache.schedule import check_integer
+from DeepCache.text import shown
 from DeepCache.tune.search import Goal
 
 __all__ = ["TuningSettings"]

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import remove_deepcache
@@ -22,11 +22,11 @@ from DeepCache.engine.cost import Costs
 from DeepCache.engine.fingerprint import fingerprint, guidance_scale, scheduler_settings
 from DeepCache.engine.layouts import SkipBranch, branch_of
 from DeepCache.engine.unets import unets_of
+from DeepCache.files import read_json_text, write_atomically
 from DeepCache.generation.painter import Painter
 from DeepCache.plan import Plan
 from DeepCache.progress import Work, WorkProgress
 from DeepCache.schedule import ForecastRule, StepSchedule, mean_cost
-from DeepCache.text_file import read_json_text
 from DeepCache.tune.best_schedules import best_schedules, predicted_error
 from DeepCache.tune.evaluation import Evaluations, MeanEvaluations, Measured
 from DeepCache.tune.least_cost import check_goal
@@ -249,9 +249,7 @@ def _conditions(pipe: Any, settings: TuningSettings) -> dict[str, Any]:
 def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if not path.is_file():
-        unfinished = path.with_suffix(".partial")
-        unfinished.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_atomically(path, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
         return
     try:
         before = json.loads(read_json_text(path, "settings of a tuning"))
@@ -319,9 +317,7 @@ def _measure(bench: Evaluations, branch: SkipBranch, costs: Costs, folder: Path,
         sensitivity = measuring.sensitivity()
         work.add(share * sum(steps - step for step in steps_of_sensitivity(steps)) / steps)
         errors.append(measuring.measure(sensitivity))
-        unfinished = path.with_suffix(".partial")
-        save_file({"errors": errors[-1]}, unfinished)
-        unfinished.replace(path)
+        write_atomically(path, save({"errors": errors[-1]}))
     bench.set_reference(torch.cat(images), seconds)
     return _Scale(
         torch.cat(errors, dim=-1),
