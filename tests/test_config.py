@@ -114,7 +114,7 @@ def test_what_is_no_json_object_is_refused(text):
         ({"threshold": -0.5}, ValueError, "threshold must be above 0, got -0.5"),
         ({"threshold": True}, TypeError, "threshold must be a number above 0, got True"),
         ({"threshold": "0.1"}, TypeError, "threshold must be a number above 0, got '0.1'"),
-        ({"forecast": "response"}, ValueError, "'response' is for skipped steps: take between='skipped' or"),
+        ({"forecast": "response"}, ValueError, "'response' is for skipped steps. Use between='skipped' or"),
         ({"guidance_reuse": True, "between": "skipped"}, ValueError, "guidance_reuse halves shallow steps"),
     ],
 )
@@ -142,12 +142,12 @@ def test_what_is_no_schedule_or_plan_is_refused(values, message):
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"schedule": 3}, ValueError, "a schedule is an object whose 'kind' is one of .*, got 3"),
-        ({"schedule": {"kind": "random"}}, ValueError, "a schedule is an object whose 'kind' is one of"),
+        ({"schedule": 3}, ValueError, "a schedule must be an object whose 'kind' is one of .*, got 3"),
+        ({"schedule": {"kind": "random"}}, ValueError, "a schedule must be an object whose 'kind' is one of"),
         ({"schedule": {"kind": "uniform", "interval": 0}}, ValueError, "interval must be 1 or more, got 0"),
-        ({"schedule": {"kind": "explicit", "at": [1]}}, ValueError, r"must begin with 0 and rise, got \(1,\)"),
-        ({"plan": 3}, ValueError, "a plan is a JSON object .*, got 3"),
-        ({"plan": {"format": "another"}}, ValueError, "a plan is a JSON object .*, got 'another'"),
+        ({"schedule": {"kind": "explicit", "at": [1]}}, ValueError, r"must start with 0 and ascend, got \(1,\)"),
+        ({"plan": 3}, ValueError, "a plan must be a JSON object .*, got 3"),
+        ({"plan": {"format": "another"}}, ValueError, "a plan must be a JSON object .*, got 'another'"),
         (PLAN.to_dict() | {"model": None}, ValueError, "the plan lacks the object 'model'"),
     ],
 )

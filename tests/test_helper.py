@@ -326,7 +326,11 @@ def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
             ValueError,
             "preset='fast' cannot be combined with cache_interval, forecast",
         ),
-        ({"guidance_scale": 7.5}, ValueError, "guidance_scale is for a preset, got 7.5 without one. Add preset or rem"),
+        (
+            {"guidance_scale": 7.5},
+            ValueError,
+            "guidance_scale requires a preset, got 7.5 without one. Add preset or rem",
+        ),
         ({"preset": "fast", "guidance_scale": "7.5"}, TypeError, "guidance_scale must be a number, got '7.5'"),
     ],
 )
@@ -420,7 +424,7 @@ def test_a_pipeline_assigned_to_the_helper_is_the_one_that_is_enabled():
     "name", ["is_enter_position", "wrap_unet_forward", "wrap_block_forward", "cached_output", "cur_timestep"]
 )
 def test_what_nothing_works_by_is_refused_and_not_ignored(name, monkeypatch):
-    message = rf"defines {name}, which nothing in DeepCache works by. .*ExplicitSchedule"
+    message = rf"overrides {name}, which has no effect in DeepCache. .*ExplicitSchedule"
     with pytest.raises(TypeError, match=f"Mine {message}"):
         type("Mine", (DeepCacheSDHelper,), {name: lambda self: None})
     helper = DeepCacheSDHelper(Pipeline(DummyUNet()))

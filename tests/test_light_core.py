@@ -137,10 +137,10 @@ def installed(monkeypatch):
         ({"typer": None, "rich": None}, "it needs rich, typer: pip install 'DeepCache[cli]'"),
         (
             {"diffusers": "0.27.2", "torchmetrics": None},
-            "it needs diffusers 0.40 or newer (here is 0.27.2), torchmetrics: pip install 'DeepCache[cli]'",
+            "it needs diffusers >= 0.40 (found 0.27.2), torchmetrics: pip install 'DeepCache[cli]'",
         ),
         ({"diffusers": "0.40.0.dev0", "transformers": "5.6rc1"}, ""),
-        ({"torch": "2.5.1+cu124"}, "it needs torch 2.6 or newer (here is 2.5.1+cu124): pip install 'DeepCache[cli]'"),
+        ({"torch": "2.5.1+cu124"}, "it needs torch >= 2.6 (found 2.5.1+cu124): pip install 'DeepCache[cli]'"),
         ({}, ""),
     ],
 )
@@ -159,5 +159,5 @@ def test_the_command_says_it_in_one_line(installed, capsys):
 
 def test_loading_a_pipeline_says_it_too(installed):
     installed(transformers="4.48.0")
-    with pytest.raises(ImportError, match=r"load_pipeline cannot be used here: it needs transformers 5.6 or newer"):
+    with pytest.raises(ImportError, match=r"load_pipeline cannot be used here: it needs transformers >= 5.6"):
         load_pipeline("shapes")

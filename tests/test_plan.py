@@ -271,7 +271,7 @@ def test_a_plan_that_knows_no_guidance_does_not_warn_where_it_is_forced(plan, pi
         ([7.5], TypeError, r"got \[7.5\]"),
         ([2, "3"], TypeError, r"got \[2, '3'\]"),
         ([True, 2], TypeError, r"got \[True, 2\]"),
-        ([3, 2], ValueError, "guidance of a plan must be a range of scales from 0, got 3 to 2"),
+        ([3, 2], ValueError, "guidance of a plan must be a range of scales >= 0, got 3 to 2"),
         ([-1, 2], ValueError, "got -1 to 2"),
         ([1, float("inf")], ValueError, "got 1 to inf"),
         ([float("nan"), 2], ValueError, "got nan to 2"),
@@ -289,7 +289,7 @@ def test_another_number_of_steps_is_refused_at_the_first_step(steps, plan, pipe)
     helper.enable()
     ran = []
     pipe.unet.conv_in.register_forward_pre_hook(lambda *_: ran.append(1))
-    with pytest.raises(ValueError, match=f"the schedule is for 6 steps, and this trajectory has {steps}"):
+    with pytest.raises(ValueError, match=f"the schedule is for 6 steps, but this run has {steps}"):
         draw(pipe, steps=steps)
     assert not ran
     draw(pipe)
@@ -320,10 +320,10 @@ def changed(**values):
     [
         ("", "Expecting value"),
         ("{", "Expecting property name"),
-        ("[]", rf"a plan is a JSON object with the 'format' '{PLAN_FORMAT}', got \[\]"),
-        ("null", "a plan is a JSON object .*, got None"),
-        (changed(format=None), "a plan is a JSON object .*, got None"),
-        (changed(format="DeepCache plan 9"), "a plan is a JSON object .*, got 'DeepCache plan 9'"),
+        ("[]", rf"a plan must be a JSON object with the 'format' '{PLAN_FORMAT}', got \[\]"),
+        ("null", "a plan must be a JSON object .*, got None"),
+        (changed(format=None), "a plan must be a JSON object .*, got None"),
+        (changed(format="DeepCache plan 9"), "a plan must be a JSON object .*, got 'DeepCache plan 9'"),
         (changed(schedule=None), "the plan lacks the object 'schedule'; its keys are format, schedule, model"),
         (changed(model=None), "the plan lacks the object 'model'"),
         (changed(scheduler="DDIM"), "the plan lacks the object 'scheduler'"),
@@ -331,18 +331,18 @@ def changed(**values):
         (changed(prompts=[]), "the plan has the unknown key 'prompts'"),
         (
             changed(schedule={"kind": "uniform", "interval": 3}),
-            "the schedule of a plan is of the kind 'steps', got 'uni",
+            "the schedule of a plan must be of kind 'steps', got 'uni",
         ),
         (changed(schedule={"kind": "spiral"}), "'kind' is one of"),
         (changed(schedule=SCHEDULE.to_dict() | {"full": "F"}), "differ in length"),
-        (changed(schedule=SCHEDULE.to_dict() | {"branch": "-1-1-1"}), "takes the characters"),
+        (changed(schedule=SCHEDULE.to_dict() | {"branch": "-1-1-1"}), "must consist of the characters"),
         (changed(schedule=SCHEDULE.to_dict() | {"speed": "....."}), "'speed'"),
     ],
 )
 def test_a_file_that_holds_no_plan_is_named_with_the_reason(content, reason, tmp_path, pipe):
     path = tmp_path / "broken.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    message = rf"broken\.json' holds no plan: .*{reason}"
+    message = rf"broken\.json' does not contain a plan: .*{reason}"
     with pytest.raises(ValueError, match=message):
         Plan.from_file(path)
     with pytest.raises(ValueError, match=message):

@@ -120,7 +120,7 @@ def test_non_uniform_full_steps_are_densest_around_the_center():
 
 
 def test_a_non_uniform_schedule_says_that_it_must_know_how_many_steps_there_are():
-    with pytest.raises(ValueError, match="depends on how many steps there are, and nothing tells"):
+    with pytest.raises(ValueError, match="depends on the number of steps, which is unknown"):
         NonUniformSchedule(3).step(1, None)
     assert UniformSchedule(3).step(1, None) == Step(False)
 
@@ -164,7 +164,7 @@ def test_every_step_spelled_out():
     assert schedule.steps(5) == EACH
     assert schedule.pattern(5) == "F2bF0"
     assert schedule.branches == (0, 2, 11)
-    with pytest.raises(ValueError, match="the schedule is for 5 steps, and this trajectory has 6"):
+    with pytest.raises(ValueError, match="the schedule is for 5 steps, but this run has 6"):
         schedule.step(0, 6)
 
 
@@ -318,7 +318,7 @@ def test_of_an_adaptive_schedule_the_first_tenth_and_the_last_step_are_certain(s
 
 
 def test_an_adaptive_schedule_says_that_it_must_know_how_many_steps_there_are():
-    with pytest.raises(ValueError, match="depends on how many steps there are, and nothing tells"):
+    with pytest.raises(ValueError, match="depends on the number of steps, which is unknown"):
         AdaptiveSchedule(0.1, 5).step(0, None)
 
 
@@ -363,10 +363,10 @@ def test_absent_keys_take_their_defaults():
             TypeError,
             "power must be a number above 1 and at most 10, got '2'",
         ),
-        (ExplicitSchedule, {"at": ()}, ValueError, r"must begin with 0 and rise, got \(\)"),
-        (ExplicitSchedule, {"at": (1, 2)}, ValueError, r"must begin with 0 and rise, got \(1, 2\)"),
-        (ExplicitSchedule, {"at": (0, 3, 3)}, ValueError, r"must begin with 0 and rise, got \(0, 3, 3\)"),
-        (ExplicitSchedule, {"at": (0, 3, 2)}, ValueError, r"must begin with 0 and rise, got \(0, 3, 2\)"),
+        (ExplicitSchedule, {"at": ()}, ValueError, r"must start with 0 and ascend, got \(\)"),
+        (ExplicitSchedule, {"at": (1, 2)}, ValueError, r"must start with 0 and ascend, got \(1, 2\)"),
+        (ExplicitSchedule, {"at": (0, 3, 3)}, ValueError, r"must start with 0 and ascend, got \(0, 3, 3\)"),
+        (ExplicitSchedule, {"at": (0, 3, 2)}, ValueError, r"must start with 0 and ascend, got \(0, 3, 2\)"),
         (ExplicitSchedule, {"at": (0, -3)}, ValueError, "a full step must be 0 or more, got -3"),
         (ExplicitSchedule, {"at": (0, 2.5)}, TypeError, r"a full step must be an int of 0 or more, got 2\.5"),
         (ExplicitSchedule, {"at": (0,), "branch": -2}, ValueError, "branch must be 0 or more, got -2"),
@@ -408,13 +408,13 @@ def test_absent_keys_take_their_defaults():
             WindowSchedule,
             {"schedule": StepSchedule(EACH)},
             ValueError,
-            "a schedule of the kind 'steps' cannot be part of another schedule",
+            "a schedule of kind 'steps' cannot be part of another schedule",
         ),
         (
             BranchSchedule,
             {"schedule": AdaptiveSchedule(0.1, 5), "after": (0, 1)},
             ValueError,
-            "a schedule of the kind 'adaptive' cannot be part of another schedule",
+            "a schedule of kind 'adaptive' cannot be part of another schedule",
         ),
         (AdaptiveSchedule, {"threshold": 0, "interval": 3}, ValueError, "threshold must be above 0, got 0"),
         (AdaptiveSchedule, {"threshold": math.inf, "interval": 3}, ValueError, "threshold must be above 0, got inf"),
@@ -470,13 +470,17 @@ LINES = StepSchedule(EACH).to_dict()
         (
             LINES | {"full": "F..G."},
             ValueError,
-            r"'full' of a schedule of steps takes the characters F\.-, got 'F..G.'",
+            r"'full' of a schedule of steps must consist of the characters F\.-, got 'F..G.'",
         ),
-        (LINES | {"branch": "02B00"}, ValueError, "'branch' .* takes the characters 0123.*xyz, got '02B00'"),
-        (LINES | {"forecast": "01500"}, ValueError, "'forecast' .* takes the characters 01234, got '01500'"),
-        (LINES | {"forecast": "01400"}, ValueError, "'response' is for skipped steps: take 'limited'"),
+        (LINES | {"branch": "02B00"}, ValueError, "'branch' .* must consist of the characters 0123.*xyz, got '02B00'"),
+        (LINES | {"forecast": "01500"}, ValueError, "'forecast' .* must consist of the characters 01234, got '01500'"),
+        (LINES | {"forecast": "01400"}, ValueError, "'response' is for skipped steps: use 'limited'"),
         (LINES | {"full": "F.-F."}, ValueError, "a skipped step runs no layer"),
-        (LINES | {"guidance_reuse": "..yy."}, ValueError, r"'guidance_reuse' .* takes the characters x\., got"),
+        (
+            LINES | {"guidance_reuse": "..yy."},
+            ValueError,
+            r"'guidance_reuse' .* must consist of the characters x\.",
+        ),
         (LINES | {"full": None}, ValueError, "'full' .*, got None"),
         (LINES | {"full": "F."}, ValueError, "differ in length: full 2, branch 5, forecast 5, guidance_reuse 5"),
         (LINES | {"full": "....."}, ValueError, "the first step must be full"),

@@ -122,7 +122,7 @@ def test_a_rule_that_no_shallow_step_follows_is_an_error_before_the_first_call()
             return blocktype == "mid"
 
     pipe = tiny_pipeline()
-    message = r"Upwards.is_skip_step\(\) skips mid 0 block\[0\] at step 0, and a shallow step at branch 0 skips down 0"
+    message = r"Upwards.is_skip_step\(\) skips mid 0 block\[0\] at step 0, but a shallow step at branch 0 skips down 0"
     with Upwards(pipe), pytest.raises(ValueError, match=message):
         generate(pipe)
 
@@ -137,7 +137,7 @@ def test_a_rule_beside_another_schedule_is_refused(other):
 
 def test_a_rule_for_what_has_no_blocks_is_refused():
     pipe = SimpleNamespace(components={"decoder": tiny_unet(), "super_res": tiny_unet()})
-    with pytest.raises(TypeError, match=r"is_skip_step\(\) is asked about the blocks of one U-Net"):
+    with pytest.raises(TypeError, match=r"is_skip_step\(\) requires one U-Net"):
         by_params(DeepCacheSDHelper)(pipe).enable()
 
 
@@ -168,10 +168,10 @@ def test_the_names_of_the_reference():
     helper.unwrap_modules()
     generate(pipe)
     assert helper.stats.pattern == "F..F."
-    with pytest.raises(AttributeError, match="no cached_output of layers"):
+    with pytest.raises(AttributeError, match="has no cached_output"):
         helper.cached_output  # noqa: B018
     for name in ("wrap_unet_forward", "wrap_block_forward"):
-        with pytest.raises(NotImplementedError, match="replaces no forward"):
+        with pytest.raises(NotImplementedError, match="does not replace forward"):
             getattr(helper, name)()
 
 

@@ -1,4 +1,4 @@
-"""The settings of DeepCache as one validated, frozen value that is saved to and loaded from JSON."""
+"""The settings of DeepCache."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = ["COMPILE_MODES", "PRESETS", "DeepCacheConfig"]
 
 CompileMode = Literal["none", "regional", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
-"""What `DeepCacheConfig.compile` takes."""
+"""The values of `DeepCacheConfig.compile`."""
 
 PRESETS = {"faithful": 2, "balanced": 3, "fast": 5}
-"""Settings by name, see `DeepCacheConfig.preset`, and the number of steps from one full step to the next."""
+"""The presets of `DeepCacheConfig.preset` and their `cache_interval`."""
 
-# Up to which guidance scale the limited forecast is the better one for skipped steps, by scheduler and interval, and
-# what holds for others. Measured at 2, 4 and 7.5 (docs/guidance.md): a scale between counts as the nearest.
+# Guidance scales up to which the limited forecast has higher fidelity for skipped steps, by scheduler and interval.
+# Measured at 2, 4 and 7.5 (docs/guidance.md); the thresholds lie halfway between.
 _BETWEEN_2_AND_4, _BETWEEN_4_AND_7, _ALWAYS = 3.0, 5.75, float("inf")
 _LIMITED_UP_TO = {
     "DDIMScheduler": {2: _ALWAYS, 3: _ALWAYS, 5: _BETWEEN_4_AND_7},
@@ -58,50 +58,46 @@ class DeepCacheConfig:
             cached and the output is bit-identical to the pipeline's own. Larger is faster and less faithful; 2 to 5
             is usual at 50 steps.
         cache_branch_id (`int`, defaults to `0`):
-            The skip branch at which the U-Net is cut on shallow steps, counted from the shallowest: 0 is the one of
+            The skip branch at which shallow steps cut the U-Net, counted from the shallowest: 0 is the one of
             `conv_in`, 1 that of the first layer of the first down block, and so on. Deeper is slower and more
-            faithful. How many there are depends on the U-Net (twelve in Stable Diffusion 1.5, nine in SDXL); one that
-            is too deep is refused when the configuration meets the U-Net.
+            faithful. The number of branches depends on the U-Net: 12 in Stable Diffusion 1.5, 9 in SDXL.
         skip_mode (`str`, defaults to `"uniform"`):
-            How the full steps are spread over a trajectory. `"uniform"`: every `cache_interval`-th step is full.
-            `"non-uniform"`: as many, but denser around three tenths of the way, as the paper has it. `"adaptive"`: a
-            step is full where the forecasts would become too wrong, see `threshold`, and `cache_interval` is the most
-            steps from one full step to the next.
+            Where the full steps are. `"uniform"`: every `cache_interval`-th step is full. `"non-uniform"`: the same
+            number, but denser around 30 % of the run, as in the paper. `"adaptive"`: a step is full when the expected
+            error of the forecasts exceeds `threshold`, and at least every `cache_interval` steps.
         forecast (`str`, defaults to `"limited"`):
-            How a shallow step continues the deep features of the full steps before it, and a skipped step the
-            predictions. `"limited"`: a line through the last two whose slope is bounded by the one before it, the more
-            so the higher the guidance scale and the fewer the full steps. `"linear"` and `"quadratic"`: a polynomial
-            through the last two or three, for low scales such as 2. `"none"`: the last one is re-used as it is, which
-            is the paper's, and what `DeepCacheSDHelper` does by default. `"response"`, for skipped steps: the last
-            prediction, moved as predictions have answered to their inputs so far.
+            How a shallow step extrapolates the deep features of earlier full steps, and a skipped step the
+            predictions. `"limited"`: a line through the last two values whose slope is bounded by the slope before it,
+            more tightly at high guidance scales and with few full steps. `"linear"` and `"quadratic"`: a polynomial
+            through the last two or three values, for low guidance scales such as 2. `"none"`: the last value is reused
+            unchanged, as in the paper; this is the default of `DeepCacheSDHelper`. `"response"`, for skipped steps:
+            the last prediction, moved as predictions have responded to their inputs so far.
         guidance_reuse (`bool`, defaults to `False`):
-            Whether a shallow step runs only the half of a guided batch that has the prompt, and rebuilds the other
-            half from the forecast difference of the two. It halves the cost of shallow steps. Refused at the start of
-            a run without classifier-free guidance.
+            Whether a shallow step runs only the conditional half of a guided batch and rebuilds the other half from
+            the forecast difference of the two. Halves the cost of shallow steps. Requires classifier-free guidance.
         schedule (`Schedule`, *optional*):
-            Any schedule of `DeepCache.schedule`, in the place of `cache_interval`, `cache_branch_id` and `skip_mode`.
+            A schedule of `DeepCache.schedule`, instead of `cache_interval`, `cache_branch_id` and `skip_mode`.
         plan (`Plan`, *optional*):
-            What `deepcache tune` found for a model, a scheduler, a number of steps and a range of guidance scales,
-            instead of all of the above. Refused on others.
+            The result of `deepcache tune` for a model, a scheduler, a number of steps and a range of guidance scales,
+            instead of all of the above. Other models, schedulers, steps and scales raise an error.
         force_plan (`bool`, defaults to `False`):
-            Whether to use the plan on another model, scheduler, number of steps or guidance scale all the same; over
+            Whether to use the plan with other models, schedulers, numbers of steps and guidance scales too. With
             another number of steps it is stretched.
         between (`str`, defaults to `"shallow"`):
-            What the steps between full ones are: `"shallow"`, `"skipped"` (no layer of the U-Net runs, and its
-            prediction is forecast), or `"alternating"` (a shallow step, then a skipped one, and so on). A plan says it
-            for each step.
+            The kind of the steps between full ones: `"shallow"`, `"skipped"` (no layer of the U-Net runs, and its
+            prediction is forecast), or `"alternating"` (shallow, skipped, shallow, …). A plan sets it for each step.
         threshold (`float`, defaults to `0.1`):
-            With `skip_mode="adaptive"`, how large the expected error of a forecast may become as a share of what is
-            forecast. Larger is faster and less faithful.
+            With `skip_mode="adaptive"`, the largest expected relative error of a forecast. Larger is faster and less
+            faithful.
         compile (`str`, defaults to `"none"`):
-            Whether DeepCache puts `torch.compile` on the U-Net. `"default"`, `"reduce-overhead"` (CUDA graphs),
-            `"max-autotune"` (the fastest kernels, CUDA graphs) and `"max-autotune-no-cudagraphs"` are its modes: one
-            graph for full steps and one for shallow ones. `"regional"` compiles the repeated blocks alone: a short cold
-            start, less gain. Leave it where you compile `pipe.unet` yourself.
+            Whether DeepCache applies `torch.compile` to the U-Net. `"default"`, `"reduce-overhead"` (CUDA graphs),
+            `"max-autotune"` (the fastest kernels, CUDA graphs) and `"max-autotune-no-cudagraphs"` are modes of
+            `torch.compile`, with one graph for full steps and one for shallow ones. `"regional"` compiles only the
+            repeated blocks: it starts faster and gains less. Keep `"none"` if you compile `pipe.unet` yourself.
 
     Raises:
         TypeError: a value is of the wrong type.
-        ValueError: a number is out of its range, or a name is unknown.
+        ValueError: a number is out of range, or a name is unknown.
 
     Example:
         >>> config = DeepCacheConfig(cache_interval=5, forecast="linear")
@@ -122,27 +118,22 @@ class DeepCacheConfig:
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
-        plain = {
-            "cache_interval": check_integer("cache_interval", self.cache_interval, minimum=1),
-            "cache_branch_id": check_integer("cache_branch_id", self.cache_branch_id, minimum=0),
-            "threshold": check_threshold(self.threshold),
-        }
-        for name, value in plain.items():
-            # Frozen for everybody else.
-            object.__setattr__(self, name, value)
+        for name, least in (("cache_interval", 1), ("cache_branch_id", 0)):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum=least))
+        object.__setattr__(self, "threshold", check_threshold(self.threshold))
         _check_name("skip_mode", self.skip_mode, SKIP_MODES)
         _check_name("forecast", self.forecast, FORECASTS)
         _check_name("compile", self.compile, COMPILE_MODES)
         _check_name("between", self.between, BETWEEN)
         if self.forecast == "response" and self.between == "shallow":
             raise ValueError(
-                "forecast 'response' is for skipped steps: take between='skipped' or between='alternating', or "
+                "forecast='response' is for skipped steps. Use between='skipped' or between='alternating', or "
                 "forecast='limited'"
             )
         if self.guidance_reuse and self.between == "skipped":
             raise ValueError(
-                "guidance_reuse halves shallow steps, and between='skipped' has none: leave guidance_reuse out, or "
-                "take between='shallow'"
+                "guidance_reuse halves shallow steps, and between='skipped' has none. Remove guidance_reuse, or use "
+                "between='shallow'"
             )
         for name, kind in (("guidance_reuse", bool), ("force_plan", bool), ("schedule", Schedule), ("plan", Plan)):
             value = getattr(self, name)
@@ -153,18 +144,17 @@ class DeepCacheConfig:
     def preset(cls, name: str, guidance: float | None = None, scheduler: str | None = None) -> DeepCacheConfig:
         """Settings by name: `"faithful"`, `"balanced"` or `"fast"`.
 
-        All have skipped steps between full ones. Of the forecasts they take the one that is closer to the original at
-        this guidance scale with this scheduler: limited, or by the response of predictions to their inputs. That was
-        measured with the bundled model at one number of steps for each scheduler; docs/guidance.md and docs/comfyui.md
-        have the figures.
+        All have skipped steps between full ones, with the forecast (`"limited"` or `"response"`) that has the higher
+        fidelity at this guidance scale with this scheduler. It was measured with the bundled model at one number of
+        steps per scheduler; see docs/guidance.md and docs/comfyui.md.
 
         Args:
             name: one of `PRESETS`.
-            guidance: the guidance scale; None, where that is not known, is taken for a high one.
-            scheduler: the class of the scheduler, such as `DDIMScheduler`; None where that is not known.
+            guidance: the guidance scale. None, for unknown, counts as a high one.
+            scheduler: the class name of the scheduler, such as `DDIMScheduler`; None if unknown.
 
         Raises:
-            ValueError: there is no such preset.
+            ValueError: the preset is unknown.
 
         Example:
             >>> DeepCacheConfig.preset("balanced", 7.5).forecast, DeepCacheConfig.preset("balanced", 2.0).forecast
@@ -181,7 +171,7 @@ class DeepCacheConfig:
 
     @property
     def effective_schedule(self) -> Schedule:
-        """The schedule that these settings describe, which is the plan's, or `schedule`, or that of `skip_mode`."""
+        """The schedule of these settings: the plan's, or `schedule`, or that of `skip_mode`."""
         if self.plan is not None:
             return self.plan.schedule
         if self.schedule is not None:
@@ -193,12 +183,12 @@ class DeepCacheConfig:
 
     @property
     def branches(self) -> tuple[int, ...]:
-        """Every skip branch that a shallow step may use, from the shallowest; none where no step is shallow."""
+        """The skip branches that shallow steps may use, in ascending order."""
         return self.effective_schedule.branches if any(step.shallow for step in self.kinds) else ()
 
     @property
     def kinds(self) -> frozenset[Step]:
-        """Every kind of step that a run may have, whatever its branch."""
+        """The kinds of step that a run may have, regardless of the branch."""
         schedule = self.effective_schedule
         if isinstance(schedule, StepSchedule):
             return frozenset(schedule.each)
@@ -209,43 +199,42 @@ class DeepCacheConfig:
 
     @property
     def highest_order(self) -> int:
-        """The highest order of a forecast that any step asks for."""
+        """The highest order among the forecasts of all steps."""
         return max(step.order for step in self.kinds)
 
     @property
     def feature_forecast(self) -> ForecastRule:
-        """How shallow steps continue deep features; `"response"` has a meaning for predictions only."""
+        """The forecast of deep features; `"response"` applies to predictions only."""
         return "limited" if self.forecast == "response" else self.forecast
 
     @property
     def any_skipped(self) -> bool:
-        """Whether any step may run no layer at all."""
+        """Whether any step may be skipped."""
         return any(step.skipped for step in self.kinds)
 
     @property
     def any_response(self) -> bool:
-        """Whether any skipped step asks for the response of predictions to their inputs."""
+        """Whether any skipped step uses `forecast="response"`."""
         return any(step.forecast == "response" for step in self.kinds)
 
     @property
     def any_guidance_reuse(self) -> bool:
-        """Whether any step runs half of a guided batch."""
+        """Whether any step runs only half of a guided batch."""
         return any(step.guidance_reuse for step in self.kinds)
 
     def step(self, number: int, steps: int | None, since: int | None = None) -> Step:
-        """What a step of a trajectory does; see `Schedule.step`.
+        """Returns one step; see `Schedule.step`.
 
         Args:
-            number: the step.
-            steps: how many there are; None where nothing tells.
-            since: how many steps after the last full one it is, where that was decided during the run; by default as
-                the schedule says.
+            number: the index of the step.
+            steps: the number of steps in the run; None if unknown.
+            since: the number of steps since the last full one, if that was decided during the run; by default it
+                follows from the schedule.
         """
         return self._step_of(self._schedule_of(steps), number, steps, since)
 
     def _step_of(self, schedule: Schedule, number: int, steps: int | None, since: int | None = None) -> Step:
         step = schedule.step(number, steps)
-        # Each step of a plan says for itself what it forecasts.
         if step.full or isinstance(schedule, StepSchedule):
             return step
         if self._is_skipped(schedule, number, steps, since):
@@ -262,7 +251,7 @@ class DeepCacheConfig:
         return since % 2 == 0
 
     def steps(self, count: int) -> tuple[Step, ...]:
-        """What every step of a trajectory of so many steps does.
+        """Every step of a run of `count` steps.
 
         Example:
             >>> from DeepCache.schedule import pattern_of
@@ -284,11 +273,11 @@ class DeepCacheConfig:
         return self.effective_schedule
 
     def to_json(self) -> str:
-        """The settings as a JSON object, one key a field."""
+        """The settings as a JSON object with one key per field."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as what JSON can hold, one key a field."""
+        """The settings as JSON values, one key per field."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: value.to_dict() if isinstance(value, (Schedule, Plan)) else value for name, value in values.items()
@@ -296,18 +285,18 @@ class DeepCacheConfig:
 
     @classmethod
     def from_json(cls, text: str) -> DeepCacheConfig:
-        """The settings in a JSON object; a field that is absent takes its default. A plan is settings too.
+        """Reads a JSON object of settings, in which absent fields have their defaults, or a plan.
 
         Raises:
-            ValueError: the text is no JSON object, or has a key that is no field, or a value is out of range.
+            ValueError: the text is not a JSON object, or has an unknown key or a value out of range.
             TypeError: a value is of the wrong type.
         """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"a DeepCacheConfig is a JSON object, and this is no JSON: {error}") from error
+            raise ValueError(f"a DeepCacheConfig must be a JSON object, and this is not JSON: {error}") from error
         if not isinstance(values, dict):
-            raise ValueError(f"a DeepCacheConfig is a JSON object, got {type(values).__name__}")
+            raise ValueError(f"a DeepCacheConfig must be a JSON object, got {type(values).__name__}")
         if values.get("format") in PLAN_FORMATS:
             return cls(plan=Plan.from_dict(values))
         known = [field.name for field in fields(cls)]
@@ -327,15 +316,15 @@ class DeepCacheConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> DeepCacheConfig:
-        """Reads a file that `to_file` wrote, or a plan of `deepcache tune`; raises as `from_json` does, and `OSError`
-        where it cannot be read."""
+        """Reads a file of settings or a plan of `deepcache tune`. Raises as `from_json` does, and `OSError` if the file
+        cannot be read."""
         text = read_json_text(path, "settings")
         try:
             return cls.from_json(text)
         except RecursionError:
-            raise ValueError(f"{str(path)!r} holds no settings of DeepCache: it is nested too deeply") from None
+            raise ValueError(f"{str(path)!r} does not contain settings of DeepCache: it is nested too deeply") from None
         except (ValueError, TypeError) as error:
-            raise type(error)(f"{str(path)!r} holds no settings of DeepCache: {error}") from error
+            raise type(error)(f"{str(path)!r} does not contain settings of DeepCache: {error}") from error
 
 
 def _check_name(name: str, value: object, allowed: tuple[str, ...]) -> None:

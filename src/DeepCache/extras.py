@@ -1,4 +1,4 @@
-"""What an extra of the package brings, and what of it is missing here."""
+"""Checks that the packages of an extra are installed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ __all__ = ["require", "why_missing"]
 
 
 def why_missing(extra: str) -> str:
-    """What is missing of an extra, or too old, with what to install; an empty string where all is there.
-
-    Args:
-        extra: an extra of the package, such as `cli`.
+    """Names the missing or outdated packages of an extra and how to install them; an empty string if none is.
 
     Example:
         >>> why_missing("cli")
@@ -22,11 +19,11 @@ def why_missing(extra: str) -> str:
     """
     try:
         requirements = requires("DeepCache") or []
-    except PackageNotFoundError:  # It runs from a folder that nothing was installed from.
+    except PackageNotFoundError:  # DeepCache runs from a source folder.
         return ""
     lacking = []
     for requirement in requirements:
-        # Those for some versions of Python alone have another marker before.
+        # Requirements with a further marker, such as a Python version, do not match.
         wanted = re.match(rf"""([\w.-]+)>=([\d.]+)\s*;\s*extra == ['"]{extra}['"]""", requirement)
         if wanted:
             name, least = wanted.groups()
@@ -36,16 +33,16 @@ def why_missing(extra: str) -> str:
                 lacking.append(name)
             else:
                 if _numbers(found) < _numbers(least):
-                    lacking.append(f"{name} {least} or newer (here is {found})")
+                    lacking.append(f"{name} >= {least} (found {found})")
     return f"it needs {', '.join(lacking)}: pip install 'DeepCache[{extra}]'" if lacking else ""
 
 
 def require(extra: str, what: str) -> None:
-    """Refuses to go on without what an extra brings.
+    """Checks that the packages of an extra are installed.
 
     Args:
         extra: the extra.
-        what: what needs it.
+        what: what requires it, for the message.
 
     Raises:
         MissingExtraError: a package is missing or too old.

@@ -1,7 +1,7 @@
-"""`count_ops_and_params` of the reference package: what a model computes, by the layers that it counts and as it does.
+"""`count_ops_and_params` of the reference package, which counts the same layers in the same way.
 
-It leaves out the products within attention, and counts biases and normalisations, so the figures are not those of
-`DeepCacheSDHelper.stats` and `deepcache info`, which count the multiply-accumulates of every product.
+It omits the matrix products of attention and counts biases and normalizations. `DeepCacheSDHelper.stats` and
+`deepcache info` count the multiply-accumulates of every product instead.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _NAMES_OF_CONVOLUTION = ("LoRACompatibleConv",)
 
 
 def count_ops_and_params(model: nn.Module, example_inputs: Any, layer_wise: bool = False) -> tuple[float, int]:
-    """Counts what a model computes for each sample of a batch, and its parameters.
+    """Counts the operations of a model per sample, and its parameters.
 
-    Nothing is computed: the layers are run on the meta device, on a copy without weights.
+    The layers run on the meta device, on a copy without weights.
 
     Args:
-        model: the model; recurrent layers and `nn.MultiheadAttention` are not counted.
-        example_inputs: its arguments: a tensor, or a tuple or list of them, or a dict of keyword arguments, of which
-            the batch is taken for one sample.
-        layer_wise: whether to print a line for each layer.
+        model: the model. Recurrent layers and `nn.MultiheadAttention` are not counted.
+        example_inputs: its arguments: a tensor, a tuple or list of tensors, or a dict of keyword arguments, of which
+            the whole batch counts as one sample.
+        layer_wise: whether to print one line per layer.
 
     Returns:
-        The operations for one sample, of a convolution or a linear layer its multiply-accumulates and biases, and the
-        number of parameters.
+        The operations per sample (for convolutions and linear layers, multiply-accumulates and biases) and the number
+        of parameters.
 
     Example:
         >>> import torch
@@ -100,7 +100,7 @@ def _operations(module: Any, sample: torch.Tensor, output: torch.Tensor) -> int:
         each += 0 if module.bias is None else module.out_channels
         return positions * each
     if _is_linear(module):
-        # The reference counts a bias once for a call.
+        # The reference counts a bias once per call.
         return sample.numel() * output.shape[-1] + (output.shape[-1] if module.bias is not None else 0)
     if type(module) in _NORMS:
         affine = module.elementwise_affine if isinstance(module, nn.LayerNorm) else module.affine

@@ -1,4 +1,4 @@
-"""`DeepCacheSDHelper`: the published interface."""
+"""`DeepCacheSDHelper`: the interface of the reference package and the diffusers documentation."""
 
 from __future__ import annotations
 
@@ -22,38 +22,30 @@ from DeepCache.skip_rule import BlockType, Layer, Question, is_deep, with_rule
 
 __all__ = ["DeepCacheSDHelper"]
 
-# What the reference package works by, and subclasses and patches of its helper change, and nothing works by here.
-_NOT_USED = (
-    "is_enter_position",
-    "wrap_unet_forward",
-    "wrap_block_forward",
-    "function_dict",
-    "cached_output",
-    "cur_timestep",
-    "start_timestep",
+# Programs override these in the reference package. Here an override would have no effect, so it is refused.
+_NOT_OVERRIDABLE = (
+    *("is_enter_position", "wrap_unet_forward", "wrap_block_forward", "function_dict"),
+    *("cached_output", "cur_timestep", "start_timestep"),
 )
-
-
-# Programs empty the state of the reference package's helper by hand.
-_EMPTIED = {"cached_output": {}, "cur_timestep": 0, "start_timestep": None}
+# Programs assign these values to reset the helper of the reference package.
+_RESET_VALUES = {"cached_output": {}, "cur_timestep": 0, "start_timestep": None}
 
 
 class DeepCacheSDHelper:
-    """DeepCache on a diffusers pipeline, by the interface of the diffusers documentation.
+    """Applies DeepCache to a diffusers pipeline.
 
     Args:
-        pipe: a pipeline with a denoising U-Net; may also be given to `enable`.
+        pipe: a pipeline with a denoising U-Net; it can also be passed to `enable`.
 
-    Raises nothing until `set_params` or `enable` meets a value it cannot work with.
+    Without `set_params` the settings are `DeepCacheConfig(forecast="none")`. With these, and with the defaults of
+    `set_params`, the output is bit-identical to the reference package's. `enable` replaces DeepCache on a U-Net that
+    has it already, so a notebook cell can run twice. After `helper.pipe = other`, the next `enable` applies to that
+    pipeline.
 
-    Without `set_params` the settings are those of `DeepCacheConfig(forecast="none")`. With them, and with the defaults
-    of `set_params`, the output is bit-identical to the reference package's. Enabling takes the place of any engine that
-    is on the same U-Net already, so a notebook cell may be run twice. After `helper.pipe = other`, the next `enable`
-    is for the other pipeline.
-
-    The methods of the reference package's helper are there under their names. A subclass may define `is_skip_step`,
-    which is asked at the start of a run about every layer at every step, and `wrap_modules`, `unwrap_modules` and
-    `reset_states`, which `enable` and `disable` call. To define what nothing works by here is a `TypeError`.
+    The methods of the reference package's helper exist under their names. A subclass may override `is_skip_step`,
+    which is called for every layer and step at the start of a run, and `wrap_modules`, `unwrap_modules` and
+    `reset_states`, which `enable` and `disable` call. Overriding anything else of the reference package raises
+    `TypeError`.
 
     Example:
         >>> from DeepCache import DeepCacheSDHelper
@@ -67,7 +59,7 @@ class DeepCacheSDHelper:
         'F..F..'
         >>> helper.disable()
 
-        Enabled for the length of a block:
+        As a context manager:
 
         >>> with DeepCacheSDHelper(pipe) as helper:
         ...     image = pipe("a red circle", num_inference_steps=6).images[0]
@@ -77,13 +69,13 @@ class DeepCacheSDHelper:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse(cls.__name__, vars(cls))
+        _refuse_overrides(cls.__name__, vars(cls))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _EMPTIED and value == _EMPTIED[name]:
+        if name in _RESET_VALUES and value == _RESET_VALUES[name]:
             self.reset_states()
             return
-        _refuse(type(self).__name__, [name])
+        _refuse_overrides(type(self).__name__, [name])
         super().__setattr__(name, value)
         if name == "is_skip_step" and self._engine is not None:
             self._engine.configure(self._with_rule(self.pipe, self._config))
@@ -114,19 +106,19 @@ class DeepCacheSDHelper:
         preset: str | None = None,
         guidance_scale: float | None = None,
     ) -> None:
-        """Sets what `DeepCacheConfig` explains, before `enable` or while enabled.
+        """Changes the settings, before `enable` or while enabled. `DeepCacheConfig` documents them.
 
         Args:
             plan: a plan, or the file that `deepcache tune` wrote it to.
             preset: `"faithful"`, `"balanced"` or `"fast"` instead of all other settings, see `DeepCacheConfig.preset`.
-            guidance_scale: the guidance scale that the pipeline will be called with, for the preset. None, where that
-                is not known, is taken for a high one.
+            guidance_scale: the guidance scale of the pipeline call, for the preset. None, for unknown, counts as a
+                high one.
 
         Raises:
-            TypeError: a value of the wrong type.
-            ValueError: a value out of its range, a plan for another model or scheduler, or a preset together with
-                other settings; the settings stay as they were.
-            OSError: the file of the plan cannot be read.
+            TypeError: a value is of the wrong type.
+            ValueError: a value is out of range, the plan is for another model or scheduler, or a preset is combined
+                with other settings. The settings stay unchanged.
+            OSError: the plan cannot be read.
 
         Example:
             >>> helper = DeepCacheSDHelper()
@@ -160,33 +152,34 @@ class DeepCacheSDHelper:
         self._config = config
 
     def enable(self, pipe: Any = None) -> None:
-        """Puts DeepCache on the pipeline. Twice is as good as once.
+        """Applies DeepCache to the pipeline. Idempotent.
 
         Args:
-            pipe: another pipeline to work on from now on; the one before is set free.
+            pipe: another pipeline, which replaces the current one.
 
         Raises:
-            TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut or ask a rule of.
-            ValueError: no pipeline was given, or the branch is too deep for its U-Net.
+            TypeError: the pipeline has no U-Net, or one that DeepCache cannot cut.
+            ValueError: there is no pipeline, or the U-Net has fewer skip branches.
         """
         pipe = self.pipe if pipe is None else pipe
         if pipe is None:
-            raise ValueError("no pipeline to enable DeepCache on: give one to DeepCacheSDHelper(pipe=...) or enable()")
-        _refuse_patches()
+            raise ValueError("no pipeline to enable DeepCache on: pass one to DeepCacheSDHelper(pipe=...) or enable()")
+        patched = [name for name in _NOT_OVERRIDABLE if vars(DeepCacheSDHelper)[name] is not _OWN[name]]
+        _refuse_overrides("DeepCacheSDHelper", patched)
         config = self._with_rule(pipe, self._config)
         if self._engine is None or pipe is not self._engine.pipe:
             engine = DeepCacheEngine(pipe, config)
             self.disable()
             self.pipe, self._engine = pipe, engine
         elif self._engine.config != config:
-            # They were set while the helper had no pipeline, or another.
+            # The settings were changed while the helper had no pipeline, or another one.
             self._engine.configure(config)
         if not self._engine.attached:
             self.reset_states()
         self.wrap_modules()
 
     def disable(self) -> None:
-        """Takes DeepCache off the pipeline, which is then as it was before. Without effect where it is not on."""
+        """Removes DeepCache and restores the pipeline. Idempotent."""
         if self._engine is not None:
             self.unwrap_modules()
             self.reset_states()
@@ -202,23 +195,22 @@ class DeepCacheSDHelper:
 
     @property
     def stats(self) -> TrajectoryStats:
-        """What the last trajectory did; of a pipeline with several U-Nets, what the first of them did."""
+        """Statistics of the last denoising run, of the first U-Net of the pipeline."""
         return self._engine.stats if self._engine is not None else TrajectoryStats("", 0, 0, 0, None)
 
     @property
     def params(self) -> dict[str, Any]:
-        """The settings under the names of the reference package, with the branch as a block and a layer within it."""
+        """The settings under the names of the reference package, with the branch as block and layer."""
         if self._asked is not None:
             return self._asked.params
         return _params(self._config, self.pipe)
 
     def is_skip_step(self, block_i: int, layer_i: int, blocktype: BlockType = "down") -> bool:
-        """Whether a block or a layer is skipped at `cur_timestep` by the rule of the reference package, a uniform
-        schedule. A subclass that defines it says by it which steps are full.
+        """Whether a block or layer is skipped at `cur_timestep`. A subclass may override it to choose the full steps.
 
         Args:
-            block_i: the block, from the shallowest.
-            layer_i: the place in the block, from the shallowest; 0 for the block itself.
+            block_i: the index of the block, from the shallowest.
+            layer_i: the index of the layer in the block, from the shallowest; 0 for the block itself.
             blocktype: `"down"`, `"mid"` or `"up"`.
         """
         params = self.params
@@ -227,89 +219,72 @@ class DeepCacheSDHelper:
         return is_deep(Layer(block_i, layer_i, blocktype, ""), (params["cache_block_id"], params["cache_layer_id"]))
 
     def is_enter_position(self, block_i: int, layer_i: int) -> bool:
-        """Whether the U-Net is cut at a layer, by the numbers of `is_skip_step`."""
+        """Whether the U-Net is cut at a layer, with the indices of `is_skip_step`."""
         params = self.params
         return (block_i, layer_i) == (params["cache_block_id"], params["cache_layer_id"])
 
     @property
     def cur_timestep(self) -> int:
-        """The place of the step in progress, or of the last one, in the scheduler's list of timesteps; 0 before."""
+        """The index of the current or last step in the scheduler's timesteps; 0 before the first run."""
         if self._asked is not None:
             return self._asked.timestep
         return self._engine.places[1] if self._engine is not None else 0
 
     @property
     def start_timestep(self) -> int | None:
-        """The place of the first step of the run in progress; None before and after."""
+        """The index of the first step of the current run; None outside of a run."""
         if self._asked is not None:
             return self._asked.start
         return self._engine.places[0] if self._engine is not None else None
 
     def wrap_modules(self) -> None:
-        """Puts DeepCache on the pipeline; `enable` calls it."""
+        """Applies DeepCache to the pipeline; called by `enable`."""
         if self._engine is None:
             self.enable()
         else:
             self._engine.attach()
 
     def unwrap_modules(self) -> None:
-        """Takes DeepCache off the pipeline; `disable` calls it."""
+        """Removes DeepCache from the pipeline; called by `disable`."""
         if self._engine is not None:
             self._engine.detach()
 
     def reset_states(self) -> None:
-        """Forgets all that is kept: the next step is the first of a run. `enable` and `disable` call it; a new image
-        takes no call."""
+        """Discards the stored features: the next step starts a run. Called by `enable` and `disable`; not needed
+        between images."""
         if self._engine is not None:
             self._engine.end_run()
 
     def wrap_unet_forward(self) -> NoReturn:
-        """Raises, since DeepCache replaces no `forward`.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "DeepCache replaces no forward: enable() puts all of it on, and disable() takes it off"
-        )
+        """Always raises `NotImplementedError`: DeepCache does not replace `forward`."""
+        raise NotImplementedError("DeepCache does not replace forward. Use enable() and disable()")
 
     def wrap_block_forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises; see `wrap_unet_forward`.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Always raises; see `wrap_unet_forward`."""
         self.wrap_unet_forward()
 
     @property
     def function_dict(self) -> dict[Any, Callable[..., Any]]:
-        """The `forward` of the U-Net, its blocks and its layers, under the keys of the reference package; empty while
-        DeepCache is off. For toolkits that go through it: DeepCache itself replaces no `forward`, and assigning to
-        the entries changes nothing."""
+        """The `forward` methods of the U-Net, its blocks and its layers, under the keys of the reference package; empty
+        while DeepCache is disabled. For toolkits that iterate over it; assigning to its entries has no effect."""
         if self._engine is None or not self._engine.attached:
             return {}
         return _forwards(_first_unet(self.pipe))
 
     @property
     def cached_output(self) -> NoReturn:
-        """Raises, since DeepCache keeps a deep feature for each call and no outputs of layers.
-
-        Raises:
-            AttributeError: always.
-        """
+        """Always raises `AttributeError`: DeepCache stores deep features, not the outputs of layers."""
         raise AttributeError(
-            "DeepCache keeps a deep feature for each call and no cached_output of layers: reset_states() forgets what "
-            "is kept, and helper.stats.bytes_kept says how much it was"
+            "DeepCache has no cached_output of layers: it stores deep features. reset_states() discards them, and "
+            "helper.stats.bytes_kept is their size"
         )
 
     def _with_rule(self, pipe: Any, config: DeepCacheConfig) -> DeepCacheConfig:
-        """The settings, with the rule of a subclass in them."""
         if pipe is None or getattr(self.is_skip_step, "__func__", None) is _OWN["is_skip_step"]:
             return config
         return with_rule(config, pipe, type(self).__name__, self._answer, _params(config, pipe))
 
     def _answer(self, question: Question, *layer: Any) -> bool:
-        """What the rule says of a layer at a step."""
         self._asked = question
         try:
             return self.is_skip_step(*layer)
@@ -317,35 +292,26 @@ class DeepCacheSDHelper:
             self._asked = None
 
 
-_OWN = {name: vars(DeepCacheSDHelper)[name] for name in ("is_skip_step", *_NOT_USED)}
+_OWN = {name: vars(DeepCacheSDHelper)[name] for name in ("is_skip_step", *_NOT_OVERRIDABLE)}
+_DEFAULTS_OF_SET_PARAMS = DeepCacheConfig(1, forecast="none")
 
 
-def _refuse(owner: str, defined: Iterable[str]) -> None:
-    """Refuses what the reference package works by and this one does not, wherever it was defined."""
-    name = next((name for name in _NOT_USED if name in defined), None)
+def _refuse_overrides(owner: str, defined: Iterable[str]) -> None:
+    name = next((name for name in _NOT_OVERRIDABLE if name in defined), None)
     if name is not None:
         raise TypeError(
-            f"{owner} defines {name}, which nothing in DeepCache works by. Say which steps are full by is_skip_step(), "
-            "set_params(schedule=ExplicitSchedule(...)) or WindowSchedule(...), and change a call of the U-Net by hooks"
+            f"{owner} overrides {name}, which has no effect in DeepCache. Choose the full steps with is_skip_step(), "
+            "set_params(schedule=ExplicitSchedule(...)) or WindowSchedule(...), and hook calls of the U-Net"
         )
 
 
-def _refuse_patches() -> None:
-    """Refuses it where it was put on the class."""
-    _refuse("DeepCacheSDHelper", [name for name in _NOT_USED if vars(DeepCacheSDHelper)[name] is not _OWN[name]])
-
-
-# What `set_params()` sets.
-_DEFAULT = DeepCacheConfig(1, forecast="none")
-
-
 def _preset(name: str | None, guidance_scale: Any, pipe: Any, others: DeepCacheConfig) -> DeepCacheConfig:
-    """What a preset stands for, where no other settings are given."""
     if name is None:
-        raise ValueError(f"guidance_scale is for a preset, got {guidance_scale} without one. Add preset or remove it")
+        raise ValueError(f"guidance_scale requires a preset, got {guidance_scale} without one. Add preset or remove it")
     if not isinstance(guidance_scale, (Real, type(None))):
         raise TypeError(f"guidance_scale must be a number, got {guidance_scale!r}")
-    given = [field.name for field in fields(others) if getattr(others, field.name) != getattr(_DEFAULT, field.name)]
+    default = _DEFAULTS_OF_SET_PARAMS
+    given = [field.name for field in fields(others) if getattr(others, field.name) != getattr(default, field.name)]
     if given:
         raise ValueError(f"preset={name!r} cannot be combined with {', '.join(given)}. Remove one of them")
     scheduler = type(getattr(pipe, "scheduler", None)).__name__
@@ -355,11 +321,11 @@ def _preset(name: str | None, guidance_scale: Any, pipe: Any, others: DeepCacheC
 def _params(config: DeepCacheConfig, pipe: Any) -> dict[str, Any]:
     number = config.cache_branch_id
     if pipe is None:
-        # Nothing to read the structure from yet: that of Stable Diffusion.
+        # Without a U-Net, assume the structure of Stable Diffusion.
         block, layer = divmod(number, 3)
     else:
         branch = branch_of(_first_unet(pipe), number)
-        # Only diffusers' block layout numbers layers within a block.
+        # Only the block layout of diffusers has layers within blocks.
         block, layer = (branch.down_block, branch.layers) if isinstance(branch, BlockBranch) else (number, 0)
     return {
         "cache_interval": config.cache_interval,

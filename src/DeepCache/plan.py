@@ -1,4 +1,4 @@
-"""A plan: a schedule that was tuned to a model, a scheduler and a number of steps, with what it was tuned on."""
+"""Plans: schedules tuned for a model, a scheduler and a number of steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from DeepCache.text import shown
 __all__ = ["PLAN_FORMAT", "PLAN_FORMATS", "Plan"]
 
 PLAN_FORMAT = "DeepCache plan 2"
-"""The `format` in the file of a plan."""
+"""The `format` key of a plan's file."""
 
 PLAN_FORMATS = (PLAN_FORMAT, "DeepCache plan 1")
-"""Every `format` that is read. Plans of format 1 do not say for which guidance scales they hold."""
+"""The formats that can be read. Plans of format 1 do not record guidance scales."""
 
 _FIX = "Give a file that `deepcache tune` wrote."
 _KEYS = ("format", "schedule", "model", "scheduler", "guidance", "tuned", "results")
@@ -27,20 +27,20 @@ _KEYS = ("format", "schedule", "model", "scheduler", "guidance", "tuned", "resul
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule that `deepcache tune` made, and what it is for.
+    """A schedule that `deepcache tune` found, and what it applies to.
 
     Args:
-        schedule: what each step does.
-        model: what tells the U-Net from others, see `DeepCache.engine.fingerprint.fingerprint`.
+        schedule: the steps.
+        model: identifies the U-Net, see `DeepCache.engine.fingerprint.fingerprint`.
         scheduler: class and configuration of the scheduler.
-        tuned: how it was tuned: the model's name, the steps asked for, guidance, prompts, seeds, the goal.
-        results: cost and fidelity, predicted and measured, on the prompts that it was tuned on and on others.
-        guidance: the lowest and the highest guidance scale that it was tuned at; None where that is unknown (plans of
-            format 1) or the pipeline has no guidance.
+        tuned: the settings of the tuning: the model's name, steps, guidance, prompts, seeds, goal.
+        results: cost and fidelity, predicted and measured, on the tuning prompts and on held-out prompts.
+        guidance: the lowest and the highest guidance scale of the tuning; None if unknown (plans of format 1) or if
+            the pipeline has no guidance.
 
     Raises:
         TypeError: `guidance` is not a pair of numbers.
-        ValueError: `guidance` is not a range of scales from 0.
+        ValueError: `guidance` is not a range of numbers >= 0.
 
     Example:
         >>> from DeepCache.schedule import Step
@@ -64,7 +64,7 @@ class Plan:
         return hash(self.schedule)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as what JSON can hold."""
+        """The plan as JSON values."""
         return {
             "format": PLAN_FORMAT,
             "schedule": self.schedule.to_dict(),
@@ -77,15 +77,15 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Any) -> Plan:
-        """The plan that `to_dict` made this of.
+        """Reads what `to_dict` returns.
 
         Raises:
-            ValueError: it is no plan, or one of another version, or its schedule or guidance is out of order.
+            ValueError: it is not a plan of a known format, or its schedule or guidance is invalid.
             TypeError: a value is of the wrong type.
         """
         if not isinstance(values, dict) or values.get("format") not in PLAN_FORMATS:
             found = values.get("format") if isinstance(values, dict) else values
-            raise ValueError(f"a plan is a JSON object with the 'format' {PLAN_FORMAT!r}, got {shown(found)}")
+            raise ValueError(f"a plan must be a JSON object with the 'format' {PLAN_FORMAT!r}, got {shown(found)}")
         missing = [key for key in ("schedule", "model", "scheduler") if not isinstance(values.get(key), dict)]
         missing += [key for key in ("tuned", "results") if not isinstance(values.get(key, {}), dict)]
         keys = [key for key in _KEYS if key != "guidance" or values["format"] == PLAN_FORMAT]
@@ -95,7 +95,7 @@ class Plan:
             raise ValueError(f"the plan {wrong}; its keys are {', '.join(keys)}")
         schedule = schedule_from_dict(values["schedule"])
         if not isinstance(schedule, StepSchedule):
-            raise ValueError(f"the schedule of a plan is of the kind 'steps', got {schedule.kind!r}")
+            raise ValueError(f"the schedule of a plan must be of kind 'steps', got {schedule.kind!r}")
         others = {key: values.get(key, {}) for key in ("model", "scheduler", "tuned", "results")}
         return cls(schedule, **others, guidance=values.get("guidance"))
 
@@ -106,21 +106,21 @@ class Plan:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Plan:
-        """Reads a plan that `to_file` wrote.
+        """Reads a plan.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds no plan.
+            ValueError: it does not contain a plan.
         """
         text = read_json_text(path, "plan")
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{str(path)!r} holds no plan: it is not JSON ({error}). {_FIX}") from error
+            raise ValueError(f"{str(path)!r} does not contain a plan: it is not JSON ({error}). {_FIX}") from error
         except RecursionError:
-            raise ValueError(f"{str(path)!r} holds no plan: its values are nested too deeply. {_FIX}") from None
+            raise ValueError(f"{str(path)!r} does not contain a plan: it is nested too deeply. {_FIX}") from None
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} holds no plan: {error}. {_FIX}") from error
+            raise ValueError(f"{str(path)!r} does not contain a plan: {error}. {_FIX}") from error
 
 
 def _range(guidance: Any) -> tuple[float, float]:
@@ -128,5 +128,5 @@ def _range(guidance: Any) -> tuple[float, float]:
     if len(pair) != 2 or not all(isinstance(scale, (int, float)) and not isinstance(scale, bool) for scale in pair):
         raise TypeError(f"guidance of a plan must be the lowest and the highest scale, got {guidance!r}")
     if not 0 <= pair[0] <= pair[1] < math.inf:
-        raise ValueError(f"guidance of a plan must be a range of scales from 0, got {pair[0]} to {pair[1]}")
+        raise ValueError(f"guidance of a plan must be a range of scales >= 0, got {pair[0]} to {pair[1]}")
     return float(pair[0]), float(pair[1])

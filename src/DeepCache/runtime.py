@@ -1,4 +1,4 @@
-"""What the U-Net of a pipeline runs in, by name: known before anything heavy is imported."""
+"""Checks of runtimes that import no heavy package."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from DeepCache.extras import require
 __all__ = ["RUNTIMES", "branch_for", "check_runtime", "device_for", "runtime_notes"]
 
 RUNTIMES = ("torch", "openvino", "onnx")
-"""PyTorch, or graphs in another runtime; see `DeepCache.export.use_runtime`."""
+"""PyTorch, and runtimes of graphs; see `DeepCache.export.use_runtime`."""
 
 
 def check_runtime(runtime: str, config: DeepCacheConfig) -> None:
-    """Refuses a runtime that is not there, and settings that it cannot run.
+    """Checks that a runtime is installed and supports the settings.
 
     Raises:
-        ValueError: there is no such runtime; or the settings use several branches, or compile.
-        ImportError: what it takes is not installed.
+        ValueError: the runtime is unknown, or the settings use several branches or `compile`.
+        ImportError: the packages of the runtime are not installed.
 
     Example:
         >>> check_runtime("tensorrt", DeepCacheConfig())
@@ -30,28 +30,28 @@ def check_runtime(runtime: str, config: DeepCacheConfig) -> None:
     if runtime == "torch":
         return
     if config.compile != "none":
-        raise ValueError(f"compile={config.compile!r} is for PyTorch, and the runtime is {runtime}. Leave one out")
+        raise ValueError(f"compile={config.compile!r} requires runtime torch, got {runtime!r}. Remove one of them")
     branch_for(config)
     require(runtime, f"runtime {runtime}")
 
 
 def branch_for(config: DeepCacheConfig) -> int:
-    """The one skip branch at which graphs are cut for these settings.
+    """The skip branch at which graphs are cut.
 
     Raises:
-        ValueError: they use several.
+        ValueError: the settings use several branches.
     """
     if len(config.branches) > 1:
-        raise ValueError(f"graphs are cut at one skip branch, and the plan uses {', '.join(map(str, config.branches))}")
+        raise ValueError(f"graphs have one skip branch, but the plan uses {', '.join(map(str, config.branches))}")
     return config.branches[0] if config.branches else config.cache_branch_id
 
 
 def device_for(runtime: str, device: Any) -> Any:
-    """The device to load a pipeline on: the CPU for another runtime than PyTorch, where none is asked for."""
+    """The device to load a pipeline on: the CPU by default for runtimes other than PyTorch."""
     return "cpu" if runtime != "torch" and device in (None, "auto") else device
 
 
 def runtime_notes(pipe: Any) -> dict[str, str]:
-    """What an image's metadata says of the runtime: nothing where that is PyTorch."""
+    """The runtime as image metadata; empty for PyTorch."""
     runtime = getattr(getattr(pipe, "unet", None), "runtime", None)
     return {"runtime": runtime} if isinstance(runtime, str) else {}

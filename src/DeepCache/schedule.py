@@ -1,9 +1,7 @@
-"""Which steps of a trajectory are full, and which branch each shallow step uses.
+"""Schedules: which steps of a denoising run are full, and which branch each shallow step uses.
 
-Pure Python: nothing here knows about tensors. A schedule is a plain, frozen object that is compared, printed and saved:
+A schedule is a frozen object that can be compared, printed and saved as JSON:
 
-    >>> print(UniformSchedule(3))
-    UniformSchedule(interval=3, branch=0)
     >>> UniformSchedule(3).pattern(8)
     'F..F..F.'
     >>> schedule_from_dict(UniformSchedule(3).to_dict()) == UniformSchedule(3)
@@ -43,38 +41,37 @@ __all__ = [
 
 SkipMode = Literal["uniform", "non-uniform", "adaptive"]
 SKIP_MODES: tuple[SkipMode, ...] = get_args(SkipMode)
-"""The values that `skip_mode` takes."""
+"""The values of `skip_mode`."""
 
 ForecastRule = Literal["none", "linear", "quadratic", "limited", "response"]
 FORECAST_ORDERS: dict[ForecastRule, int] = {"none": 0, "linear": 1, "quadratic": 2, "limited": 2, "response": 2}
-"""For each forecast, how many values before the latest one it takes into account; a plan knows them by their place."""
+"""How many values before the latest one each forecast uses. Plans store the index of a forecast in this mapping."""
 
 FORECASTS = tuple(FORECAST_ORDERS)
-"""The values that `forecast` takes; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`."""
+"""The values of `forecast`; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`."""
 
 Between = Literal["shallow", "skipped", "alternating"]
 BETWEEN: tuple[Between, ...] = get_args(Between)
-"""The values that `between` takes: what the steps between full ones are."""
-
+"""The values of `between`: the kind of the steps between full ones."""
 
 _BRANCH_SIGNS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a trajectory does.
+    """One step of a denoising run.
 
     Args:
         full: whether the whole U-Net runs.
-        branch: the skip branch at which a shallow step cuts it.
-        forecast: how a shallow or skipped step, or one with guidance reuse, continues what earlier steps stored; see
+        branch: the skip branch at which a shallow step cuts the U-Net.
+        forecast: how a shallow or skipped step, or one with guidance reuse, extrapolates stored values; see
             `FORECASTS`. `"response"` is for skipped steps only.
-        guidance_reuse: whether only the half of a guided batch with the prompt runs, and the other half is rebuilt
-            from the forecast difference of the two.
-        skipped: whether no layer of the U-Net runs, and its prediction is forecast.
+        guidance_reuse: whether only the conditional half of a guided batch runs, and the other half is rebuilt from
+            the forecast difference of the two.
+        skipped: whether no layer of the U-Net runs and its prediction is forecast.
 
     Raises:
-        ValueError: the step is full and skipped, or skipped with guidance reuse, or its forecast does not suit it.
+        ValueError: the values contradict each other.
     """
 
     full: bool
@@ -86,25 +83,25 @@ class Step:
     def __post_init__(self) -> None:
         if type(self.branch) is not int:
             _set(self, "branch", check_integer("a branch", self.branch, minimum=0))
-        # It may be NumPy's, where a mask says which steps are full.
+        # NumPy booleans become Python's.
         _set(self, "full", bool(self.full))
         if self.skipped and (self.full or self.guidance_reuse):
             raise ValueError("a skipped step runs no layer: it cannot be full or have guidance reuse")
         if self.forecast == "response" and not self.skipped:
-            raise ValueError("forecast 'response' is for skipped steps: take 'limited' for a shallow step")
+            raise ValueError("forecast 'response' is for skipped steps: use 'limited' for a shallow step")
 
     @property
     def shallow(self) -> bool:
-        """Whether the layers above the skip branch run and no others."""
+        """Whether only the layers above the skip branch run."""
         return not (self.full or self.skipped)
 
     @property
     def order(self) -> int:
-        """How many values before the latest one the forecast takes into account, as far as there are so many."""
+        """How many values before the latest one the forecast uses, if they exist."""
         return FORECAST_ORDERS[self.forecast]
 
     def cost(self, costs: Costs) -> float:
-        """Multiply-accumulates as a share of those of a full step."""
+        """Multiply-accumulates as a fraction of a full step's."""
         if self.skipped:
             return 0.0
         share = 1.0 if self.full else costs.share(self.branch)
@@ -112,8 +109,8 @@ class Step:
 
 
 def pattern_of(steps: Iterable[Step]) -> str:
-    """One character a step: `F` for a full step; `-` for a skipped one; `.` for a shallow one, or where several
-    branches are used the number of its branch (`a` for 10, `b` for 11, …).
+    """One character per step: `F` for full, `-` for skipped, `.` for shallow. With several branches, a shallow step
+    shows the number of its branch (`a` for 10, `b` for 11, …).
 
     Example:
         >>> pattern_of([Step(True), Step(False, branch=2), Step(False, skipped=True)])
@@ -128,7 +125,7 @@ def pattern_of(steps: Iterable[Step]) -> str:
 
 
 def mean_cost(steps: Iterable[Step], costs: Costs) -> float:
-    """Multiply-accumulates of the steps as a share of as many full ones, 0 to 1.
+    """Multiply-accumulates of the steps as a fraction of those of the same number of full steps.
 
     Raises:
         ValueError: there are no steps.
@@ -140,50 +137,50 @@ def mean_cost(steps: Iterable[Step], costs: Costs) -> float:
 
 
 class Schedule(ABC):
-    """Which steps of a trajectory are full, and which branch each shallow step uses.
+    """Which steps of a denoising run are full, and which branch each shallow step uses.
 
-    Steps are counted from 0 at the start of the trajectory. The first is full whatever a schedule says.
+    Steps count from 0. The first step is always full, regardless of the schedule.
     """
 
     kind: ClassVar[str]
-    """Its name in JSON."""
+    """The name of this class in JSON."""
 
     @property
     @abstractmethod
     def branches(self) -> tuple[int, ...]:
-        """Every skip branch that a shallow step may use, from the shallowest; none where no step can be shallow."""
+        """The skip branches that shallow steps may use, in ascending order; empty if no step can be shallow."""
 
     @abstractmethod
     def step(self, number: int, steps: int | None) -> Step:
-        """What a step does.
+        """Returns one step.
 
         Args:
-            number: the step.
-            steps: how many there are in the trajectory; None where nothing tells.
+            number: the index of the step.
+            steps: the number of steps in the run; None if unknown.
 
         Raises:
-            ValueError: the schedule depends on how many steps there are, and that is not known or does not fit.
+            ValueError: the schedule depends on the number of steps, which is unknown or does not match.
         """
 
     def steps(self, count: int) -> tuple[Step, ...]:
-        """What every step of a trajectory of so many steps does."""
+        """Every step of a run of `count` steps."""
         count = check_integer("the number of steps", count, minimum=0)
         return tuple(self.step(number, count) for number in range(count))
 
     def pattern(self, count: int) -> str:
-        """One character a step; see `pattern_of`."""
+        """One character per step; see `pattern_of`."""
         return pattern_of(self.steps(count))
 
     def full_steps(self, count: int) -> int:
-        """The number of full steps among so many."""
+        """The number of full steps in a run of `count` steps."""
         return sum(step.full for step in self.steps(count))
 
     def cost(self, count: int, costs: Costs) -> float:
-        """Multiply-accumulates of a trajectory of so many steps, as a share of those without DeepCache.
+        """Multiply-accumulates of a run of `count` steps, as a fraction of those without DeepCache.
 
         Args:
-            count: number of steps.
-            costs: those of the U-Net, see `DeepCache.engine.cost.count_costs`.
+            count: the number of steps.
+            costs: the costs of the U-Net, see `DeepCache.engine.cost.count_costs`.
 
         Example:
             >>> from DeepCache.engine.cost import Costs
@@ -194,7 +191,7 @@ class Schedule(ABC):
         return round(mean_cost(self.steps(count), costs), 12)
 
     def to_dict(self) -> dict[str, Any]:
-        """The schedule as what JSON can hold."""
+        """The schedule as JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {"kind": self.kind} | {
             name: value.to_dict() if isinstance(value, Schedule) else value for name, value in values.items()
@@ -203,10 +200,10 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class UniformSchedule(Schedule):
-    """Every `interval`-th step is full, beginning with the first (the paper, section 3.3: 1:N).
+    """Every `interval`-th step is full, starting with the first (1:N in section 3.3 of the paper).
 
     Args:
-        interval: number of steps from one full step to the next; 1 makes every step full.
+        interval: the number of steps from one full step to the next; 1 makes every step full.
         branch: the skip branch of shallow steps.
 
     Example:
@@ -220,8 +217,7 @@ class UniformSchedule(Schedule):
     kind = "uniform"
 
     def __post_init__(self) -> None:
-        _set(self, "interval", check_integer("interval", self.interval, minimum=1))
-        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
+        _set_integers(self, interval=1, branch=0)
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -236,14 +232,14 @@ class NonUniformSchedule(Schedule):
     """The paper's non-uniform 1:N: full steps are dense around a center and sparse away from it (section 3.3 and the
     appendix on hyper-parameters).
 
-    The steps are those of the published program at the same settings. It takes a root of a negative number, which
-    Python makes complex, and goes on with the real part; that is done here too.
+    The steps match the published code, which takes the real part of a complex root.
 
     Args:
-        interval: the mean number of steps from one full step to the next, N; there are ceil(steps / N) full ones.
-        center: the step around which they are densest, or the last one where it lies beyond; by default three tenths
-            of the trajectory, which is the paper's 15 of 50.
-        power: how much denser, above 1. It is lowered in steps of 0.02 as far as it takes to get that many full steps.
+        interval: the mean number of steps from one full step to the next, N. A run has ceil(steps / N) full steps.
+        center: the step with the densest full steps, at most the last one; by default 30 % of the run, which is the
+            paper's 15 of 50.
+        power: how strongly full steps concentrate, > 1 and <= 10. It is lowered in steps of 0.02 until the run has
+            that many full steps.
         branch: the skip branch of shallow steps.
 
     Example:
@@ -259,11 +255,10 @@ class NonUniformSchedule(Schedule):
     kind = "non-uniform"
 
     def __post_init__(self) -> None:
-        _set(self, "interval", check_integer("interval", self.interval, minimum=1))
-        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
+        _set_integers(self, interval=1, branch=0)
         if self.center is not None:
-            _set(self, "center", check_integer("center", self.center, minimum=0))
-        _set(self, "power", check_number("power", self.power, "above 1 and at most 10"))
+            _set_integers(self, center=0)
+        _set(self, "power", _check_number("power", self.power, "above 1 and at most 10"))
         if not 1 < self.power <= 10:
             raise ValueError(f"power must be above 1 and at most 10, got {self.power}")
 
@@ -281,7 +276,7 @@ class ExplicitSchedule(Schedule):
     """The full steps are listed.
 
     Args:
-        at: the full steps, from 0, in rising order; those beyond the end of a trajectory do not matter.
+        at: the full steps in ascending order, starting with 0; steps beyond the end of the run are ignored.
         branch: the skip branch of shallow steps.
 
     Example:
@@ -297,9 +292,9 @@ class ExplicitSchedule(Schedule):
     def __post_init__(self) -> None:
         numbers = _listed("at", "steps", self.at)
         _set(self, "at", tuple(check_integer("a full step", number, minimum=0) for number in numbers))
-        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
+        _set_integers(self, branch=0)
         if self.at[:1] != (0,) or any(after <= before for before, after in zip(self.at, self.at[1:], strict=False)):
-            raise ValueError(f"the full steps must begin with 0 and rise, got {self.at}")
+            raise ValueError(f"the full steps must start with 0 and ascend, got {self.at}")
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -311,12 +306,12 @@ class ExplicitSchedule(Schedule):
 
 @dataclass(frozen=True)
 class WindowSchedule(Schedule):
-    """A schedule that holds within a window; outside it every step is full.
+    """Applies a schedule within a window of steps; outside it every step is full.
 
     Args:
-        schedule: what holds within the window. Its steps are counted from the start of the trajectory all the same.
+        schedule: the schedule within the window. Its steps count from the start of the run.
         start: the first step of the window.
-        stop: the first step after it; None for a window without an end.
+        stop: the first step after the window; None for no end.
 
     Example:
         >>> WindowSchedule(UniformSchedule(3), start=2, stop=7).pattern(10)
@@ -331,9 +326,9 @@ class WindowSchedule(Schedule):
 
     def __post_init__(self) -> None:
         _check_schedule(self.schedule)
-        _set(self, "start", check_integer("start", self.start, minimum=0))
+        _set_integers(self, start=0)
         if self.stop is not None:
-            _set(self, "stop", check_integer("stop", self.stop, minimum=self.start + 1))
+            _set_integers(self, stop=self.start + 1)
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -346,14 +341,14 @@ class WindowSchedule(Schedule):
 
 @dataclass(frozen=True)
 class BranchSchedule(Schedule):
-    """A schedule whose shallow steps use a different branch each, counted from the full step before them.
+    """Sets the branch of each shallow step by its distance from the last full step.
 
-    The older the deep feature, the more is gained by cutting deeper.
+    The older the deep feature, the more a deeper cut improves fidelity.
 
     Args:
-        schedule: says which steps are full.
-        after: the skip branch of the first shallow step after a full one, of the second, …; the last one holds for all
-            that follow.
+        schedule: the schedule of the full steps.
+        after: the skip branch of the first shallow step after a full one, of the second, and so on; the last one
+            applies to all that follow.
 
     Example:
         >>> BranchSchedule(UniformSchedule(5), after=(0, 0, 1, 3)).pattern(12)
@@ -385,17 +380,17 @@ class BranchSchedule(Schedule):
 
 @dataclass(frozen=True)
 class AdaptiveSchedule(Schedule):
-    """Full steps come where the forecasts have become too wrong, which is found out during the run.
+    """Decides during the run which steps are full, from the expected error of the forecasts.
 
-    At every full step the engine measures how far the forecast would have been off, and from that how fast its error
-    grows with the distance that the input of the U-Net has moved. A step is full where the error expected of its
-    forecast exceeds the threshold. The first tenth of the steps, two at least, and the last step are full.
+    At every full step the engine measures the error that the forecast would have had, and estimates how fast it grows
+    with the distance that the input of the U-Net moves. A step is full if the expected error exceeds the threshold.
+    The first tenth of the steps (at least two) and the last step are always full.
 
-    The same input on the same device gives the same steps; a batch is decided upon as a whole.
+    The same input on the same device gives the same steps. The samples of a batch share them.
 
     Args:
-        threshold: how large the error of a forecast may be, as a share of what is forecast (root mean square), above 0.
-        interval: the most steps from one full step to the next.
+        threshold: the largest relative error (root mean square) of a forecast, > 0.
+        interval: the maximum number of steps from one full step to the next.
         branch: the skip branch of shallow steps.
 
     Example:
@@ -411,15 +406,14 @@ class AdaptiveSchedule(Schedule):
 
     def __post_init__(self) -> None:
         _set(self, "threshold", check_threshold(self.threshold))
-        _set(self, "interval", check_integer("interval", self.interval, minimum=1))
-        _set(self, "branch", check_integer("branch", self.branch, minimum=0))
+        _set_integers(self, interval=1, branch=0)
 
     @property
     def branches(self) -> tuple[int, ...]:
         return (self.branch,) if self.interval > 1 else ()
 
     def step(self, number: int, steps: int | None) -> Step:
-        """The steps that are full in any case; which others are is decided during the run."""
+        """Full for the steps that are always full; the engine decides on the others during the run."""
         steps = _known("an adaptive schedule", steps)
         start = max(2, -(-steps // 10))
         return Step(self.interval == 1 or number < start or number == steps - 1, self.branch)
@@ -427,10 +421,10 @@ class AdaptiveSchedule(Schedule):
 
 @dataclass(frozen=True)
 class StepSchedule(Schedule):
-    """Every step is spelled out, with its branch, forecast and guidance reuse, for a trajectory of that many steps.
+    """Lists every step, for a run of exactly this many steps.
 
     Args:
-        each: what each step does; the first is full and without guidance reuse.
+        each: the steps; the first is full and without guidance reuse.
     """
 
     each: tuple[Step, ...]
@@ -455,14 +449,14 @@ class StepSchedule(Schedule):
     def step(self, number: int, steps: int | None) -> Step:
         if steps is not None and steps != len(self.each):
             raise ValueError(
-                f"the schedule is for {len(self.each)} steps, and this trajectory has {steps}: take as many steps, or "
+                f"the schedule is for {len(self.each)} steps, but this run has {steps}. Use {len(self.each)} steps, or "
                 "tune a plan for this number"
             )
-        # Where nothing tells how many steps there are, those beyond the last are full.
+        # If the number of steps is unknown, steps beyond the last are full.
         return self.each[number] if number < len(self.each) else Step(True)
 
     def stretched(self, count: int) -> StepSchedule:
-        """The schedule over another number of steps, each full step as far along the trajectory as it was.
+        """The schedule scaled to another number of steps, with each full step at the same fraction of the run.
 
         Example:
             >>> schedule = StepSchedule((Step(True), Step(False), Step(True), Step(False)))
@@ -473,7 +467,7 @@ class StepSchedule(Schedule):
         length = len(self.each)
         each = []
         for number in range(count):
-            # The steps of this schedule that begin within that of the other one; where none does, the one under way.
+            # The steps that start within this one's share of the run; if none does, the one in progress.
             first, last = -(-number * length // count), -(-(number + 1) * length // count)
             within = self.each[first:last]
             step = next((step for step in within if step.full), None) or self.each[max(first - (not within), 0)]
@@ -484,7 +478,7 @@ class StepSchedule(Schedule):
         return StepSchedule(tuple(each))
 
     def to_dict(self) -> dict[str, Any]:
-        """One character a step and a line for each of the four things that it says."""
+        """The schedule as JSON values: one string per property, with one character per step."""
         return {
             "kind": self.kind,
             "full": "".join("F" if step.full else "-" if step.skipped else "." for step in self.each),
@@ -495,20 +489,22 @@ class StepSchedule(Schedule):
 
     @classmethod
     def from_lines(cls, full: str, branch: str, forecast: str, guidance_reuse: str) -> StepSchedule:
-        """The schedule that `to_dict` writes as lines of one character a step.
+        """Reads the strings that `to_dict` returns.
 
         Raises:
-            ValueError: the lines differ in length or hold another character.
+            ValueError: the strings differ in length or contain an invalid character.
         """
         lines = {"full": full, "branch": branch, "forecast": forecast, "guidance_reuse": guidance_reuse}
         orders = "".join(map(str, range(len(FORECASTS))))
         allowed = {"full": "F.-", "branch": _BRANCH_SIGNS, "forecast": orders, "guidance_reuse": "x."}
         for name, line in lines.items():
             if not isinstance(line, str) or any(character not in allowed[name] for character in line):
-                raise ValueError(f"{name!r} of a schedule of steps takes the characters {allowed[name]}, got {line!r}")
+                raise ValueError(
+                    f"{name!r} of a schedule of steps must consist of the characters {allowed[name]}, got {line!r}"
+                )
         if len(set(map(len, lines.values()))) > 1:
             lengths = ", ".join(f"{name} {len(line)}" for name, line in lines.items())
-            raise ValueError(f"the lines of a schedule of steps differ in length: {lengths}")
+            raise ValueError(f"the strings of a schedule of steps differ in length: {lengths}")
         return cls(
             tuple(
                 Step(f == "F", _BRANCH_SIGNS.index(b), FORECASTS[int(order)], reuse == "x", f == "-")
@@ -518,26 +514,19 @@ class StepSchedule(Schedule):
 
 
 def schedule_from_dict(values: dict[str, Any]) -> Schedule:
-    """The schedule that `Schedule.to_dict` made this of.
+    """Reads what `Schedule.to_dict` returns.
 
     Raises:
-        ValueError: there is no such kind of schedule, or a value is out of its range.
+        ValueError: the kind is unknown, or a value is out of range.
         TypeError: a key is missing or unknown, or a value is of the wrong type.
     """
-    kinds: dict[str, Any] = {
-        cls.kind: cls
-        for cls in (
-            UniformSchedule,
-            NonUniformSchedule,
-            ExplicitSchedule,
-            WindowSchedule,
-            BranchSchedule,
-            AdaptiveSchedule,
-            StepSchedule,
-        )
-    }
+    classes = (
+        *(UniformSchedule, NonUniformSchedule, ExplicitSchedule, WindowSchedule),
+        *(BranchSchedule, AdaptiveSchedule, StepSchedule),
+    )
+    kinds: dict[str, Any] = {each.kind: each for each in classes}
     if not isinstance(values, dict) or values.get("kind") not in tuple(kinds):
-        raise ValueError(f"a schedule is an object whose 'kind' is one of {', '.join(kinds)}, got {values!r}")
+        raise ValueError(f"a schedule must be an object whose 'kind' is one of {', '.join(kinds)}, got {values!r}")
     cls = kinds[values["kind"]]
     arguments = {name: value for name, value in values.items() if name != "kind"}
     if "schedule" in arguments:
@@ -551,20 +540,10 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
-    """A whole number as an `int`: also one of NumPy, a tensor of one, or a float such as 3.0.
-
-    Args:
-        name: what it is called in the error.
-        value: the number.
-        minimum: the least that is allowed.
-
-    Raises:
-        TypeError: it is not a whole number.
-        ValueError: it is too small.
-    """
+    """A whole number >= `minimum` as an `int`. NumPy and torch scalars and floats such as 3.0 are accepted."""
     plain = _plain(value)
     try:
-        # bool is an int to Python, but a person who wrote True meant something else. Arrays have an index too.
+        # True is an int in Python, but not a count. One-element arrays have __index__ too.
         if isinstance(plain, bool) or hasattr(plain, "shape"):
             raise TypeError
         number = int(plain) if isinstance(plain, float) and plain.is_integer() else operator.index(plain)
@@ -575,38 +554,23 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
     return number
 
 
-def check_number(name: str, value: Any, allowed: str) -> float:
-    """A number as an `int` or a `float`: also one of NumPy, or a tensor of one.
+def check_threshold(value: Any) -> float:
+    """A finite number above 0 as a plain Python number."""
+    number = _check_number("threshold", value, "above 0")
+    if not 0 < number < float("inf"):
+        raise ValueError(f"threshold must be above 0, got {number}")
+    return number
 
-    Args:
-        name: what it is called in the error.
-        value: the number.
-        allowed: which numbers are allowed, for the error.
 
-    Raises:
-        TypeError: it is not a number.
-    """
+def _check_number(name: str, value: Any, allowed: str) -> float:
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         raise TypeError(f"{name} must be a number {allowed}, got {value!r}")
     return plain
 
 
-def check_threshold(value: Any) -> float:
-    """A number above 0, as `check_number` returns it.
-
-    Raises:
-        TypeError: it is not a number.
-        ValueError: it is not above 0, or infinite.
-    """
-    number = check_number("threshold", value, "above 0")
-    if not 0 < number < float("inf"):
-        raise ValueError(f"threshold must be above 0, got {number}")
-    return number
-
-
 def _plain(value: Any) -> Any:
-    """A number of NumPy, or a tensor of one, as a number of Python; anything else as it is."""
+    """Converts a NumPy or torch scalar to a Python number."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
@@ -616,19 +580,24 @@ def _listed(name: str, what: str, values: Any) -> tuple[Any, ...]:
     return tuple(values)
 
 
-# Sets a field of a frozen dataclass, which is for its `__post_init__` alone.
+# Sets a field of a frozen dataclass, in __post_init__.
 _set = object.__setattr__
+
+
+def _set_integers(schedule: Schedule, **minimums: int) -> None:
+    for name, minimum in minimums.items():
+        _set(schedule, name, check_integer(name, getattr(schedule, name), minimum))
 
 
 def _check_schedule(value: object) -> None:
     if not isinstance(value, Schedule):
         raise TypeError(f"schedule must be a schedule of DeepCache.schedule, got {value!r}")
     if isinstance(value, (StepSchedule, AdaptiveSchedule)):
-        raise ValueError(f"a schedule of the kind {value.kind!r} cannot be part of another schedule")
+        raise ValueError(f"a schedule of kind {value.kind!r} cannot be part of another schedule")
 
 
 def _check_sign(branch: Any) -> int:
-    """A branch that a pattern has a sign for."""
+    """A branch that has a character in patterns."""
     number = check_integer("a branch", branch, minimum=0)
     if number >= len(_BRANCH_SIGNS):
         raise ValueError(f"a branch must be {len(_BRANCH_SIGNS) - 1} or less, got {number}")
@@ -636,18 +605,13 @@ def _check_sign(branch: Any) -> int:
 
 
 def _known(schedule: str, steps: int | None) -> int:
-    """How many steps there are.
-
-    Raises:
-        ValueError: that is not known, or there are none.
-    """
-    if steps is not None and steps < 1:
-        raise ValueError(f"the number of steps must be 1 or more, got {steps}")
     if steps is None:
         raise ValueError(
-            f"{schedule} depends on how many steps there are, and nothing tells: the U-Net is called without a "
-            "scheduler and with a timestep that is no element of a list"
+            f"{schedule} depends on the number of steps, which is unknown: the U-Net is called without a scheduler and "
+            "with a timestep that is not an element of a list"
         )
+    if steps < 1:
+        raise ValueError(f"the number of steps must be 1 or more, got {steps}")
     return steps
 
 
@@ -660,7 +624,7 @@ def _non_uniform_steps(steps: int, interval: int, center: int | None, power: flo
         roots = (first + (last - first) * index / count for index in range(count + 1))
         distances = sorted({int((root**power).real) for root in roots})
         found = {0, *(distance + middle for distance in distances[1:-1])}
-        # At a power of 1 they are evenly spread, and as many as can be had.
+        # A power of 1 spaces them evenly, which gives the largest number.
         if len(found) == count or power == 1:
             return frozenset(found)
         power = max(1.0, power - 0.02)

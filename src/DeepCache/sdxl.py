@@ -1,9 +1,7 @@
-"""Where the reference package has a copy of the Stable Diffusion XL pipeline and its U-Net, of diffusers 0.24."""
-
-from __future__ import annotations
+"""Replaces `DeepCache.sdxl` of the reference package, a copy of the Stable Diffusion XL pipeline of diffusers 0.24."""
 
 raise ImportError(
-    "DeepCache.sdxl of the reference package copies an older diffusers, and is not here. Take diffusers' pipeline: "
+    "DeepCache.sdxl does not exist in this package: it was a copy of an older diffusers. Use diffusers' own pipeline: "
     "`from diffusers import StableDiffusionXLPipeline`, then `from DeepCache import DeepCacheSDHelper` and "
     "`DeepCacheSDHelper(pipe).enable()`"
 )

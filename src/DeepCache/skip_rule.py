@@ -1,7 +1,7 @@
-"""The rule of a subclass of the helper, `is_skip_step`, as a schedule.
+"""Converts `is_skip_step` of a subclass of the helper to a schedule.
 
-The reference package asks the rule about every block and layer at every step. Here it is asked at the start of a run:
-what it says of all layers together is a full step or a shallow one, or it is refused.
+The reference package calls `is_skip_step` for every block and layer at every step. Here it is called at the start of a
+run: the layers that it skips must be those of a full or a shallow step.
 """
 
 from __future__ import annotations
@@ -21,18 +21,11 @@ __all__ = ["BlockType", "Layer", "Question", "SkipRule", "is_deep", "with_rule"]
 
 BlockType = Literal["down", "mid", "up"]
 Rule = Callable[[int, int, BlockType], bool]
-"""Whether a layer is skipped, by its block, its place in the block and the path: the arguments of `is_skip_step`."""
+"""The arguments of `is_skip_step` (block, layer, path) -> whether the layer is skipped."""
 
 
 class Layer(NamedTuple):
-    """A block or a layer of a U-Net, numbered from the shallowest on either path, as in the reference package.
-
-    Args:
-        block: its block.
-        layer: its place in the block; 0 for the block itself.
-        path: where it is.
-        name: what it is, such as `resnets`.
-    """
+    """A block (`layer` 0) or a layer of a U-Net, numbered as in the reference package."""
 
     block: int
     layer: int
@@ -41,12 +34,7 @@ class Layer(NamedTuple):
 
 
 def is_deep(layer: Layer, cut: tuple[int, int]) -> bool:
-    """Whether a layer is below a cut, so that a shallow step leaves it out.
-
-    Args:
-        layer: the layer.
-        cut: block and layer of the skip connection, `cache_block_id` and `cache_layer_id`.
-    """
+    """Whether a shallow step cut at (`cache_block_id`, `cache_layer_id`) omits the layer."""
     if layer.path == "mid" or layer.block > cut[0]:
         return True
     if layer.block < cut[0]:
@@ -55,13 +43,7 @@ def is_deep(layer: Layer, cut: tuple[int, int]) -> bool:
 
 
 class Question(NamedTuple):
-    """A step that a rule is asked about.
-
-    Args:
-        start: the place of the run's first timestep in the scheduler's list.
-        timestep: that of the step's timestep.
-        params: the settings under the names of the reference package.
-    """
+    """The state of the helper while `is_skip_step` is called."""
 
     start: int
     timestep: int
@@ -69,15 +51,7 @@ class Question(NamedTuple):
 
 
 class SkipRule(Schedule):
-    """Asks a rule which steps are full.
-
-    Args:
-        owner: whose rule it is, for messages.
-        ask: the rule as it is at a step, by the number of the step and of all steps.
-        unet: the U-Net at this moment.
-        cut: block and layer of the skip connection.
-        branch: its number.
-    """
+    """A schedule that calls `is_skip_step` of class `owner` to find out which steps are full."""
 
     kind = "skip-rule"
 
@@ -105,10 +79,10 @@ class SkipRule(Schedule):
             return Step(True, self._branch)
         if skipped != _skipped(unet, lambda layer: is_deep(layer, self._cut)):
             raise ValueError(
-                f"{self._owner}.is_skip_step() skips {_named(skipped)} at step {number}, and a shallow step at branch "
+                f"{self._owner}.is_skip_step() skips {_named(skipped)} at step {number}, but a shallow step at branch "
                 f"{self._branch} skips {_named(_skipped(unet, lambda layer: is_deep(layer, self._cut)))}. Return False "
-                "for all layers of a full step and what the method of DeepCacheSDHelper returns for those of a shallow "
-                "one, or use set_params(schedule=BranchSchedule(...))"
+                "for all layers of a full step and the result of DeepCacheSDHelper.is_skip_step() for a shallow step, "
+                "or use set_params(schedule=BranchSchedule(...))"
             )
         return Step(False, self._branch)
 
@@ -117,7 +91,7 @@ class SkipRule(Schedule):
 
 
 def _skipped(unet: Any, rule: Callable[[Layer], bool]) -> list[Layer]:
-    """What is skipped, without the layers of blocks that are."""
+    """The skipped blocks, and the skipped layers of other blocks."""
     found = []
     for block, layers in _layers(unet):
         if rule(block):
@@ -128,7 +102,7 @@ def _skipped(unet: Any, rule: Callable[[Layer], bool]) -> list[Layer]:
 
 
 def _layers(unet: Any) -> Iterator[tuple[Layer, list[Layer]]]:
-    """Each block with its layers, from the shallowest block of either path."""
+    """Each block with its layers, from the shallowest block of each path."""
     paths: tuple[tuple[BlockType, Any], ...] = (("down", unet.down_blocks), ("up", list(unet.up_blocks)[::-1]))
     for path, blocks in paths:
         for number, block in enumerate(blocks):
@@ -152,30 +126,21 @@ def _named(layers: list[Layer]) -> str:
 def with_rule(
     config: DeepCacheConfig, pipe: Any, owner: str, answer: Callable[..., bool], params: dict[str, Any]
 ) -> DeepCacheConfig:
-    """The settings with a rule as their schedule.
-
-    Args:
-        config: the settings without it.
-        pipe: the pipeline.
-        owner: whose rule it is, for messages.
-        answer: what the rule says of a layer (its block, its place and its path) after a `Question`.
-        params: the settings under the names of the reference package.
+    """The settings with `answer(Question, block, layer, path)` of class `owner` as their schedule.
 
     Raises:
         TypeError: the pipeline has several denoisers, or one without diffusers' blocks.
-        ValueError: the settings have a schedule already.
+        ValueError: the settings have another schedule.
     """
     others = {"plan": config.plan, "schedule": config.schedule, "skip_mode": config.skip_mode != "uniform"}
     other = next((name for name, given in others.items() if given), None)
     if other is not None:
-        raise ValueError(
-            f"{owner}.is_skip_step() cannot be combined with {other}: each of them says which steps are full"
-        )
+        raise ValueError(f"{owner}.is_skip_step() cannot be combined with {other}: both choose the full steps")
     denoisers = unets_of(pipe)
     if len(denoisers) > 1 or any(not isinstance(layout_of(each), BlocksLayout) for each in denoisers.values()):
         raise TypeError(
-            f"{owner}.is_skip_step() is asked about the blocks of one U-Net, and {type(pipe).__name__} has several, or "
-            "one that is built otherwise: use set_params(schedule=ExplicitSchedule(...))"
+            f"{owner}.is_skip_step() requires one U-Net with diffusers' blocks, which {type(pipe).__name__} does not "
+            "have. Use set_params(schedule=ExplicitSchedule(...))"
         )
     (name,) = denoisers
 

@@ -1,9 +1,7 @@
-"""Where the reference package has a copy of the Stable Video Diffusion pipeline and its U-Net, of diffusers 0.24."""
-
-from __future__ import annotations
+"""Replaces `DeepCache.svd` of the reference package, a copy of the Stable Video Diffusion pipeline."""
 
 raise ImportError(
-    "DeepCache.svd of the reference package copies an older diffusers, and is not here. Take diffusers' pipeline: "
+    "DeepCache.svd does not exist in this package: it was a copy of an older diffusers. Use diffusers' own pipeline: "
     "`from diffusers import StableVideoDiffusionPipeline`, then `from DeepCache import DeepCacheSDHelper` and "
     "`DeepCacheSDHelper(pipe).enable()`"
 )

@@ -238,7 +238,7 @@ def test_a_picture_outside_the_folder_is_refused(changed, tmp_path, name):
             lambda result: cell_of(result, "I=3 B=0")["config"].update(forecast=3),
             "is damaged: forecast must be a str, got 3",
         ),
-        (lambda result: cell_of(result, "I=3 B=0").update(config=None), "is damaged: a DeepCacheConfig is a JSON"),
+        (lambda result: cell_of(result, "I=3 B=0").update(config=None), "is damaged: a DeepCacheConfig must be a JSON"),
         (
             lambda result: cell_of(result, "21 steps").update(mac_share=0),
             "is damaged: the cost of '21 steps' must be above 0, got 0",

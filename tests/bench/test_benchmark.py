@@ -334,7 +334,7 @@ def test_a_plan_for_another_number_of_steps_is_refused_before_anything_runs(tmp_
     model(unconditional_pipeline)
     ran = clock()
     plan = plan_for(unconditional_pipeline(), (Step(True), Step(False), Step(False)))
-    with pytest.raises(ValueError, match="for 3 steps, and this trajectory has 4"):
+    with pytest.raises(ValueError, match="for 3 steps, but this run has 4"):
         run(tmp_path, settings(Variant("plan a", DeepCacheConfig(plan=plan))))
     assert ran.ran == []
     assert list(tmp_path.iterdir()) == []

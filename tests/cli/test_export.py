@@ -82,7 +82,7 @@ def test_an_unknown_runtime_is_one_line(run, tmp_path, command):
 def test_compiling_is_for_pytorch(run):
     result = run("generate", "a red circle", "--runtime", "openvino", "--compile", "default")
     assert result.exit_code == 2
-    assert "compile='default' is for PyTorch, and the runtime is openvino. Leave one out" in result.stderr
+    assert "compile='default' requires runtime torch, got 'openvino'. Remove one of them" in result.stderr
 
 
 def pixels(path):

@@ -479,9 +479,9 @@ def test_a_plan_for_another_scheduler_is_refused_unless_it_is_forced(run, plan):
     ("content", "words"),
     [
         (None, ["'plan.json'"]),
-        ("", ["'plan.json' holds no plan"]),
-        ("{}", ["'plan.json' holds no plan", "'format'"]),
-        ('{"cache_interval": 3}', ["'plan.json' holds no plan", "'format'"]),
+        ("", ["'plan.json' does not contain a plan"]),
+        ("{}", ["'plan.json' does not contain a plan", "'format'"]),
+        ('{"cache_interval": 3}', ["'plan.json' does not contain a plan", "'format'"]),
     ],
     ids=["absent", "empty", "other JSON", "settings"],
 )

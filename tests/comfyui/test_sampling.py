@@ -513,7 +513,7 @@ class TestWrongInput:
         [
             ({"branch": 6}, "branch must be from 0 to 5 for this model, got 6"),
             ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent must be below end_percent, got 0.5 and 0.5"),
-            ({"forecast": "response"}, "forecast 'response' is for skipped steps"),
+            ({"forecast": "response"}, "forecast='response' is for skipped steps"),
             ({"guidance_reuse": True, "between": "skipped"}, "guidance_reuse halves shallow steps"),
         ],
         ids=str,

@@ -186,7 +186,7 @@ def test_it_has_to_know_how_many_steps_there_are():
     pipe = Pipeline(DummyUNet())
     del pipe.scheduler.timesteps
     apply_deepcache(pipe, config())
-    with pytest.raises(ValueError, match="depends on how many steps there are, and nothing tells"):
+    with pytest.raises(ValueError, match="depends on the number of steps, which is unknown"):
         pipe.unet(torch.ones(1), 10)
 
 

@@ -205,7 +205,7 @@ def test_what_is_refused(made, tmp_path):
     pipe = pipeline()
     with pytest.raises(ValueError, match="runtime must be one of torch, openvino, onnx, got 'tensorrt'"):
         use_runtime(pipe, "tensorrt")
-    with pytest.raises(ValueError, match="compile='default' is for PyTorch, and the runtime is openvino"):
+    with pytest.raises(ValueError, match="compile='default' requires runtime torch, got 'openvino'"):
         use_runtime(pipe, "openvino", DeepCacheConfig(compile="default"))
     apply_deepcache(pipe)
     with pytest.raises(ValueError, match=r"Call remove_deepcache\(pipe\) first"):

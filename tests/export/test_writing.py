@@ -160,7 +160,7 @@ def test_wrong_options(tmp_path, options, message):
 
 def test_several_branches_are_refused(tmp_path):
     schedule = StepSchedule((Step(True), Step(False, 0), Step(False, 1)))
-    with pytest.raises(ValueError, match="graphs are cut at one skip branch, and the plan uses 0, 1"):
+    with pytest.raises(ValueError, match="graphs have one skip branch, but the plan uses 0, 1"):
         export(tmp_path / "graphs", config=DeepCacheConfig(plan=Plan(schedule, {}, {}), force_plan=True))
 
 

@@ -128,7 +128,7 @@ def test_a_subclass_of_a_subclass_with_a_rule_of_its_own():
 
 @pytest.mark.parametrize("name", ["is_enter_position", "wrap_unet_forward", "wrap_block_forward", "start_timestep"])
 def test_a_subclass_that_changes_what_nothing_works_by_is_refused_by_name(name):
-    with pytest.raises(TypeError, match=rf"WindowedHelper defines {name}, which nothing in DeepCache works by"):
+    with pytest.raises(TypeError, match=rf"WindowedHelper overrides {name}, which has no effect in DeepCache"):
         type("WindowedHelper", (DeepCacheSDHelper,), {name: lambda self, *args: False})
 
 

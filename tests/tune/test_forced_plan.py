@@ -94,12 +94,12 @@ def test_a_forced_plan_is_stretched_and_one_that_is_not_is_refused():
     assert pattern_of(forced.steps(5)) == "F..F."
     assert forced.steps(10) == schedule.stretched(10).each
     for count in (4, 10):
-        with pytest.raises(ValueError, match=f"the schedule is for 5 steps, and this trajectory has {count}"):
+        with pytest.raises(ValueError, match=f"the schedule is for 5 steps, but this run has {count}"):
             config(schedule).steps(count)
 
 
 def test_a_schedule_of_steps_that_is_no_plan_is_never_stretched():
-    with pytest.raises(ValueError, match="the schedule is for 5 steps, and this trajectory has 6"):
+    with pytest.raises(ValueError, match="the schedule is for 5 steps, but this run has 6"):
         DeepCacheConfig(schedule=of_pattern("F..F."), force_plan=True).steps(6)
 
 
