@@ -159,7 +159,7 @@ def test_image_to_image_with_another_strength_starts_full_each_time(pipe, streng
         assert helper.stats.pattern == "F..F..F..F"[: round(10 * strength)]
 
 
-@pytest.mark.companion("U-Net swapped while DeepCache is on")
+@pytest.mark.integration("U-Net swapped while DeepCache is enabled")
 def test_a_swapped_unet_is_followed(pipe):
     first, second = pipe.unet, tiny_unet(seed=1)
     with DeepCacheSDHelper(pipe) as helper:
@@ -171,7 +171,7 @@ def test_a_swapped_unet_is_followed(pipe):
     assert not second._forward_hooks
 
 
-@pytest.mark.companion("U-Net swapped while DeepCache is on", "one that cannot be cut is refused")
+@pytest.mark.integration("U-Net swapped while DeepCache is enabled", "a U-Net that cannot be cut raises an error")
 def test_a_swapped_unet_that_cannot_be_cut_is_refused():
     pipe = Pipeline(DummyUNet())
     with DeepCacheSDHelper(pipe) as helper:
@@ -329,7 +329,7 @@ def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
         (
             {"guidance_scale": 7.5},
             ValueError,
-            "guidance_scale requires a preset, got 7.5 without one. Add preset or rem",
+            "guidance_scale requires a preset, got 7.5 without one. Add preset",
         ),
         ({"preset": "fast", "guidance_scale": "7.5"}, TypeError, "guidance_scale must be a number, got '7.5'"),
     ],
@@ -381,7 +381,7 @@ def test_stats_before_and_after_a_run():
     )
 
 
-@pytest.mark.companion("save_pretrained")
+@pytest.mark.integration("save_pretrained")
 def test_saving_while_enabled_saves_the_pipeline_itself(pipe, tmp_path):
     plain = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     with DeepCacheSDHelper(pipe):
@@ -393,7 +393,7 @@ def test_saving_while_enabled_saves_the_pipeline_itself(pipe, tmp_path):
     assert all(torch.equal(saved[name], tensor) for name, tensor in plain.items())
 
 
-@pytest.mark.companion("deepcopy")
+@pytest.mark.integration("deepcopy")
 def test_a_deep_copy_of_an_enabled_pipeline_is_a_pipeline_of_its_own(pipe):
     with DeepCacheSDHelper(pipe) as helper:
         twin = copy.deepcopy(pipe)

@@ -30,16 +30,14 @@ _UNGUIDED = Reason(_ONE, "it is not guided")
 _UNGUIDED_BY_DEFAULT = Reason(_NO_GUIDANCE, "it is not guided by default")
 _ENSEMBLE = Reason(_OTHER_LATENTS, "it is not guided")
 _BUILT_IN = Reason(_NO_GUIDANCE, "its guidance is built into the U-Net")
-_SAYS_NO = Reason(
-    _NO_GUIDANCE, "it says of itself that it is not guided, and the halves of several views are interleaved"
-)
-_ONE_BY_ONE = Reason(_ONE, "it calls the denoiser for each prompt by itself")
+_SAYS_NO = Reason(_NO_GUIDANCE, "it reports no guidance, and interleaves the halves of several views")
+_ONE_BY_ONE = Reason(_ONE, "it calls the denoiser once per prompt")
 _SUPER_RESOLUTION = Reason(_ONE, "its super-resolution is not guided")
 _MORE_PARTS = Reason(_THREE, "its batch has three parts")
 _FOUR_PARTS = Reason(_SEVERAL_PROMPTS, "the batch of `generate_mask` has four parts")
 _PERTURBED = Reason("perturbed-attention guidance", "its batch has a perturbed part")
 _MAPS = Reason("reads the attention maps of whole batches", "it reads the attention maps of the whole batch")
-_FRAMES = Reason("counts on the whole batch", "its attention across frames counts on the whole batch")
+_FRAMES = Reason("counts on the whole batch", "its attention across frames needs the whole batch")
 
 NOT_HALVED: dict[str, Reason] = {
     "AnimateDiffPAGPipeline": _PERTURBED,

@@ -144,16 +144,16 @@ _DENOISING_DIFFUSION = [
     SchedulerCase("DDIMScheduler", call={"eta": 1.0}, random=True),
     *_variants("DDIMParallelScheduler", *_SPACINGS),
     SchedulerCase("DDIMParallelScheduler", call={"eta": 1.0}, random=True),
-    *_variants("DDIMInverseScheduler", _LEADING, _TRAILING, note="turns an image into noise: its timesteps rise"),
+    *_variants("DDIMInverseScheduler", _LEADING, _TRAILING, note="inverts an image to noise: its timesteps ascend"),
     *_variants("DDPMScheduler", *_SPACINGS, {"thresholding": True}, random=True),
     *_variants("DDPMParallelScheduler", *_SPACINGS, random=True),
-    *_variants("CogVideoXDDIMScheduler", *_SPACINGS, note="made for a video transformer, but a U-Net can use it"),
+    *_variants("CogVideoXDDIMScheduler", *_SPACINGS, note="made for a video transformer; works with U-Nets"),
     SchedulerCase(
         "UnCLIPScheduler",
         pipeline="DDPMPipeline",
         random=True,
         least_steps=2,
-        note="made for `UnCLIPPipeline`; Stable Diffusion's pipelines cannot use it",
+        note="made for `UnCLIPPipeline`; the pipelines of Stable Diffusion cannot use it",
     ),
 ]
 
@@ -162,7 +162,7 @@ _MULTISTEP = [
         "PNDMScheduler",
         *({"skip_prk_steps": True, **spacing} for spacing in _SPACINGS),
         calls=linear_multistep,
-        note="the first step is made twice, so there is one U-Net call more than steps",
+        note="repeats the first step, so a run has one U-Net call more than steps",
     )[1:],
     *_variants(
         "PNDMScheduler",
@@ -170,7 +170,7 @@ _MULTISTEP = [
         {"skip_prk_steps": False},
         calls=runge_kutta_then_multistep,
         least_steps=4,
-        note="the first three steps are made of four U-Net calls each, and every call counts as a step",
+        note="the first three steps have four U-Net calls each, and every call counts as a step",
     )[1:],
     *_variants("IPNDMScheduler"),
     *_variants("LMSDiscreteScheduler", *_SPACINGS, *_SIGMAS),
@@ -205,7 +205,7 @@ _MULTISTEP = [
         {"solver_order": 3},
         {"algorithm_type": "dpmsolver"},
         warns=_OLD_ALGORITHM,
-        note="turns an image into noise: its timesteps rise",
+        note="inverts an image to noise: its timesteps ascend",
     ),
     *_variants(
         "DPMSolverSinglestepScheduler",
@@ -217,7 +217,7 @@ _MULTISTEP = [
         {"lower_order_final": True},
         {"algorithm_type": "dpmsolver", **_TO_SIGMA_MIN},
         warns=_OLD_ALGORITHM,
-        note="one U-Net call a step, whatever its order",
+        note="one U-Net call per step, at any order",
     ),
     SchedulerCase("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}, random=True),
     *_variants(
@@ -279,14 +279,14 @@ _DIFFERENTIAL_EQUATION = [
         *_SPACINGS,
         *_SIGMAS,
         calls=two_but_in_the_last,
-        note="two U-Net calls a step, and every call counts as a step",
+        note="two U-Net calls per step, and every call counts as a step",
     ),
     *_variants(
         "KDPM2DiscreteScheduler",
         *_SPACINGS,
         *_SIGMAS,
         calls=two_but_in_the_last,
-        note="two U-Net calls a step, and every call counts as a step",
+        note="two U-Net calls per step, and every call counts as a step",
     ),
     *_variants(
         "KDPM2AncestralDiscreteScheduler",
@@ -294,13 +294,13 @@ _DIFFERENTIAL_EQUATION = [
         *_SIGMAS,
         calls=two_but_in_the_last,
         random=True,
-        note="two U-Net calls a step, and every call counts as a step",
+        note="two U-Net calls per step, and every call counts as a step",
     ),
     *_variants(
         "DPMSolverSDEScheduler",
         *({"noise_sampler_seed": 0, **options} for options in ({}, *_SPACINGS, *_SIGMAS)),
         calls=two_but_in_the_last,
-        note="two U-Net calls a step, and every call counts as a step; its noise comes from its own "
+        note="two U-Net calls per step, and every call counts as a step; its noise comes from "
         "`noise_sampler_seed`, not from the pipeline's generator",
         warns=_BROWNIAN,
     )[1:],
@@ -322,7 +322,7 @@ _FLOW_MATCHING = [
         {"shift": 3.0},
         {"invert_sigmas": True},
         pipeline="DDPMPipeline",
-        note="what `DreamLitePipeline` uses",
+        note="the scheduler of `DreamLitePipeline`",
     ),
     SchedulerCase("FlowMatchEulerDiscreteScheduler", {"shift_terminal": 0.1}, pipeline="DDPMPipeline", least_steps=2),
     SchedulerCase(
@@ -333,7 +333,7 @@ _FLOW_MATCHING = [
         {"shift": 3.0},
         pipeline="DDPMPipeline",
         calls=two_but_in_the_last,
-        note="two U-Net calls a step, and every call counts as a step",
+        note="two U-Net calls per step, and every call counts as a step",
     ),
     *_variants(
         "FlowMatchLCMScheduler", *_SIGMAS, {"shift": 3.0}, {"invert_sigmas": True}, pipeline="DDPMPipeline", random=True
@@ -342,7 +342,7 @@ _FLOW_MATCHING = [
         "LTXEulerAncestralRFScheduler",
         pipeline="DDPMPipeline",
         random=True,
-        note="made for a video transformer, but a U-Net can use it",
+        note="made for a video transformer; works with U-Nets",
     ),
     SchedulerCase("LTXEulerAncestralRFScheduler", {"eta": 0.0}, pipeline="DDPMPipeline"),
 ]
@@ -384,7 +384,7 @@ NOT_TAKEN: tuple[UntakenScheduler, ...] = (
     ),
     UntakenScheduler(
         "CogVideoXDPMScheduler",
-        "its step asks for the last prediction too; made for the transformer of CogVideoX",
+        "its step requires the last prediction too; for the transformer of CogVideoX",
         ("'timestep_back' and 'sample'", "'timestep_back' and 'sample'"),
     ),
     UntakenScheduler(
@@ -436,7 +436,7 @@ NOT_TAKEN: tuple[UntakenScheduler, ...] = (
     ),
     UntakenScheduler(
         "ScoreSdeVpScheduler",
-        "has no `step` but `step_pred` alone, and diffusers has no pipeline left that calls it",
+        "has `step_pred` instead of `step`, and no pipeline of diffusers uses it",
         (_NO_NOISE_LEVEL, "no attribute 'step'"),
     ),
     UntakenScheduler(

@@ -39,8 +39,8 @@ def _group_offload(unet):
 
 OFFLOADS = [
     _align,
-    pytest.param(_model_offload, marks=pytest.mark.companion("Model offload")),
-    pytest.param(_sequential_offload, marks=(OFFLOADS_ALL, pytest.mark.companion("Sequential offload"))),
+    pytest.param(_model_offload, marks=pytest.mark.integration("Model offload")),
+    pytest.param(_sequential_offload, marks=(OFFLOADS_ALL, pytest.mark.integration("Sequential offload"))),
     _two_hooks,
 ]
 
@@ -150,8 +150,8 @@ def test_offload_removed_in_the_middle_of_a_run(expected, witness):
 
 
 @OFFLOADS_ALL
-@pytest.mark.companion("Model offload")
-@pytest.mark.companion("Sequential offload")
+@pytest.mark.integration("Model offload")
+@pytest.mark.integration("Sequential offload")
 def test_disable_between_two_kinds_of_offload(expected, plain):
     pipe = tiny_pipeline()
     helper = _helper(pipe)
@@ -180,7 +180,7 @@ def test_a_layer_offloaded_alone(expected):
         assert torch.equal(draw(pipe), expected)
 
 
-@pytest.mark.companion("Group offload")
+@pytest.mark.integration("Group offload")
 @pytest.mark.skipif(
     # There, diffusers asks torch for an accelerator where there is none.
     torch.__version__ < "2.7" and not torch.cuda.is_available(),

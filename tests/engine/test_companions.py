@@ -106,7 +106,7 @@ def test_nothing_else(unet, branch):
     assert _shallow_equals_full(unet, branch, _prompt)
 
 
-@pytest.mark.companion("ControlNet")
+@pytest.mark.integration("ControlNet")
 class TestControlNet:
     @pytest.mark.parametrize("branch", BRANCHES)
     def test_shallow_equals_full(self, unet, branch):
@@ -138,7 +138,7 @@ class TestControlNet:
 
     @pytest.mark.parametrize("branch", [0, 2, 5, 8])
     @pytest.mark.parametrize(
-        "guess_mode", [False, pytest.param(True, marks=pytest.mark.companion("ControlNet", "guess mode"))]
+        "guess_mode", [False, pytest.param(True, marks=pytest.mark.integration("ControlNet", "guess mode"))]
     )
     def test_with_a_real_controlnet(self, unet, branch, guess_mode):
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8)).eval()
@@ -155,7 +155,7 @@ class TestControlNet:
         assert _shallow_equals_full(unet, branch, kwargs)
 
 
-@pytest.mark.companion("T2I-Adapter")
+@pytest.mark.integration("T2I-Adapter")
 class TestT2IAdapter:
     @pytest.mark.parametrize("branch", BRANCHES)
     def test_shallow_equals_full(self, unet, branch):
@@ -168,7 +168,7 @@ class TestT2IAdapter:
     def test_under_the_name_they_once_had(self, unet, branch):
         assert _shallow_equals_full(unet, branch, lambda: _prompt() | {"down_block_additional_residuals": _adapter()})
 
-    @pytest.mark.companion("ControlNet + T2I-Adapter")
+    @pytest.mark.integration("ControlNet + T2I-Adapter")
     @pytest.mark.parametrize("branch", BRANCHES)
     def test_together_with_controlnet(self, unet, branch):
         assert _shallow_equals_full(
@@ -202,7 +202,7 @@ class TestT2IAdapter:
         assert _shallow_equals_full(copy.deepcopy(_seeded("sdxl")), branch, kwargs, sample=sample)
 
 
-@pytest.mark.companion("FreeU")
+@pytest.mark.integration("FreeU")
 class TestFreeU:
     @pytest.mark.parametrize("branch", BRANCHES)
     def test_three_shallow_steps_equal_the_full_one(self, unet, branch):
@@ -226,7 +226,7 @@ def _free_of_helper(unet):
 
 
 @before_diffusers("0.28", "it takes other arguments")
-@pytest.mark.companion("IP-Adapter")
+@pytest.mark.integration("IP-Adapter")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_ip_adapter(unet, branch):
     unet._load_ip_adapter_weights([_ip_adapter_weights(unet)])
@@ -262,7 +262,7 @@ def _ip_adapter_weights(unet):
     return {"image_proj": projection, "ip_adapter": weights}
 
 
-@pytest.mark.companion("GLIGEN")
+@pytest.mark.integration("GLIGEN")
 @pytest.mark.parametrize("branch", range(6))
 def test_gligen(branch):
     torch.manual_seed(0)
@@ -286,7 +286,7 @@ def test_gligen(branch):
     assert _shallow_equals_full(unet, branch, lambda: _prompt() | {"cross_attention_kwargs": {"gligen": dict(objects)}})
 
 
-@pytest.mark.companion("Class labels")
+@pytest.mark.integration("Class labels")
 @pytest.mark.parametrize("branch", range(6))
 @pytest.mark.parametrize("class_embed_type", [None, "timestep"])
 def test_class_labels(branch, class_embed_type):
@@ -310,7 +310,7 @@ def test_class_labels(branch, class_embed_type):
 
 
 @UNWRITTEN
-@pytest.mark.companion("Attention slicing")
+@pytest.mark.integration("Attention slicing")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_attention_slicing(unet, branch):
     unet.set_attention_slice("max")
@@ -318,7 +318,7 @@ def test_attention_slicing(unet, branch):
 
 
 @UNWRITTEN
-@pytest.mark.companion("Attention slicing", "switched on within the run")
+@pytest.mark.integration("Attention slicing", "enabled during a run")
 def test_attention_slicing_switched_on_between_two_steps(unet):
     run = Run(unet, 2)
     full = run(**_prompt())
@@ -326,7 +326,7 @@ def test_attention_slicing_switched_on_between_two_steps(unet):
     torch.testing.assert_close(run(**_prompt()), full)
 
 
-@pytest.mark.companion("Autocast")
+@pytest.mark.integration("Autocast")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_autocast(unet, branch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -337,8 +337,8 @@ def test_autocast(unet, branch):
 @pytest.mark.parametrize(
     "dtype",
     [
-        pytest.param(torch.float16, marks=pytest.mark.companion("fp16")),
-        pytest.param(torch.bfloat16, marks=pytest.mark.companion("bf16")),
+        pytest.param(torch.float16, marks=pytest.mark.integration("fp16")),
+        pytest.param(torch.bfloat16, marks=pytest.mark.integration("bf16")),
     ],
 )
 @HALF
@@ -348,8 +348,8 @@ def test_half_precision(unet, branch, dtype):
     assert _shallow_equals_full(unet, branch, lambda: {"encoder_hidden_states": prompt}, sample=sample)
 
 
-@pytest.mark.companion("channels_last")
-@pytest.mark.companion("Fused QKV projections")
+@pytest.mark.integration("channels_last")
+@pytest.mark.integration("Fused QKV projections")
 @pytest.mark.parametrize("branch", [0, 4, 8])
 def test_channels_last_and_fused_projections(unet, branch):
     unet.to(memory_format=torch.channels_last)

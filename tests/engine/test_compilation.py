@@ -70,7 +70,7 @@ def _uncompiled(config, **call):
     return draw(pipe, **call)
 
 
-@pytest.mark.companion("torch.compile", "by DeepCache: `compile=`")
+@pytest.mark.integration("torch.compile", "by DeepCache: `compile=`")
 def test_two_whole_graphs_whatever_is_drawn(graphs):
     pipe = _pipeline()
     engine = apply_deepcache(pipe, _config())

@@ -55,8 +55,8 @@ def graphs():
     torch.compiler.reset()
 
 
-def _companion(note):
-    return pytest.mark.companion("torch.compile", note)
+def _integration(note):
+    return pytest.mark.integration("torch.compile", note)
 
 
 def _wrap(pipe, graphs):
@@ -71,8 +71,8 @@ def _in_place(pipe, graphs):
 @pytest.mark.parametrize(
     "compile_unet",
     [
-        pytest.param(_wrap, marks=_companion("whole: `torch.compile(pipe.unet, fullgraph=True)`")),
-        pytest.param(_in_place, marks=_companion("in place: `pipe.unet.compile(fullgraph=True)`")),
+        pytest.param(_wrap, marks=_integration("whole: `torch.compile(pipe.unet, fullgraph=True)`")),
+        pytest.param(_in_place, marks=_integration("in place: `pipe.unet.compile(fullgraph=True)`")),
     ],
 )
 def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first, graphs, cached):
@@ -92,7 +92,7 @@ def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first
     assert 0.5 < helper.stats.mac_share < 1
 
 
-@pytest.mark.companion("torch.compile", "before or after `enable()`")
+@pytest.mark.integration("torch.compile", "before or after `enable()`")
 def test_compiled_and_run_before_it_is_enabled(graphs, cached, plain):
     pipe = _pipeline()
     _wrap(pipe, graphs)
@@ -105,7 +105,7 @@ def test_compiled_and_run_before_it_is_enabled(graphs, cached, plain):
     assert graphs.frame_count == 1 + 2
 
 
-@pytest.mark.companion("torch.compile", "another branch is compiled anew")
+@pytest.mark.integration("torch.compile", "another branch compiles again")
 def test_another_branch_and_disable_while_compiled(graphs, cached, plain):
     pipe = _pipeline()
     helper = _helper(pipe)
@@ -119,7 +119,7 @@ def test_another_branch_and_disable_while_compiled(graphs, cached, plain):
     assert torch.equal(_draw(pipe), plain)
 
 
-@pytest.mark.companion("torch.compile", "block by block")
+@pytest.mark.integration("torch.compile", "block by block")
 @pytest.mark.parametrize("branch", [0, 1])
 def test_blocks_compiled_one_by_one(branch, graphs, cached, plain):
     """A shallow step at branch 1 runs a part of the first block."""

@@ -21,7 +21,7 @@ def test_the_pipeline_keeps_its_class_name_while_followed():
     assert set(pipe.__dict__) == {"unet", "scheduler"}
 
 
-@pytest.mark.companion("U-Net swapped while DeepCache is on")
+@pytest.mark.integration("U-Net swapped while DeepCache is enabled")
 def test_putting_the_first_unet_back_is_followed_too():
     first, second = DummyUNet(), DummyUNet()
     pipe = Pipeline(first)
@@ -32,7 +32,7 @@ def test_putting_the_first_unet_back_is_followed_too():
         assert engine.stats.pattern == "F."
 
 
-@pytest.mark.companion("Scheduler swapped while DeepCache is on")
+@pytest.mark.integration("Scheduler swapped while DeepCache is enabled")
 def test_another_scheduler_is_followed():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
@@ -53,8 +53,8 @@ def test_an_object_whose_class_cannot_change_is_served_without_being_followed():
     helper.disable()
 
 
-@pytest.mark.companion("deepcopy")
-@pytest.mark.companion("pickle")
+@pytest.mark.integration("deepcopy")
+@pytest.mark.integration("pickle")
 def test_a_copied_or_pickled_pipeline_is_followed_as_well():
     pipe = Pipeline(DummyUNet())
     apply_deepcache(pipe, DeepCacheConfig(2))

@@ -412,7 +412,7 @@ def test_what_is_kept_is_counted_and_set_free():
 
 
 @OFFLOADS_ALL
-@pytest.mark.companion("accelerate offloading")
+@pytest.mark.integration("accelerate offloading")
 @pytest.mark.parametrize("first", ["offloading", "DeepCache"])
 def test_offloading_changes_nothing(first):
     plain, pipe = tiny_pipeline(), tiny_pipeline()

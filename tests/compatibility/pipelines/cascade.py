@@ -154,8 +154,8 @@ def _run_combined(pipe: Any, **call: Any) -> torch.Tensor:
 
 
 _GUIDED = {"guidance_scale": 1.5}
-_NOT_GUIDED = "with its default guidance scale of 0 the decoder is not guided, and there is nothing to reuse"
-_PRIOR_AS_IT_IS = "the prior is run as it is; the decoder is cached"
+_NOT_GUIDED = "the default guidance scale of the decoder is 0, without guidance to reuse"
+_PRIOR_AS_IT_IS = "the prior runs unchanged; the decoder is cached"
 _BOTH = "the prior and the decoder are cached"
 
 CASES: list[PipelineCase] = [

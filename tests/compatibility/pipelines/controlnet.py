@@ -127,7 +127,7 @@ def _run_blip(pipe: Any, steps: int = 5, size: int = 64, **call: Any) -> torch.T
 
 
 _OUTLINE = Image.new("L", (64, 64), "white")
-_BLIP_NOTE = "tried with a stand-in for diffusers' own Q-Former, which does not run with transformers 5"
+_BLIP_NOTE = "tested with a replacement of diffusers' Q-Former, which fails with transformers 5"
 
 CASES = [
     PipelineCase(

@@ -110,7 +110,7 @@ CASES = [
         run=_run,
         run_other=lambda pipe: _run(pipe, width=2 * _SIZE, num_images_per_prompt=2, guidance_scale=1.0),
         patterns=uniform(5),
-        note="each stage is a pipeline of its own and takes a helper of its own",
+        note="each stage is a separate pipeline and needs its own helper",
     ),
     PipelineCase(
         "IFImg2ImgPipeline",

@@ -103,7 +103,7 @@ CASES = [
     _case("DreamLitePipeline"),
     # In half precision the U-Net is given a rounded copy of the timestep.
     _case("DreamLitePipeline", torch.bfloat16, id="bfloat16"),
-    _case("DreamLiteMobilePipeline", note="made for four steps, of which a step left out is a large part"),
+    _case("DreamLiteMobilePipeline", note="made for four steps, so every cached step matters"),
 ]
 
 REFUSED: list[RefusedCase] = []

@@ -89,7 +89,7 @@ def _run_controlled(pipe: Any, **call: Any) -> torch.Tensor:
 
 
 _PATTERNS = {"transformer": uniform(5)}
-_PUBLISHED = "the published transformers have 40 layers and the branches 0–18"
+_PUBLISHED = "the published models have 40 layers and branches 0–18"
 
 CASES = [
     PipelineCase(

@@ -189,7 +189,7 @@ def _case(
     )
 
 
-_COMBINED = {"note": "the prior is run as it is; the decoder's U-Net is cached"}
+_COMBINED = {"note": "the prior runs unchanged; the decoder's U-Net is cached"}
 # What the combined pipelines give to their decoder.
 _COMBINED_V22 = _COMBINED | {"warns": ("`callback_steps` is deprecated",)}
 

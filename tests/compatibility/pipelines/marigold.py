@@ -65,7 +65,7 @@ CASES = [
         run=_run_ensemble,
         run_other=lambda pipe: _run(pipe, image=image(batch=3), batch_size=2),
         patterns=_FOUR_STEPS_TWICE,
-        note="each batch of an ensemble, or of several images, begins with a full step",
+        note="each batch of an ensemble or of several images starts with a full step",
         id="ensemble",
     ),
     PipelineCase(

@@ -37,7 +37,7 @@ REFUSED = [
         name,
         build=partial(_build, name),
         reason="needs a U-Net that is a torch module",
-        note="its U-Net is one ONNX graph; the pipeline of the same task in PyTorch is cached",
+        note="its U-Net is one ONNX graph; use the PyTorch pipeline of the same task",
         warns=("`OnnxRuntimeModel` is deprecated", "`StableDiffusionOnnxPipeline` is deprecated"),
     )
     for name in _DEFINED_IN

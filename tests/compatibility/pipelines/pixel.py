@@ -101,7 +101,7 @@ CASES = [
         # The last four of the five timesteps become twelve Runge-Kutta steps; of the linear multi-step method there
         # are as many as timesteps, less three.
         patterns=uniform(12 + 2),
-        note="calls the U-Net nine times more than `num_inference_steps` says; each call counts as a step",
+        note="makes nine U-Net calls more than `num_inference_steps`; each call counts as a step",
     ),
     PipelineCase(
         "ConsistencyModelPipeline",
@@ -109,7 +109,7 @@ CASES = [
         run=lambda pipe: _run(pipe, class_labels=1),
         run_other=lambda pipe: _run(pipe, None, timesteps=[22, 10, 0], class_labels=[2, 3], batch_size=2),
         patterns=uniform(5),
-        note="with one step, its default, there is no step that could be shallow",
+        note="with one step, its default, no step can be shallow",
     ),
     PipelineCase(
         "KarrasVePipeline",
@@ -120,7 +120,7 @@ CASES = [
         # every other one twice, by the correction of one iteration and by the prediction of the next: F .F FF .. FF
         # and F .F .. FF .. in groups. That the first is 2.0, which is among the timesteps 4 3 2 1 0, means nothing.
         patterns={2: "F.FFF..FF", 3: "F.F..FF.."},
-        note="a step is a noise level, and the U-Net is called twice at each but the first",
+        note="a step is a noise level; the U-Net is called twice at each but the first",
         id="without churn",
     ),
     PipelineCase(
@@ -142,8 +142,8 @@ CASES = [
         # The list is 4 3 2 1 0 (1 2 3) 2 1 0; at the places in brackets noise is put back, without the U-Net. With
         # interval 3 the seventh place, one of these, is due to be full: the ninth makes up for it, the tenth is due.
         patterns={2: "F.F.FF.F", 3: "F..F.FF."},
-        note="a step is a place in the list of timesteps, those at which noise is put back included; a full step that "
-        "falls on one of them is made up for at the next",
+        note="every timestep counts as a step, also those at which noise is added back; a full step that "
+        "falls on one of these moves to the next step",
         warns=("The preprocess method is deprecated",),
     ),
     PipelineCase(
@@ -153,7 +153,7 @@ CASES = [
         run_other=lambda pipe: _run(pipe, 4, batch_size=2),
         # A correction and a prediction at every noise level.
         patterns=uniform(5, slots=2),
-        note="for a U-Net of ordinary blocks; those of the published ones, of the kind `SkipDownBlock2D`, are refused",
+        note="for U-Nets with ordinary blocks; the published ones use `SkipDownBlock2D` and are refused",
     ),
 ]
 

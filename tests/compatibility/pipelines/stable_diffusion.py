@@ -37,7 +37,7 @@ from tests.compatibility.components import (
 
 __all__ = ["CASES", "REFUSED"]
 
-STRENGTH = "the steps that `strength` leaves out are not counted: the first that runs is full"
+STRENGTH = "steps that `strength` omits are not counted: the first step that runs is full"
 
 
 def _assemble(name: str, **components: Any) -> Any:
@@ -266,7 +266,7 @@ CASES = [
         run=lambda pipe: _of_size(pipe, prior_num_inference_steps=2),
         run_other=lambda pipe: _two_wide_images(pipe, prior_num_inference_steps=2),
         patterns=uniform(5),
-        note="the decoder is cached, the prior is no U-Net and runs as ever",
+        note="the decoder is cached; the prior is not a U-Net and runs unchanged",
     ),
     PipelineCase(
         "StableUnCLIPImg2ImgPipeline",
@@ -283,7 +283,7 @@ CASES = [
         run=_of_size,
         run_other=_two_wide_images,
         patterns=uniform(5),
-        note="with its four to eight steps there is little to leave out; begin with an interval of 2",
+        note="at four to eight steps there is little to cache; start with an interval of 2",
     ),
     PipelineCase(
         "LatentConsistencyModelImg2ImgPipeline",

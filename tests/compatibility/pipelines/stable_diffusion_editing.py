@@ -162,7 +162,7 @@ CASES = [
         run=lambda pipe: _cycle(pipe, strength=0.8),
         run_other=lambda pipe: _cycle(pipe, strength=0.4, guidance_scale=1.0),
         patterns=uniform(4),
-        note="the steps that `strength` leaves out are not counted: the first that runs is full",
+        note="steps that `strength` omits are not counted: the first step that runs is full",
     ),
     PipelineCase(
         "StableDiffusionDiffEditPipeline",
@@ -171,7 +171,7 @@ CASES = [
         run_other=lambda pipe: _edit_with_mask(pipe, strength=0.6),
         # The mask takes one call of the U-Net, the inversion four steps and the edit four.
         patterns=_one_after_another(uniform(1), uniform(4), uniform(4)),
-        note="`generate_mask`, whose one step is full, `invert` and the call itself each begin with a full step",
+        note="`generate_mask` (one full step), `invert` and the call each start with a full step",
     ),
     PipelineCase(
         "StableDiffusionPanoramaPipeline",
@@ -180,7 +180,7 @@ CASES = [
         run=lambda pipe: _of_size(pipe, width=576, steps=4),
         run_other=lambda pipe: _of_size(pipe, width=576, steps=4, view_batch_size=2, guidance_scale=1.0),
         patterns=uniform(4, slots=2),
-        note="every view, or batch of views, has a deep feature of its own",
+        note="every view, or batch of views, has its own deep feature",
     ),
     PipelineCase(
         "StableDiffusionParadigmsPipeline",
@@ -198,7 +198,7 @@ CASES = [
         run=lambda pipe: _of_size(pipe, parallel=3, tolerance=0.0),
         run_other=lambda pipe: _of_size(pipe, parallel=2, tolerance=0.0, guidance_scale=1.0),
         patterns=_all_full(5),
-        note="a call that works on several steps at once is full, so only `parallel=1` is cached",
+        note="a call for several steps at once is full, so only `parallel=1` is cached",
     ),
     PipelineCase(
         "StableDiffusionSAGPipeline",
@@ -207,7 +207,7 @@ CASES = [
         run_other=lambda pipe: _of_size(pipe, width=128, guidance_scale=1.0),
         # Once on the latents and once on those that are blurred where the attention of the mid block is high.
         patterns=uniform(5, slots=2),
-        note="a shallow step blurs where the attention was high on the last full step",
+        note="a shallow step blurs where the attention of the last full step was high",
     ),
     PipelineCase(
         "StableDiffusionSAGPipeline",
@@ -223,7 +223,7 @@ CASES = [
         run=_excite,
         run_other=lambda pipe: _excite(pipe, steps=3, max_iter_to_alter=1, guidance_scale=1.0),
         patterns=_after_a_full_call(5),
-        note="the calls that a gradient is taken through are full, the one that denoises is cached",
+        note="calls with gradients are full; the denoising call is cached",
         warns=("torch.meshgrid",),
     ),
     PipelineCase(
@@ -256,8 +256,8 @@ CASES = [
         # All steps to note down every attention map, then all again: a gradient that pulls towards the maps, and the
         # prediction itself.
         patterns=_one_after_another(uniform(5), _after_a_full_call(5)),
-        note="the calls that a gradient is taken through are full; the attention maps that they are compared with are, "
-        "on a shallow step, those of the last full step",
+        note="calls with gradients are full; on a shallow step they are compared with the attention maps of "
+        "the last full step",
     ),
     PipelineCase(
         "SemanticStableDiffusionPipeline",
@@ -280,8 +280,8 @@ CASES = [
         # Without a prompt for the image the inversion makes one call a step.
         run_other=lambda pipe: _invert_and_edit(pipe, source=""),
         patterns=_one_after_another(uniform(5, slots=2), uniform(5)),
-        note="enable DeepCache for both `invert` and the call, or the noise of one does not fit the other; the mask "
-        "of a shallow step is made from the attention maps of the last full step",
+        note="enable DeepCache for both `invert` and the call, so that their noise matches; the mask "
+        "of a shallow step uses the attention maps of the last full step",
         warns=ARRAY_OF_TENSORS,
     ),
     PipelineCase(

@@ -215,7 +215,7 @@ CASES = [
         run=lambda pipe: _refine(pipe, denoising_start=0.4),
         run_other=lambda pipe: _refine(pipe, denoising_start=0.2),
         patterns=uniform(3),
-        note="the base and the refiner each want a helper of their own, and each starts with a full step",
+        note="the base and the refiner each need their own helper, and each starts with a full step",
     ),
     _inpainting("StableDiffusionXLInpaintPipeline"),
     _text(
@@ -300,8 +300,8 @@ CASES = [
         run_other=lambda pipe: _edit(pipe, size=128),
         patterns=_inverted_and(uniform(_INVERSION_STEPS)),
         warns=_COPY_KEYWORD,
-        note="`invert` and the edit are a trajectory each; keep the same settings for both, or the parts that no edit "
-        "touches differ from the picture",
+        note="`invert` and the edit are two denoising runs; use the same settings for both, or unedited parts of the "
+        "image change",
     ),
     PipelineCase(
         "LEditsPPPipelineStableDiffusionXL",
@@ -311,7 +311,7 @@ CASES = [
         run_other=lambda pipe: _edit(pipe, use_cross_attn_mask=True, use_intersect_mask=True),
         patterns=_inverted_and(uniform(_INVERSION_STEPS)),
         warns=_COPY_KEYWORD,
-        note="masks are made of the attention of deep layers: on a shallow step these attend to what they saw in the "
+        note="masks use the attention of deep layers, which on a shallow step is computed from the inputs of the "
         "last full step",
     ),
     PipelineCase(
@@ -321,7 +321,7 @@ CASES = [
         run_other=lambda pipe: _run_modular(pipe, width=128),
         # The prompt and the negative prompt each have a call.
         patterns=uniform(5, slots=2),
-        note="each of the guider's calls at a step has a deep feature of its own",
+        note="each guider call of a step has its own deep feature",
     ),
     PipelineCase(
         "StableDiffusionXLModularPipeline",

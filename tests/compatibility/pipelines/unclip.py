@@ -164,12 +164,12 @@ def _run_unidiffuser(pipe: Any, **call: Any) -> torch.Tensor:
     return denoised[-1]
 
 
-_UNIDIFFUSER = "every call of a step keeps a deep feature of its own; the published model has the branches 0–14"
+_UNIDIFFUSER = "each call of a step has its own deep feature; the published model has branches 0–14"
 
 
 # One of the two U-Nets for super-resolution makes every step but the last, the other one the last.
 _PATTERNS = {"decoder": uniform(5), "super_res_first": uniform(4), "super_res_last": uniform(1)}
-_NOTE = "the decoder and the super-resolution are cached; `super_res_last` makes one step only, which is full"
+_NOTE = "the decoder and the super-resolution are cached; `super_res_last` has only one step, which is full"
 
 CASES = [
     PipelineCase(

@@ -120,6 +120,6 @@ BROKEN = (
         build=lambda: _build("VersatileDiffusionDualGuidedPipeline", text=True, image=True),
         run=lambda pipe: _run(pipe, **_TEXT, **_IMAGE),
         error="encoder_attention_mask",
-        why="its transformer blocks do not take an argument that the blocks of the U-Net give them",
+        why="its transformer blocks do not accept an argument that the U-Net blocks pass to them",
     ),
 )

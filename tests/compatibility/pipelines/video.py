@@ -256,7 +256,7 @@ def _run_zero(pipe: Any, **call: Any) -> torch.Tensor:
     return denoise(pipe, **{"height": 64, "width": 64, "video_length": _FRAMES, "t0": 1, "t1": 3} | call)
 
 
-_FIRST_FRAME_THEN_ALL = "two trajectories, the first frame alone and then all frames, and each starts full"
+_FIRST_FRAME_THEN_ALL = "two denoising runs, first frame and all frames, each of which starts full"
 _WARPING = ("torch.meshgrid: in an upcoming release", "Default grid_sample and affine_grid behavior has changed")
 
 CASES: list[PipelineCase] = [
@@ -274,7 +274,7 @@ CASES: list[PipelineCase] = [
         run_other=lambda pipe: _run_text(pipe, steps=3, guidance_scale=1.0),
         patterns={2: "F.F.F" + "F.F.F", 3: "F..F." + "F..F."},
         id="with FreeInit",
-        note="FreeInit denoises several times in a call, and each time starts full",
+        note="each denoising run of FreeInit starts with a full step",
     ),
     PipelineCase(
         "AnimateDiffPipeline",

@@ -1,6 +1,6 @@
 """What acts during a run of a pipeline, beside DeepCache: alone, and in the pairs that people use.
 
-Two checks of `companions` carry most of these tests: `exact` compares cached runs at several branches with what they
+Two checks of `integrations` carry most of these tests: `exact` compares cached runs at several branches with what they
 must return, to the last bit, and `as_if_new` compares a pipeline that was changed while DeepCache was on with one that
 DeepCache came to afterwards.
 """
@@ -28,7 +28,8 @@ from diffusers import (
 from diffusers.callbacks import IPAdapterScaleCutoffCallback, SDCFGCutoffCallback, SDXLControlnetCFGCutoffCallback
 from diffusers.models.attention_processor import SlicedAttnProcessor
 
-from tests.compatibility.companions import (
+from tests.compatibility.components import TEXT_WIDTH, clip_text_encoder, clip_tokenizer, image, projecting_text_encoder
+from tests.compatibility.integrations import (
     BRANCHES,
     DEEPEST,
     MIDDLE,
@@ -58,7 +59,6 @@ from tests.compatibility.companions import (
     small_unet,
     watched,
 )
-from tests.compatibility.components import TEXT_WIDTH, clip_text_encoder, clip_tokenizer, image, projecting_text_encoder
 
 EACH_BRANCH = set(BRANCHES)
 # Of the five steps the last is shallow; what changes at the end of the last full step is new to that one alone.
@@ -86,13 +86,13 @@ def tensor_changed_for_the_last_step(name: str, tensor: torch.Tensor) -> dict[st
 
 
 class TestControlNet:
-    @pytest.mark.companion("ControlNet")
+    @pytest.mark.integration("ControlNet")
     def test_one(self):
         pipe = build(StableDiffusionControlNetPipeline, controlnet=controlnet())
         results = exact(pipe, drawn(image=CONDITION))
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn(image=OTHER_CONDITION)))
 
-    @pytest.mark.companion("ControlNet")
+    @pytest.mark.integration("ControlNet")
     def test_a_shallow_step_sees_a_condition_that_changes_at_it(self):
         """The ControlNet runs at every step, and the layers of a shallow step take what it gives there."""
         pipe = build(StableDiffusionControlNetPipeline, controlnet=controlnet())
@@ -100,7 +100,7 @@ class TestControlNet:
         unchanged = cached_at_each_branch(pipe, drawn(image=CONDITION))
         assert differing(exact(pipe, drawn(image=CONDITION, **change)), unchanged) == EACH_BRANCH
 
-    @pytest.mark.companion("ControlNet", "`control_guidance_start` and `control_guidance_end`")
+    @pytest.mark.integration("ControlNet", "`control_guidance_start` and `control_guidance_end`")
     def test_that_starts_and_ends_within_the_run(self):
         pipe = build(StableDiffusionControlNetPipeline, controlnet=controlnet())
         # It starts at a shallow step, and goes on to the end of the run or of its last full step.
@@ -110,15 +110,15 @@ class TestControlNet:
         )
         assert differing(to_the_end, shorter) == EACH_BRANCH
 
-    @pytest.mark.companion("ControlNet", "guess mode")
-    @pytest.mark.parametrize("scale", [7.5, pytest.param(1.0, marks=pytest.mark.companion("Guidance off"))])
+    @pytest.mark.integration("ControlNet", "guess mode")
+    @pytest.mark.parametrize("scale", [7.5, pytest.param(1.0, marks=pytest.mark.integration("Guidance off"))])
     def test_guess_mode(self, scale):
         pipe = build(StableDiffusionControlNetPipeline, controlnet=controlnet())
         results = exact(pipe, drawn(image=CONDITION, guess_mode=True, guidance_scale=scale))
         not_guessed = cached(pipe, drawn(image=CONDITION, guess_mode=False, guidance_scale=scale))
         assert not torch.equal(results[MIDDLE], not_guessed)
 
-    @pytest.mark.companion("Several ControlNets")
+    @pytest.mark.integration("Several ControlNets")
     def test_two(self):
         pipe = build(StableDiffusionControlNetPipeline, controlnet=[controlnet(1), controlnet(2)])
         call = {"image": [CONDITION, OTHER_CONDITION], "controlnet_conditioning_scale": [1.0, 0.5]}
@@ -130,14 +130,14 @@ class TestControlNet:
 
 
 class TestT2IAdapter:
-    @pytest.mark.companion("T2I-Adapter")
+    @pytest.mark.integration("T2I-Adapter")
     def test_one(self):
         pipe = build(StableDiffusionAdapterPipeline, adapter=adapter())
         results = exact(pipe, drawn(image=CONDITION))
         weaker = cached(pipe, drawn(image=CONDITION, adapter_conditioning_scale=0.5))
         assert not torch.equal(results[MIDDLE], weaker)
 
-    @pytest.mark.companion("Several T2I-Adapters")
+    @pytest.mark.integration("Several T2I-Adapters")
     def test_two(self):
         pipe = build(StableDiffusionAdapterPipeline, adapter=[adapter(1), adapter(2)])
         images = [CONDITION, OTHER_CONDITION]
@@ -145,7 +145,7 @@ class TestT2IAdapter:
         without_the_second = cached(pipe, drawn(image=images, adapter_conditioning_scale=[0.8, 0.0]))
         assert not torch.equal(results[MIDDLE], without_the_second)
 
-    @pytest.mark.companion("T2I-Adapter", "`adapter_conditioning_factor`")
+    @pytest.mark.integration("T2I-Adapter", "`adapter_conditioning_factor`")
     def test_that_ends_before_the_last_step(self):
         pipe = build_sdxl(StableDiffusionXLAdapterPipeline, adapter=sdxl_adapter())
         to_the_end, shorter = (
@@ -183,20 +183,20 @@ def drawn_like(*seeds: int, scale: Any = None, **call: Any) -> Run:
 
 
 class TestIPAdapter:
-    @pytest.mark.companion("IP-Adapter")
+    @pytest.mark.integration("IP-Adapter")
     def test_one(self):
         pipe = with_ip_adapter(1)
         results = exact(pipe, drawn_like(1))
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn_like(2)))
 
-    @pytest.mark.companion("IP-Adapter", "scale changed within the run")
+    @pytest.mark.integration("IP-Adapter", "scale changed during a run")
     def test_a_shallow_step_sees_a_scale_that_changes_at_it(self):
         pipe = with_ip_adapter(1)
         cutoff = IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=LAST_FULL_STEP)
         unchanged = cached_at_each_branch(pipe, drawn_like(1, scale=0.7))
         assert differing(exact(pipe, drawn_like(1, scale=0.7, callback_on_step_end=cutoff)), unchanged) == EACH_BRANCH
 
-    @pytest.mark.companion("IP-Adapter", "a scale for each block")
+    @pytest.mark.integration("IP-Adapter", "a scale for each block")
     @pytest.mark.parametrize(
         ("changed", "where"),
         [
@@ -215,17 +215,17 @@ class TestIPAdapter:
         results = cached_at_each_branch(pipe, drawn_like(1, scale=scale, callback_on_step_end=callback))
         assert differing(results, unchanged) == where
 
-    @pytest.mark.companion("Several IP-Adapters")
+    @pytest.mark.integration("Several IP-Adapters")
     def test_two(self):
         pipe = with_ip_adapter(1, 2)
         results = exact(pipe, drawn_like(1, 2, scale=[0.7, 0.4]))
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn_like(1, 2, scale=[0.7, 0.0])))
 
-    @pytest.mark.companion("IP-Adapter", "loaded while DeepCache is on")
+    @pytest.mark.integration("IP-Adapter", "loaded while DeepCache is enabled")
     def test_loaded_while_enabled(self):
         as_if_new(lambda pipe: load_ip_adapter(pipe, 1), drawn_like(1), run_before=draw)
 
-    @pytest.mark.companion("IP-Adapter", "unloaded while DeepCache is on")
+    @pytest.mark.integration("IP-Adapter", "unloaded while DeepCache is enabled")
     def test_unloaded_while_enabled(self):
         after = as_if_new(
             lambda pipe: pipe.unload_ip_adapter(), draw, start=lambda: with_ip_adapter(1), run_before=drawn_like(1)
@@ -250,17 +250,17 @@ two_loras = pytest.mark.filterwarnings("ignore:Already found a `peft_config` att
 
 
 class TestLoRA:
-    @pytest.mark.companion("LoRA")
+    @pytest.mark.integration("LoRA")
     def test_one(self):
         pipe = with_lora(1)
         results = exact(pipe, draw)
         assert not torch.equal(results[MIDDLE], cached(build(), draw))
 
-    @pytest.mark.companion("LoRA", "loaded while DeepCache is on")
+    @pytest.mark.integration("LoRA", "loaded while DeepCache is enabled")
     def test_loaded_while_enabled(self):
         as_if_new(load_lora, draw)
 
-    @pytest.mark.companion("LoRA", "scale of a call")
+    @pytest.mark.integration("LoRA", "scale of a call")
     def test_scale_of_a_call(self):
         pipe = with_lora(1)
         results = exact(pipe, drawn(cross_attention_kwargs={"scale": 0.5}))
@@ -268,7 +268,7 @@ class TestLoRA:
         nothing = cached(pipe, drawn(cross_attention_kwargs={"scale": 0.0}))
         torch.testing.assert_close(nothing, cached(build(), draw), **CLOSE)
 
-    @pytest.mark.companion("LoRA", "weights of its parts, changed within the run")
+    @pytest.mark.integration("LoRA", "weights of its parts, changed during a run")
     @pytest.mark.parametrize(("part", "where"), [("down", {MIDDLE, DEEPEST}), ("mid", set()), ("up", EACH_BRANCH)])
     def test_a_shallow_step_sees_the_weights_of_the_layers_it_runs_alone(self, part, where):
         pipe = with_lora(1)
@@ -286,7 +286,7 @@ class TestLoRA:
         )
         assert differing(results, unchanged) == where
 
-    @pytest.mark.companion("LoRA", "several at once, with weights")
+    @pytest.mark.integration("LoRA", "several at once, with weights")
     @two_loras
     def test_two_with_weights(self):
         pipe = with_lora(1, 2)
@@ -294,13 +294,13 @@ class TestLoRA:
         pipe.set_adapters(["1", "2"], [1.0, 0.4])
         assert not torch.equal(exact(pipe, draw)[MIDDLE], without_the_second)
 
-    @pytest.mark.companion("LoRA", "switched while DeepCache is on")
+    @pytest.mark.integration("LoRA", "switched while DeepCache is enabled")
     @two_loras
     def test_switched_while_enabled(self):
         after = as_if_new(lambda pipe: pipe.set_adapters("2"), draw, start=lambda: with_lora(1, 2))
         assert torch.equal(after, cached(with_lora(2), draw))
 
-    @pytest.mark.companion("LoRA", "disabled and enabled while DeepCache is on")
+    @pytest.mark.integration("LoRA", "disabled and enabled while DeepCache is enabled")
     def test_disabled_and_enabled(self):
         pipe = with_lora(1)
         expected = cached(pipe, draw)
@@ -310,7 +310,7 @@ class TestLoRA:
             pipe.enable_lora()
             assert torch.equal(draw(pipe), expected)
 
-    @pytest.mark.companion("LoRA", "fused and unfused while DeepCache is on")
+    @pytest.mark.integration("LoRA", "fused and unfused while DeepCache is enabled")
     def test_fused_and_unfused_while_enabled(self):
         def fuse(pipe: Any) -> None:
             pipe.fuse_lora(components=["unet"], lora_scale=0.7)
@@ -328,12 +328,12 @@ class TestLoRA:
         after = as_if_new(unfuse, draw, start=fused)
         torch.testing.assert_close(after, cached(build(), draw), **CLOSE)
 
-    @pytest.mark.companion("LoRA", "unloaded while DeepCache is on")
+    @pytest.mark.integration("LoRA", "unloaded while DeepCache is enabled")
     def test_unloaded_while_enabled(self):
         after = as_if_new(lambda pipe: pipe.unload_lora_weights(), draw, start=lambda: with_lora(1))
         assert torch.equal(after, cached(build(), draw))
 
-    @pytest.mark.companion("DoRA")
+    @pytest.mark.integration("DoRA")
     def test_dora(self):
         pipe = with_lora(1, dora=True)
         results = exact(pipe, draw)
@@ -347,18 +347,18 @@ def with_freeu() -> Any:
 
 
 class TestFreeU:
-    @pytest.mark.companion("FreeU")
+    @pytest.mark.integration("FreeU")
     def test_on(self):
         results = exact(with_freeu(), draw)
         assert differing(results, cached_at_each_branch(build(), draw)) == EACH_BRANCH
 
-    @pytest.mark.companion("FreeU", "switched on or off while DeepCache is on")
+    @pytest.mark.integration("FreeU", "switched while DeepCache is enabled")
     def test_switched_while_enabled(self):
         as_if_new(lambda pipe: pipe.enable_freeu(**FREEU), draw)
         after = as_if_new(lambda pipe: pipe.disable_freeu(), draw, start=with_freeu)
         assert torch.equal(after, cached(build(), draw))
 
-    @pytest.mark.companion("FreeU", "switched within the run")
+    @pytest.mark.integration("FreeU", "switched during a run")
     def test_switched_on_within_the_run(self):
         def run(pipe: Any) -> torch.Tensor:
             pipe.disable_freeu()
@@ -388,19 +388,19 @@ def lcm() -> LCMScheduler:
 
 
 class TestGuidance:
-    @pytest.mark.companion("guidance_rescale")
+    @pytest.mark.integration("guidance_rescale")
     def test_rescale(self):
         pipe = build()
         results = exact(pipe, drawn(guidance_rescale=0.7))
         assert not torch.equal(results[MIDDLE], cached(pipe, draw))
 
-    @pytest.mark.companion("Guidance off")
+    @pytest.mark.integration("Guidance off")
     def test_off(self):
         pipe = build()
         results = exact(pipe, drawn(guidance_scale=1.0))
         assert not torch.equal(results[MIDDLE], cached(pipe, draw))
 
-    @pytest.mark.companion("Guidance off")
+    @pytest.mark.integration("Guidance off")
     def test_off_and_on_again_between_two_runs(self):
         pipe = build()
         expected = [cached(pipe, drawn(guidance_scale=scale)) for scale in (7.5, 1.0, 7.5)]
@@ -409,32 +409,32 @@ class TestGuidance:
         assert "".join(calls) == PATTERN * 3
         assert all(map(torch.equal, results, expected))
 
-    @pytest.mark.companion("Guidance cut off in mid-run", "the step after the cut is full")
+    @pytest.mark.integration("Guidance cut off in mid-run", "the next step is full")
     def test_cut_off_in_mid_run(self):
         call = {"steps": 6, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
         pipe = build()
         results = exact(pipe, drawn(callback_on_step_end=cut_off_guidance, **call), pattern="F.FF..")
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn(**call)))
 
-    @pytest.mark.companion("Guidance cut off in mid-run")
+    @pytest.mark.integration("Guidance cut off in mid-run")
     def test_cut_off_by_the_callback_of_diffusers_before_a_full_step(self):
         pipe = build()
         results = exact(pipe, drawn(callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.4)))
         assert not torch.equal(results[MIDDLE], cached(pipe, draw))
 
-    @pytest.mark.companion("ControlNet + guidance cut off in mid-run", "the step after the cut is full")
+    @pytest.mark.integration("ControlNet + guidance cut off in mid-run", "the next step is full")
     def test_cut_off_with_a_controlnet(self):
         cut = SDXLControlnetCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
         pipe = build_sdxl(StableDiffusionXLControlNetPipeline, controlnet=sdxl_controlnet())
         exact(pipe, lambda pipe: draw_sdxl(pipe, image=CONDITION, callback_on_step_end=cut), pattern="F.FF.")
 
-    @pytest.mark.companion("Dynamic guidance", "another scale at every step")
+    @pytest.mark.integration("Dynamic guidance", "a different scale at every step")
     def test_dynamic(self):
         pipe = build()
         results = exact(pipe, drawn(callback_on_step_end=lower_guidance))
         assert not torch.equal(results[MIDDLE], cached(pipe, draw))
 
-    @pytest.mark.companion("Guidance embedded in the U-Net", "as in latent consistency models")
+    @pytest.mark.integration("Guidance embedded in the U-Net", "as in latent consistency models")
     def test_embedded_in_the_unet(self):
         pipe = build(unet=small_unet(time_cond_proj_dim=8), scheduler=lcm())
         results = exact(pipe, drawn(guidance_scale=8.0))
@@ -444,21 +444,21 @@ class TestGuidance:
 class TestPAG:
     """Perturbed-attention guidance: a further part of the batch, perturbed in some self-attention layers."""
 
-    @pytest.mark.companion("PAG")
+    @pytest.mark.integration("PAG")
     @pytest.mark.parametrize("layers", ["mid", "up_blocks.2"])
-    @pytest.mark.parametrize("scale", [7.5, pytest.param(1.0, marks=pytest.mark.companion("Guidance off"))])
+    @pytest.mark.parametrize("scale", [7.5, pytest.param(1.0, marks=pytest.mark.integration("Guidance off"))])
     def test_in_deep_and_in_shallow_layers(self, scale, layers):
         pipe = build(StableDiffusionPAGPipeline, pag_applied_layers=[layers])
         results = exact(pipe, drawn(guidance_scale=scale, pag_scale=3.0))
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn(guidance_scale=scale, pag_scale=1.0)))
 
-    @pytest.mark.companion("PAG", "adaptive scale")
+    @pytest.mark.integration("PAG", "adaptive scale")
     def test_adaptive_scale(self):
         pipe = build(StableDiffusionPAGPipeline, pag_applied_layers=["mid"])
         results = exact(pipe, drawn(pag_scale=3.0, pag_adaptive_scale=0.005))
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn(pag_scale=3.0)))
 
-    @pytest.mark.companion("PAG")
+    @pytest.mark.integration("PAG")
     def test_off_and_on_again_between_two_runs(self):
         pipe = build(StableDiffusionPAGPipeline, pag_applied_layers=["mid"])
         expected = [cached(pipe, drawn(pag_scale=scale)) for scale in (3.0, 0.0, 3.0)]
@@ -467,7 +467,7 @@ class TestPAG:
         assert "".join(calls) == PATTERN * 3
         assert all(map(torch.equal, results, expected))
 
-    @pytest.mark.companion("PAG + ControlNet")
+    @pytest.mark.integration("PAG + ControlNet")
     def test_with_a_controlnet(self):
         pipe = build(StableDiffusionControlNetPAGPipeline, controlnet=controlnet(), pag_applied_layers=["mid"])
         results = exact(pipe, drawn(image=CONDITION, pag_scale=3.0))
@@ -476,7 +476,7 @@ class TestPAG:
 
 
 class TestPrompt:
-    @pytest.mark.companion("Textual inversion", "loaded and unloaded while DeepCache is on")
+    @pytest.mark.integration("Textual inversion", "loaded and unloaded while DeepCache is enabled")
     def test_textual_inversion(self):
         def start() -> Any:
             return build(text_encoder=copy.deepcopy(clip_text_encoder()), tokenizer=copy.deepcopy(clip_tokenizer()))
@@ -495,7 +495,7 @@ class TestPrompt:
         after = as_if_new(lambda pipe: pipe.unload_textual_inversion(), run, start=loaded)
         assert torch.equal(after, cached(build(), run))
 
-    @pytest.mark.companion("clip_skip")
+    @pytest.mark.integration("clip_skip")
     def test_clip_skip(self):
         pipe = build_sdxl(
             StableDiffusionXLPipeline, text_encoder_2=projecting_text_encoder(), tokenizer_2=clip_tokenizer()
@@ -503,14 +503,14 @@ class TestPrompt:
         results = exact(pipe, drawn(clip_skip=1))
         assert not torch.equal(results[MIDDLE], cached(pipe, draw))
 
-    @pytest.mark.companion("Prompt embeddings")
+    @pytest.mark.integration("Prompt embeddings")
     def test_embeddings_given(self):
         pipe = build()
         embeddings, negative = pipe.encode_prompt("a red circle", "cpu", 1, True, "a blue square")
         results = exact(pipe, drawn(prompt=None, prompt_embeds=embeddings, negative_prompt_embeds=negative))
         assert differing(results, cached_at_each_branch(pipe, drawn(negative_prompt="a blue square"))) == set()
 
-    @pytest.mark.companion("Prompt embeddings", "changed within the run")
+    @pytest.mark.integration("Prompt embeddings", "changed during a run")
     def test_a_step_at_which_the_prompt_changes_is_full(self):
         pipe = build()
         embeddings, negative = pipe.encode_prompt("a blue square", "cpu", 1, True)
@@ -518,7 +518,7 @@ class TestPrompt:
         results = exact(pipe, drawn(**change), f"{PATTERN[:-1]}F")
         assert differing(results, cached_at_each_branch(pipe, draw)) == EACH_BRANCH
 
-    @pytest.mark.companion("Several images per prompt")
+    @pytest.mark.integration("Several images per prompt")
     def test_several_images_per_prompt(self):
         pipe, noise = build(), normal(1, 2, 4, 8, 8)
         results = exact(pipe, drawn(num_images_per_prompt=2, latents=noise))
@@ -526,7 +526,7 @@ class TestPrompt:
             alone = cached(pipe, drawn(latents=noise[number : number + 1]))
             torch.testing.assert_close(together, alone, **CLOSE)
 
-    @pytest.mark.companion("Several prompts at once")
+    @pytest.mark.integration("Several prompts at once")
     def test_several_prompts_at_once(self):
         pipe, noise = build(), normal(1, 3, 4, 8, 8)
         prompts = ["a red circle", "a blue square", "a green triangle"]
@@ -537,7 +537,7 @@ class TestPrompt:
 
 
 class TestSlicing:
-    @pytest.mark.companion("VAE slicing and tiling")
+    @pytest.mark.integration("VAE slicing and tiling")
     @pytest.mark.parametrize("switch", ["slicing", "tiling"])
     def test_of_the_vae(self, switch):
         def start() -> Any:
@@ -561,7 +561,7 @@ class TestSlicing:
         as_if_new(turn_on, run, start=start)
         assert len(decoded) > 1
 
-    @pytest.mark.companion("Attention slicing")
+    @pytest.mark.integration("Attention slicing")
     def test_of_the_attention(self):
         pipe = build()
         pipe.enable_attention_slicing(1)
@@ -569,13 +569,13 @@ class TestSlicing:
         assert any(isinstance(processor, SlicedAttnProcessor) for processor in pipe.unet.attn_processors.values())
         torch.testing.assert_close(results[MIDDLE], cached(build(), draw), **CLOSE)
 
-    @pytest.mark.companion("Attention slicing", "switched while DeepCache is on")
+    @pytest.mark.integration("Attention slicing", "switched while DeepCache is enabled")
     def test_of_the_attention_switched_while_enabled(self):
         as_if_new(lambda pipe: pipe.enable_attention_slicing(1), draw)
 
 
 class TestRun:
-    @pytest.mark.companion("Interrupt", "the run after it is clean")
+    @pytest.mark.integration("Interrupt", "the next run is unaffected")
     @pytest.mark.parametrize("step", [0, 1, LAST_FULL_STEP])
     def test_the_run_after_an_interrupted_one_is_clean(self, step):
         def interrupt(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -589,7 +589,7 @@ class TestRun:
             assert torch.equal(draw(pipe), expected)
         assert "".join(calls) == PATTERN[: step + 1] + PATTERN
 
-    @pytest.mark.companion("DDIM with eta", "new noise at every step")
+    @pytest.mark.integration("DDIM with eta", "adds noise at every step")
     def test_noise_at_every_step(self):
         pipe = build()
         results = exact(pipe, drawn(eta=1.0))
@@ -597,21 +597,21 @@ class TestRun:
 
 
 class TestPairs:
-    @pytest.mark.companion("LCM-LoRA", "LCMScheduler, a LoRA and no guidance")
+    @pytest.mark.integration("LCM-LoRA", "`LCMScheduler`, a LoRA and no guidance")
     def test_lcm_lora(self):
         pipe = build(scheduler=lcm())
         without = cached(pipe, drawn(guidance_scale=1.0))
         load_lora(pipe)
         assert not torch.equal(exact(pipe, drawn(guidance_scale=1.0))[MIDDLE], without)
 
-    @pytest.mark.companion("Image to image + LoRA")
+    @pytest.mark.integration("Image to image + LoRA")
     def test_image_to_image_with_lora(self):
         pipe, run = build(StableDiffusionImg2ImgPipeline), drawn(steps=10, image=image(3), strength=0.5)
         without = cached(pipe, run)
         load_lora(pipe)
         assert not torch.equal(exact(pipe, run)[MIDDLE], without)
 
-    @pytest.mark.companion("ControlNet + IP-Adapter")
+    @pytest.mark.integration("ControlNet + IP-Adapter")
     def test_controlnet_with_ip_adapter(self):
         pipe = build(StableDiffusionControlNetPipeline, controlnet=controlnet())
         load_ip_adapter(pipe, 1)
@@ -619,7 +619,7 @@ class TestPairs:
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn_like(2, image=CONDITION)))
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn_like(1, image=OTHER_CONDITION)))
 
-    @pytest.mark.companion("ControlNet + LoRA")
+    @pytest.mark.integration("ControlNet + LoRA")
     def test_controlnet_with_lora(self):
         def start() -> Any:
             return build(StableDiffusionControlNetPipeline, controlnet=controlnet())
@@ -630,7 +630,7 @@ class TestPairs:
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn(image=OTHER_CONDITION)))
         as_if_new(load_lora, run, start=start)
 
-    @pytest.mark.companion("T2I-Adapter + LoRA")
+    @pytest.mark.integration("T2I-Adapter + LoRA")
     def test_t2i_adapter_with_lora(self):
         pipe = build_sdxl(StableDiffusionXLAdapterPipeline, adapter=sdxl_adapter())
         runs = [lambda pipe, seed=seed: draw_sdxl(pipe, image=image(seed)) for seed in (1, 2)]
@@ -640,7 +640,7 @@ class TestPairs:
         assert not torch.equal(results[MIDDLE], without)
         assert not torch.equal(results[MIDDLE], cached(pipe, runs[1]))
 
-    @pytest.mark.companion("IP-Adapter + LoRA")
+    @pytest.mark.integration("IP-Adapter + LoRA")
     def test_ip_adapter_with_lora(self):
         pipe = with_ip_adapter(1)
         without = cached(pipe, drawn_like(1))
@@ -649,7 +649,7 @@ class TestPairs:
         assert not torch.equal(results[MIDDLE], without)
         assert not torch.equal(results[MIDDLE], cached(pipe, drawn_like(2)))
 
-    @pytest.mark.companion("FreeU + LoRA")
+    @pytest.mark.integration("FreeU + LoRA")
     def test_freeu_with_lora(self):
         pipe = with_lora(1)
         without = cached_at_each_branch(pipe, draw)
@@ -659,7 +659,7 @@ class TestPairs:
 
 
 class TestBaseAndRefiner:
-    @pytest.mark.companion("SDXL base and refiner", "a helper on each, with settings of its own")
+    @pytest.mark.integration("SDXL base and refiner", "a helper with its own settings for each")
     @pytest.mark.parametrize("branches", [(SHALLOWEST, DEEPEST), (MIDDLE, SHALLOWEST), (DEEPEST, MIDDLE)])
     def test_the_refiner_goes_on_where_the_base_ends(self, branches):
         """Of ten steps the base takes six and the refiner four."""

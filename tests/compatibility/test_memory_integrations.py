@@ -218,20 +218,20 @@ def _plain_attention(pipe):
     pipe.unet.set_attn_processor(AttnProcessor())
 
 
-def _companion(function, name, note="", test=None):
-    return pytest.param(function, id=test or name, marks=pytest.mark.companion(name, note))
+def _integration(function, name, note="", test=None):
+    return pytest.param(function, id=test or name, marks=pytest.mark.integration(name, note))
 
 
-LAYERWISE = "fp8 storage, computed in bf16 or fp32"
+LAYERWISE = "fp8 storage, bf16 or fp32 compute"
 CHANGING = [
-    _companion(_channels_last, "channels_last"),
-    _companion(_to(torch.bfloat16), "bf16"),
-    _companion(_to(torch.float16), "fp16"),
-    _companion(_layerwise(torch.bfloat16), "Layerwise casting", LAYERWISE, test="layerwise casting, bf16"),
-    _companion(_layerwise(torch.float32), "Layerwise casting", LAYERWISE, test="layerwise casting, fp32"),
-    _companion(_int8, "torchao quantisation", "int8 weights, before or after `enable()`"),
-    _companion(_fuse, "Fused QKV projections"),
-    _companion(_plain_attention, "Attention processors", "before or after `enable()`"),
+    _integration(_channels_last, "channels_last"),
+    _integration(_to(torch.bfloat16), "bf16"),
+    _integration(_to(torch.float16), "fp16"),
+    _integration(_layerwise(torch.bfloat16), "Layerwise casting", LAYERWISE, test="layerwise casting, bf16"),
+    _integration(_layerwise(torch.float32), "Layerwise casting", LAYERWISE, test="layerwise casting, fp32"),
+    _integration(_int8, "torchao quantisation", "int8 weights, before or after `enable()`"),
+    _integration(_fuse, "Fused QKV projections"),
+    _integration(_plain_attention, "Attention processors", "before or after `enable()`"),
 ]
 
 
@@ -276,7 +276,7 @@ class TestWhatChangesNumbers:
         assert helper.stats.mac_share == expected
 
 
-@pytest.mark.companion("Autocast")
+@pytest.mark.integration("Autocast")
 class TestAutocast:
     @staticmethod
     def _autocast():
@@ -323,7 +323,7 @@ class TestAutocast:
             assert torch.equal(_draw_cached(pipe), expected)
 
 
-@pytest.mark.companion("torchao quantisation")
+@pytest.mark.integration("torchao quantisation")
 def test_a_unet_loaded_quantised(tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     from diffusers import TorchAoConfig
@@ -342,7 +342,7 @@ def test_a_unet_loaded_quantised(tmp_path):
     assert torch.equal(_draw(pipe), plain)
 
 
-@pytest.mark.companion("pipe.to", "also while DeepCache is on")
+@pytest.mark.integration("pipe.to", "also while DeepCache is enabled")
 class TestPipeTo:
     def test_there_and_back_while_enabled(self):
         pipe = _pipeline()
@@ -389,8 +389,8 @@ def _sequential_offload(pipe):
 
 
 OFFLOADS = [
-    _companion(_model_offload, "Model offload", "before or after `enable()`"),
-    _companion(_sequential_offload, "Sequential offload", "before or after `enable()`"),
+    _integration(_model_offload, "Model offload", "before or after `enable()`"),
+    _integration(_sequential_offload, "Sequential offload", "before or after `enable()`"),
 ]
 
 
@@ -439,7 +439,7 @@ def unset_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.companion("Group offload", "any number of blocks a group, of one component or of the whole pipeline")
+@pytest.mark.integration("Group offload", "any group size, one component or the whole pipeline")
 @group_offload_works
 @pytest.mark.usefixtures("unset_memory_is_nan")
 class TestGroupOffload:
@@ -500,7 +500,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.companion("save_pretrained", "while DeepCache is on; what is loaded again is without it")
+@pytest.mark.integration("save_pretrained", "while DeepCache is enabled; the saved pipeline is loaded without it")
 class TestSaved:
     def test_loads_as_a_pipeline_without_deepcache(self, saved):
         pipe = quiet(StableDiffusionPipeline.from_pretrained(saved, requires_safety_checker=False))
@@ -519,11 +519,11 @@ class TestSaved:
 
 
 COPIES = [
-    _companion(copy.deepcopy, "deepcopy", "the copy has a DeepCache of its own"),
-    _companion(
+    _integration(copy.deepcopy, "deepcopy", "the copy has its own DeepCache"),
+    _integration(
         lambda pipe: pickle.loads(pickle.dumps(pipe)),
         "pickle",
-        "what is loaded has a DeepCache of its own",
+        "the loaded pipeline has its own DeepCache",
     ),
 ]
 
@@ -587,7 +587,7 @@ class TestCopies:
         assert torch.equal(_draw(twin), _plain())
 
 
-@pytest.mark.companion("U-Net swapped while DeepCache is on")
+@pytest.mark.integration("U-Net swapped while DeepCache is enabled")
 class TestUNetSwapped:
     def test_for_one_of_half_precision(self):
         pipe = _pipeline().to(torch.bfloat16, silence_dtype_warnings=True)
@@ -634,8 +634,9 @@ def _from_pipe(auto, pipe):
     return quiet(auto.from_pipe(pipe))
 
 
-@pytest.mark.companion(
-    "from_pipe / AutoPipeline", "DeepCache is on the U-Net, so every pipeline that shares it has it; the latest counts"
+@pytest.mark.integration(
+    "from_pipe / AutoPipeline",
+    "DeepCache belongs to the U-Net: pipelines that share the U-Net share it, with the latest settings",
 )
 class TestOneUNetInSeveralPipelines:
     @pytest.mark.parametrize(("auto", "call", "pattern"), FROM_PIPE, ids=lambda value: getattr(value, "__name__", ""))
@@ -726,7 +727,7 @@ def _pipeline_of_a_thread():
     return pipe
 
 
-@pytest.mark.companion("Threads", "a pipeline a thread")
+@pytest.mark.integration("Threads", "one pipeline per thread")
 class TestThreads:
     def test_each_draws_what_it_draws_alone(self):
         """Each thread also reads its figures, while the others are in the middle of a run."""
@@ -755,7 +756,7 @@ class TestThreads:
         assert all(torch.equal(drawn, _cached()) for drawn in cached)
 
 
-@pytest.mark.companion("Two pipelines interleaved")
+@pytest.mark.integration("Two pipelines interleaved")
 def test_two_pipelines_step_by_step():
     """The second pipeline makes a whole picture after every step of the first."""
     first, second = _pipeline(), _pipeline(seed=1)
@@ -800,7 +801,7 @@ def graphs():
     torch.compiler.reset()
 
 
-@pytest.mark.companion("torch.compile", "regional: `pipe.unet.compile_repeated_blocks()`")
+@pytest.mark.integration("torch.compile", "regional: `pipe.unet.compile_repeated_blocks()`")
 class TestRegionalCompilation:
     @pytest.mark.parametrize("compile_first", [True, False], ids=["compiled first", "enabled first"])
     def test_the_blocks_are_compiled_once(self, compile_first, graphs):
@@ -827,7 +828,7 @@ class TestRegionalCompilation:
         assert torch.equal(_draw_cached(pipe), _cached())
 
 
-@pytest.mark.companion("torch.compile + ControlNet")
+@pytest.mark.integration("torch.compile + ControlNet")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_compiled_with_a_controlnet(graphs):
     alone = _controlled_pipeline(_unet_to_trace())
@@ -843,7 +844,7 @@ def test_compiled_with_a_controlnet(graphs):
         assert helper.stats.pattern == PATTERN
 
 
-@pytest.mark.companion("torch.compile + bf16")
+@pytest.mark.integration("torch.compile + bf16")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiled_in_half_precision(graphs):
@@ -866,8 +867,8 @@ def _in_two_dtypes(function):
     return pytest.mark.parametrize(
         "dtype",
         [
-            pytest.param(torch.bfloat16, marks=pytest.mark.companion("bf16 + ControlNet")),
-            pytest.param(torch.float16, marks=pytest.mark.companion("fp16 + ControlNet")),
+            pytest.param(torch.bfloat16, marks=pytest.mark.integration("bf16 + ControlNet")),
+            pytest.param(torch.float16, marks=pytest.mark.integration("fp16 + ControlNet")),
         ],
     )(function)
 
@@ -884,7 +885,7 @@ def test_controlnet_in_half_precision(dtype):
     assert torch.equal(_draw(pipe), plain)
 
 
-@pytest.mark.companion("Model offload + ControlNet")
+@pytest.mark.integration("Model offload + ControlNet")
 def test_controlnet_with_model_offload():
     expected = _draw_cached(_controlled_pipeline())
     pipe = _controlled_pipeline()
@@ -903,8 +904,8 @@ def _add_lora(pipe):
             torch.nn.init.normal_(parameter, std=0.3, generator=generator(len(name)))
 
 
-@pytest.mark.companion("LoRA + model offload")
-@pytest.mark.companion("LoRA + sequential offload")
+@pytest.mark.integration("LoRA + model offload")
+@pytest.mark.integration("LoRA + sequential offload")
 @pytest.mark.parametrize("offload", [_model_offload, _sequential_offload])
 def test_lora_with_offload(offload):
     alone = _pipeline()
@@ -919,7 +920,7 @@ def test_lora_with_offload(offload):
     assert torch.equal(_draw(pipe), plain)
 
 
-@pytest.mark.companion("LoRA + torchao quantisation")
+@pytest.mark.integration("LoRA + torchao quantisation")
 def test_lora_on_a_quantised_unet():
     pipe = _pipeline()
     _add_lora(pipe)
@@ -929,7 +930,7 @@ def test_lora_on_a_quantised_unet():
     assert torch.equal(_draw_cached(pipe), expected)
 
 
-@pytest.mark.companion("Layerwise casting + group offload")
+@pytest.mark.integration("Layerwise casting + group offload")
 @group_offload_works
 @pytest.mark.usefixtures("unset_memory_is_nan")
 def test_layerwise_casting_with_group_offload(tmp_path):
