@@ -1,4 +1,4 @@
-"""Fidelity: how close the images drawn with DeepCache are to those of the pipeline without it, and to their prompts."""
+"""Fidelity metrics: PSNR, SSIM and LPIPS to a reference image, and the CLIP score to the prompt."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from torch import Tensor
 
 __all__ = ["clip_score", "image_tensor", "lpips", "psnr", "ssim", "why_not_clip", "why_not_lpips"]
 
-# The window of SSIM spans 11 pixels and mirrors 5 at the border, which a shorter side has not.
+# The SSIM window is 11 pixels wide and reflects 5 of them at the border.
 SSIM_SHORTEST_SIDE = 6
 
-# What the poolings of each network leave one pixel of.
+# The side that the poolings of each network reduce to one pixel, and the start of the names of its weights.
 _LPIPS_SHORTEST_SIDE = {"alex": 31, "squeeze": 17, "vgg": 16}
-# How the names of their files begin.
 _LPIPS_WEIGHTS = {"alex": "alexnet-owt", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 _CLIP_BATCH = 16
 _HUB_SECONDS = 10.0
 
+Images = Tensor | Sequence[Image.Image]
 
-def psnr(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Image.Image]) -> Tensor:
-    """Peak signal-to-noise ratio of each image, in dB; larger is closer.
+
+def psnr(images: Images, reference: Images) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB; higher is closer.
 
     Args:
-        images: a tensor (N, C, H, W) of values in 0..1, or a list of PIL images of one size.
-        reference: the images to compare with, in the same order and of the same shape.
+        images: a tensor (N, C, H, W) with values in 0..1, or PIL images of one size.
+        reference: the images to compare with, in the same order and shape.
 
     Returns:
-        A tensor (N,). Identical images give `inf`.
+        A tensor (N,), `inf` for identical images.
 
     Raises:
-        ValueError: the two differ in shape, or a tensor is not (N, C, H, W).
+        ValueError: the shapes differ, or a tensor is not (N, C, H, W).
 
     Example:
         >>> reference = torch.zeros(2, 3, 16, 16)
@@ -50,19 +51,18 @@ def psnr(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Im
     return peak_signal_noise_ratio(first, second, data_range=1.0, reduction="none", dim=(1, 2, 3))
 
 
-def ssim(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Image.Image]) -> Tensor:
-    """Structural similarity of each image (Gaussian window of 11 pixels); 1 is identical.
+def ssim(images: Images, reference: Images) -> Tensor:
+    """Structural similarity of each image, with a Gaussian window of 11 pixels; 1 is identical.
 
     Args:
-        images: a tensor (N, C, H, W) of values in 0..1, or a list of PIL images of one size.
-        reference: the images to compare with, in the same order and of the same shape.
+        images: a tensor (N, C, H, W) with values in 0..1, or PIL images of one size.
+        reference: the images to compare with, in the same order and shape.
 
     Returns:
         A tensor (N,).
 
     Raises:
-        ValueError: the two differ in shape, a tensor is not (N, C, H, W), or a side is shorter
-            than 6 pixels.
+        ValueError: the shapes differ, a tensor is not (N, C, H, W), or a side is shorter than 6 pixels.
 
     Example:
         >>> image = torch.rand(1, 3, 16, 16)
@@ -80,21 +80,16 @@ def ssim(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Im
     return values.reshape(len(first))
 
 
-def lpips(
-    images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Image.Image], net: str = "alex"
-) -> Tensor:
-    """Learned perceptual distance of each image; smaller is closer, and 0 is identical.
+def lpips(images: Images, reference: Images, net: str = "alex") -> Tensor:
+    """LPIPS of each image: the learned perceptual distance of https://arxiv.org/abs/1801.03924; lower is closer.
 
-    It is that of "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", Zhang et
-    al. 2018 (https://arxiv.org/abs/1801.03924). It needs torchvision, which downloads the ImageNet
-    weights of the network at the first call; they stay in memory.
+    Requires torchvision, which downloads the ImageNet weights of the network at the first call. They stay in memory.
 
     Args:
-        images: a tensor (N, 3, H, W) of values in 0..1, or a list of PIL images of one size. The
-            network runs on the device of a tensor, and on the CPU for PIL images.
-        reference: the images to compare with, in the same order and of the same shape.
-        net: the network whose features are compared: `"alex"`, `"vgg"` or `"squeeze"`. Values of
-            different networks cannot be compared.
+        images: a tensor (N, 3, H, W) with values in 0..1, or PIL images of one size. The network runs on the device of
+            the tensor, or on the CPU for PIL images.
+        reference: the images to compare with, in the same order and shape.
+        net: `"alex"`, `"vgg"` or `"squeeze"`. Values of different networks are not comparable.
 
     Returns:
         A tensor (N,).
@@ -102,9 +97,8 @@ def lpips(
     Raises:
         ImportError: torchvision is not installed, or does not work with this PyTorch.
         OSError: the weights of the network are not on this machine and cannot be downloaded.
-        ValueError: the two differ in shape, a tensor is not (N, 3, H, W) or has values out of 0..1,
-            the network is unknown, or a side is shorter than it needs (31 pixels for `"alex"`, 17
-            for `"squeeze"`, 16 for `"vgg"`).
+        ValueError: the shapes differ, a tensor is not (N, 3, H, W) or has values outside 0..1, the network is unknown,
+            or a side is too short (31 pixels for `"alex"`, 17 for `"squeeze"`, 16 for `"vgg"`).
 
     Example:
         >>> image = torch.rand(1, 3, 64, 64)
@@ -124,7 +118,7 @@ def lpips(
     metric = _lpips_metric(net).to(first.device)
     values = []
     with torch.no_grad():
-        # The metric gives the mean of what it has seen, which is one image here.
+        # The metric returns a mean, here over one image.
         for image, other in zip(first.float(), second.float(), strict=True):
             metric.reset()
             metric.update(image[None], other[None])
@@ -134,35 +128,31 @@ def lpips(
 
 
 def clip_score(
-    images: Tensor | Sequence[Image.Image],
+    images: Images,
     prompts: Sequence[str],
     model: str | os.PathLike[str] = "openai/clip-vit-large-patch14",
 ) -> Tensor:
-    """How well each image fits its prompt, from 0 to 100: 100 · max(cos, 0) of their CLIP embeddings.
+    """CLIP score of each image and its prompt: 100 · max(cos, 0) of their CLIP embeddings.
 
-    It is the CLIPScore of "CLIPScore: A Reference-free Evaluation Metric for Image Captioning",
-    Hessel et al. 2021 (https://arxiv.org/abs/2104.08718), with the weight 100 that is usual for
-    drawn images in the place of the paper's 2.5. The model is downloaded at the first call, unless
-    it is in the cache of the hub; it stays in memory.
+    This is CLIPScore (https://arxiv.org/abs/2104.08718) with the weight 100 that is usual for generated images, instead
+    of 2.5. The model is downloaded at the first call, unless the hub cache has it, and stays in memory.
 
     Args:
-        images: a tensor (N, 3, H, W) of values in 0..1, or a list of PIL images of one size. Values
-            are rounded to 8 bits, as in a saved image. CLIP runs on the device of a tensor, and on
-            the CPU for PIL images.
-        prompts: N prompts, in the order of the images. What is longer than CLIP reads (77 tokens for
-            most models) is cut off.
-        model: a repository of the hub, or a folder that a `CLIPModel` and its `CLIPProcessor` were
-            saved to. Values of different models cannot be compared.
+        images: a tensor (N, 3, H, W) with values in 0..1, or PIL images of one size. Values are rounded to 8 bits, as
+            in a saved image. CLIP runs on the device of the tensor, or on the CPU for PIL images.
+        prompts: N prompts, in the order of the images. They are truncated to the length that CLIP reads (77 tokens for
+            most models).
+        model: a repository of the hub, or a folder with a saved `CLIPModel` and `CLIPProcessor`. Values of different
+            models are not comparable.
 
     Returns:
         A tensor (N,).
 
     Raises:
-        OSError: the model is not on this machine and cannot be downloaded, or its folder is not
-            complete.
-        TypeError: the prompts are one string.
-        ValueError: there are not as many prompts as images, the images differ in size, a tensor is
-            not (N, 3, H, W) or has values out of 0..1, or the model is no CLIP.
+        OSError: the model is not on this machine and cannot be downloaded, or its folder is incomplete.
+        TypeError: `prompts` is one string.
+        ValueError: the numbers of prompts and images differ, the images differ in size, a tensor is not (N, 3, H, W)
+            or has values outside 0..1, or the model is not CLIP.
 
     Example:
         >>> image = Image.new("RGB", (64, 64), "red")
@@ -177,9 +167,9 @@ def clip_score(
         raise ValueError(f"there must be one prompt for each image, got {len(prompts)} for {len(pixels)} images")
     clip, tokenizer, processor = _clip(os.fspath(model))
     clip.to(pixels.device)
-    pictures = [Image.fromarray(picture) for picture in (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()]
+    saved = [Image.fromarray(image) for image in (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()]
     values = []
-    for start in range(0, len(pictures), _CLIP_BATCH):
+    for start in range(0, len(saved), _CLIP_BATCH):
         text = tokenizer(
             list(prompts[start : start + _CLIP_BATCH]),
             padding=True,
@@ -187,19 +177,19 @@ def clip_score(
             max_length=clip.config.text_config.max_position_embeddings,
             return_tensors="pt",
         )
-        drawn = processor(pictures[start : start + _CLIP_BATCH], return_tensors="pt")
+        processed = processor(saved[start : start + _CLIP_BATCH], return_tensors="pt")
         with torch.no_grad():
             embeddings = clip(
                 input_ids=text["input_ids"].to(pixels.device),
                 attention_mask=text["attention_mask"].to(pixels.device),
-                pixel_values=drawn["pixel_values"].to(pixels.device),
+                pixel_values=processed["pixel_values"].to(pixels.device),
             )
         values.append(torch.cosine_similarity(embeddings.image_embeds, embeddings.text_embeds))
     return 100 * torch.cat(values).clamp(min=0)
 
 
 def why_not_lpips(net: str = "alex") -> str:
-    """Why `lpips` cannot be taken with what is on this machine, downloading nothing; an empty string where it can."""
+    """The reason why `lpips` would need a download or an installation; an empty string if it does not."""
     if importlib.util.find_spec("torchvision") is None:
         return "torchvision is not installed"
     if not any((Path(torch.hub.get_dir()) / "checkpoints").glob(f"{_LPIPS_WEIGHTS[net]}-*.pth")):
@@ -212,24 +202,22 @@ def why_not_lpips(net: str = "alex") -> str:
 
 
 def why_not_clip(model: str | os.PathLike[str]) -> str:
-    """Why `clip_score` cannot be taken with what is on this machine, downloading nothing; an empty string where it
-    can."""
+    """The reason why `clip_score` would need a download; an empty string if it does not."""
     name = os.fspath(model)
     if not Path(name).is_dir() and not _in_hub_cache(name):
         return f"the model {name!r} is not on this machine"
     try:
         _whole_clip(name, _local_clip(name))
-    # Broken files raise errors of the libraries that read them.
-    except Exception as error:
+    except Exception as error:  # of any library that reads the files
         return _incomplete_clip(name, error)
     return ""
 
 
-def image_tensor(images: Tensor | Sequence[Image.Image]) -> Tensor:
-    """The images as one float tensor (N, C, H, W) in 0..1; of a tensor only the type changes.
+def image_tensor(images: Images) -> Tensor:
+    """Converts images to one float tensor (N, C, H, W) with values in 0..1; of a tensor, only the type.
 
     Raises:
-        ValueError: there is no image, the images differ in size, or a tensor is not (N, C, H, W).
+        ValueError: there are no images, they differ in size, or a tensor is not (N, C, H, W).
 
     Example:
         >>> image_tensor([Image.new("RGB", (16, 8), "white")]).shape
@@ -253,7 +241,7 @@ def _pixels(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1).float() / 255
 
 
-def _pair(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+def _pair(images: Images, reference: Images) -> tuple[Tensor, Tensor]:
     first, second = image_tensor(images), image_tensor(reference)
     if first.shape != second.shape:
         raise ValueError(
@@ -263,7 +251,7 @@ def _pair(images: Tensor | Sequence[Image.Image], reference: Tensor | Sequence[I
 
 
 def _check_colours(name: str, images: Tensor) -> None:
-    """Refuses what a network for colour images would take without a word, and give a wrong value for."""
+    """Rejects tensors for which the networks would silently return wrong values."""
     if images.shape[1] != 3:
         raise ValueError(f"{name} must have 3 channels, got the shape {tuple(images.shape)}")
     low, high = (value.item() for value in images.aminmax())
@@ -275,25 +263,23 @@ def _check_colours(name: str, images: Tensor) -> None:
 def _lpips_metric(net: str) -> Any:
     try:
         importlib.import_module("torchvision")
-    # One that was built for another PyTorch fails in more ways than ImportError.
-    except Exception as error:
+    except Exception as error:  # a build for another PyTorch raises more than ImportError
         raise ImportError(
-            f"LPIPS needs torchvision, which cannot be imported ({_first_line(error)}); install the release that goes "
-            f"with PyTorch {torch.__version__}, see https://pytorch.org/get-started/locally"
+            f"LPIPS needs torchvision, which cannot be imported ({_first_line(error)}). Install the release for "
+            f"PyTorch {torch.__version__}, see https://pytorch.org/get-started/locally"
         ) from error
 
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     metric: Any = LearnedPerceptualImagePatchSimilarity
     try:
-        # Where several processes draw together, each has images of its own.
+        # Each process of a distributed run evaluates its own images.
         return metric(net_type=net, normalize=True, sync_on_compute=False)
-    # Which error tells of a failed download depends on how far it came.
-    except Exception as error:
+    except Exception as error:  # the type depends on when the download failed
         raise OSError(
-            f"LPIPS needs the weights of the network {net!r}, which torchvision cannot load ({_first_line(error)}); "
-            f"connect to the network once, or copy {Path(torch.hub.get_dir()) / 'checkpoints'} from a machine that has "
-            "them"
+            f"LPIPS needs the weights of the network {net!r}, which torchvision cannot load ({_first_line(error)}). "
+            f"Connect to the internet once, or copy {Path(torch.hub.get_dir()) / 'checkpoints'} from a machine with "
+            "the weights"
         ) from error
 
 
@@ -302,11 +288,10 @@ def _clip(model: str) -> tuple[Any, Any, Any]:
     """The CLIP model with its tokenizer and its image processor."""
     try:
         found = _local_clip(model)
-    # Broken files raise errors of the libraries that read them.
-    except Exception as error:
+    except Exception as error:  # of any library that reads the files
         if Path(model).is_dir():
             raise OSError(
-                f"{_incomplete_clip(model, error)}; give one that a CLIPModel and its CLIPProcessor were saved to"
+                f"{_incomplete_clip(model, error)}. Give a folder with a saved CLIPModel and CLIPProcessor"
             ) from error
         found = _download_clip(model)
     return _whole_clip(model, found)
@@ -321,15 +306,15 @@ def _whole_clip(model: str, found: tuple[Any, dict[str, Any], Any, Any]) -> tupl
     clip, loading, tokenizer, processor = found
     missing = sorted(loading["missing_keys"])
     if missing:
-        # They would be left at random values.
-        raise ValueError(f"the model {model!r} is no CLIP: it lacks {len(missing)} of its weights, {missing[0]} first")
+        # transformers would initialize them randomly.
+        raise ValueError(f"the model {model!r} is not CLIP: {len(missing)} weights are missing, such as {missing[0]}")
     return clip.eval().requires_grad_(False), tokenizer, processor
 
 
 def _incomplete_clip(model: str, error: Exception) -> str:
     if Path(model).is_dir():
-        return f"the folder {model!r} holds no complete CLIP model ({_first_line(error)})"
-    return f"what is on this machine of the model {model!r} is no complete CLIP model ({_first_line(error)})"
+        return f"the folder {model!r} does not contain a complete CLIP model ({_first_line(error)})"
+    return f"the files of the model {model!r} on this machine are not a complete CLIP model ({_first_line(error)})"
 
 
 def _in_hub_cache(model: str) -> bool:
@@ -346,26 +331,25 @@ def _download_clip(model: str) -> tuple[Any, dict[str, Any], Any, Any]:
     from huggingface_hub import HfApi
 
     try:
-        # One question and no retries: a person who is offline should not wait for minutes.
+        # One request without retries, so that nobody waits for minutes when offline.
         HfApi().model_info(model, timeout=_HUB_SECONDS)
         return _load_clip(model, local_files_only=False)
-    # Which error tells of a missing connection depends on the HTTP library below the hub's.
-    except Exception as error:
+    except Exception as error:  # the type depends on the HTTP library
         raise OSError(
-            f"the CLIP model {model!r} is no folder, and neither the cache nor the hub gives it "
-            f"({_first_line(error)}); connect to the network once, or give a folder that a CLIPModel and its "
-            "CLIPProcessor were saved to"
+            f"the CLIP model {model!r} is not a folder, and neither in the cache nor on the hub "
+            f"({_first_line(error)}). Connect to the internet once, or give a folder with a saved CLIPModel and "
+            "CLIPProcessor"
         ) from error
 
 
 def _load_clip(model: str, *, local_files_only: bool) -> tuple[Any, dict[str, Any], Any, Any]:
-    # The processor on PIL gives the same values with torchvision and without.
+    # The PIL processor gives the same values with and without torchvision.
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local_files_only)
-    # Without its files it is made all the same, and knows no word.
+    # Without its files, transformers creates an empty tokenizer.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise OSError("there is no vocabulary for its tokenizer")
+        raise OSError("the vocabulary of its tokenizer is missing")
     processor = CLIPImageProcessorPil.from_pretrained(model, local_files_only=local_files_only)
     loaded: Any = CLIPModel.from_pretrained(
         model, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True

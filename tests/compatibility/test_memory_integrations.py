@@ -636,7 +636,7 @@ def _from_pipe(auto, pipe):
 
 @pytest.mark.integration(
     "from_pipe / AutoPipeline",
-    "DeepCache belongs to the U-Net: pipelines that share the U-Net share it, with the latest settings",
+    "pipelines that share a U-Net share its DeepCache, with the latest settings",
 )
 class TestOneUNetInSeveralPipelines:
     @pytest.mark.parametrize(("auto", "call", "pattern"), FROM_PIPE, ids=lambda value: getattr(value, "__name__", ""))

@@ -72,8 +72,8 @@ def _all() -> Any:
 
 
 _NOTE = (
-    "the U-Net for images is cached, the one for texts only lends it its transformer blocks; "
-    "`dual_guided` does not run in diffusers 0.42.1, without DeepCache either"
+    "the U-Net for images is cached; the one for text provides transformer blocks to it; "
+    "`dual_guided` fails in diffusers 0.42.1, without DeepCache too"
 )
 _PATTERNS = {"image_unet": uniform(5)}
 
