@@ -8,7 +8,6 @@ import pytest
 import DeepCache
 
 DOCUMENTED = (
-    "DeepCache.app.difference",
     "DeepCache.app.drawing_request",
     "DeepCache.app.easel",
     "DeepCache.app.explorer",
@@ -44,6 +43,7 @@ DOCUMENTED = (
     "DeepCache.comfyui.block_numbers",
     "DeepCache.comfyui.chunks",
     "DeepCache.config",
+    "DeepCache.difference_image",
     "DeepCache.engine.attach",
     "DeepCache.engine.arguments",
     "DeepCache.engine.cost",

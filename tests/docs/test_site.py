@@ -46,6 +46,7 @@ LEFT_OUT = {
     "DeepCache.app": "a program, which docs/app.md is about",
     "DeepCache.cli": "a program, which docs/commands.md is about",
     "DeepCache.comfyui": "nodes, which docs/comfyui.md is about",
+    "DeepCache.difference_image": "internal: compares two images",
     "DeepCache.files": "internal: reads and writes files",
     "DeepCache.text": "internal: formats values for messages",
     "DeepCache.extension": "where the reference package has its helper",

@@ -6,11 +6,11 @@ import math
 
 from markupsafe import Markup
 
-from DeepCache.app.difference import difference_map
 from DeepCache.app.easel import Comparison, Failure, Loading, News, Stopped, Waiting, WarmingUp
 from DeepCache.app.rendering import embedded, embedded_picture, is_small, render
 from DeepCache.app.step_strip import step_strip
 from DeepCache.config import DeepCacheConfig
+from DeepCache.difference_image import difference_image
 from DeepCache.report.numerals import decibels, per_cent, seconds, times
 from DeepCache.schedule import pattern_of
 from DeepCache.text import format_bytes
@@ -31,7 +31,7 @@ def comparison_html(comparison: Comparison) -> str:
     """
     drawn, original = comparison.drawn, comparison.drawn.original
     assert original is not None
-    difference = difference_map(drawn.drawing.image, original.image)
+    difference = difference_image(drawn.drawing.image, original.image)
     return render(
         "comparison.html",
         prompt=drawn.prompt,
@@ -39,8 +39,8 @@ def comparison_html(comparison: Comparison) -> str:
         picture=embedded(comparison.png),
         original=embedded(comparison.original_png),
         enlarged=is_small(drawn.drawing.image),
-        difference=embedded_picture(difference.picture),
-        difference_in_words=difference.in_words,
+        difference=embedded_picture(difference.image),
+        difference_in_words=difference.caption,
         cut_off=comparison.cut_off,
         figures=_figures(comparison),
         strip=Markup(step_strip(drawn.stats.pattern)),
