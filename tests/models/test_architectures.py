@@ -287,7 +287,7 @@ def test_a_pipeline_can_be_saved_and_loaded(tmp_path):
     ("name", "message"),
     [
         ("sd15-tyni", r"'sd15-tyni' \(did you mean sd15-tiny\?\)"),
-        ("flux", r"'flux'; there are sd15, .*svd-xt, each also as NAME-tiny"),
+        ("flux", r"'flux'. The names are sd15, .*svd-xt, each also as NAME-tiny"),
     ],
 )
 def test_unknown_name(name, message):

@@ -39,7 +39,7 @@ def test_architectures_by_name(tmp_path, monkeypatch):
     pipe = load_pipeline("sd21-tiny", device="cpu", dtype="bf16")
     expected = random_pipeline("sd21-tiny", device="cpu", dtype="bf16").unet.state_dict()
     assert all(torch.equal(expected[name], weight) for name, weight in pipe.unet.state_dict().items())
-    with pytest.raises(ValueError, match=r"'sd21-tiny' .* takes no options, got variant, tokenizer"):
+    with pytest.raises(ValueError, match=r"'sd21-tiny' .* has no options, got variant, tokenizer"):
         load_pipeline("sd21-tiny", device="cpu", variant="fp16", tokenizer=None)
 
     monkeypatch.chdir(tmp_path)

@@ -94,7 +94,7 @@ def _vae(sample_size: int, scaling_factor: float, kind: str = "AutoencoderKL", *
     return Component(kind, blocks | sizes | config)
 
 
-_KL = {"up_block_types": ("UpDecoderBlock2D",) * 4, "latent_channels": 4}
+_KL: dict[str, Any] = {"up_block_types": ("UpDecoderBlock2D",) * 4, "latent_channels": 4}
 
 
 def _stable_diffusion(
@@ -232,32 +232,32 @@ def _stable_video_diffusion(name: str, frames: int) -> Architecture:
 
 
 # Channels are multiples of 32, because the norms of all these networks have 32 groups.
-_NARROW_CLIP = _clip("", 32, 2, 2, 32, intermediate_size=64).config
-_NARROW: dict[str, dict[str, Any]] = {
-    "text_encoder": _NARROW_CLIP | {"vocab_size": 622},
-    "text_encoder_2": _NARROW_CLIP | {"vocab_size": 622},
+_TINY_CLIP = _clip("", 32, 2, 2, 32, intermediate_size=64).config
+_TINY_CONFIGS: dict[str, dict[str, Any]] = {
+    "text_encoder": _TINY_CLIP | {"vocab_size": 622},
+    "text_encoder_2": _TINY_CLIP | {"vocab_size": 622},
     # The pipeline feeds the encoder 224 pixels regardless of its configuration.
-    "image_encoder": _NARROW_CLIP | {"patch_size": 56},
+    "image_encoder": _TINY_CLIP | {"patch_size": 56},
     "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "sample_size": 64},
 }
-_NARROW_UNET = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 32}
-_NARROW_SDXL = {
+_TINY_UNET = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 32}
+_TINY_SDXL = {
     "block_out_channels": (32, 64, 128),
     "attention_head_dim": (1, 2, 4),
     "cross_attention_dim": 2 * 32,
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 6 * 8 + 32,
 }
-_NARROW_REFINER = {
+_TINY_REFINER = {
     "attention_head_dim": (1, 2, 4, 4),
     "transformer_layers_per_block": 2,
     "projection_class_embeddings_input_dim": 5 * 8 + 32,
 }
-_NARROW_SSD_1B = {
+_TINY_SSD_1B = {
     "transformer_layers_per_block": (0, (2, 2), (2, 2)),
     "reverse_transformer_layers_per_block": ((2, 2, 2), (2, 1, 1), 0),
 }
-_NARROW_VIDEO = _NARROW_UNET | {
+_TINY_VIDEO = _TINY_UNET | {
     "num_attention_heads": (1, 2, 4, 4),
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 3 * 8,
@@ -265,20 +265,20 @@ _NARROW_VIDEO = _NARROW_UNET | {
 
 # Each with the configuration that makes its U-Net narrow.
 _FULL: tuple[tuple[Architecture, dict[str, Any]], ...] = (
-    (_SD15, _NARROW_UNET),
-    (_SD21, _NARROW_UNET | {"attention_head_dim": (1, 2, 4, 4)}),
-    (_SDXL, _NARROW_SDXL | {"transformer_layers_per_block": (1, 2, 2)}),
-    (_REFINER, _NARROW_SDXL | _NARROW_UNET | _NARROW_REFINER),
-    (_SSD_1B, _NARROW_SDXL | _NARROW_SSD_1B),
-    (_SEGMIND_VEGA, _NARROW_SDXL),
-    (_stable_video_diffusion("svd", 14), _NARROW_VIDEO),
-    (_stable_video_diffusion("svd-xt", 25), _NARROW_VIDEO),
+    (_SD15, _TINY_UNET),
+    (_SD21, _TINY_UNET | {"attention_head_dim": (1, 2, 4, 4)}),
+    (_SDXL, _TINY_SDXL | {"transformer_layers_per_block": (1, 2, 2)}),
+    (_REFINER, _TINY_SDXL | _TINY_UNET | _TINY_REFINER),
+    (_SSD_1B, _TINY_SDXL | _TINY_SSD_1B),
+    (_SEGMIND_VEGA, _TINY_SDXL),
+    (_stable_video_diffusion("svd", 14), _TINY_VIDEO),
+    (_stable_video_diffusion("svd-xt", 25), _TINY_VIDEO),
 )
 
 
 def _tiny(full: Architecture, unet: dict[str, Any]) -> Architecture:
     return replace(
-        changed(full, **_NARROW, unet=unet | {"sample_size": 8}),
+        changed(full, **_TINY_CONFIGS, unet=unet | {"sample_size": 8}),
         name=full.name + _TINY,
         summary=f"The structure of {full.name} with narrow layers, for dry runs and tests.",
         size=(64, 64),
