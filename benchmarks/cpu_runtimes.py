@@ -48,7 +48,7 @@ from DeepCache.engine.cost import count_costs
 from DeepCache.export import export_graphs, load_graphs
 from DeepCache.export.formats import graph_format
 from DeepCache.export.identity import versions_of
-from DeepCache.generation.painter import Painter
+from DeepCache.generation.batch_sampler import BatchSampler
 from DeepCache.metrics import psnr
 from DeepCache.models import load_pipeline, set_scheduler
 from DeepCache.prompts.bundled import bundled_prompts
@@ -276,7 +276,7 @@ def _int8_fidelity(folder: Path) -> dict[str, Any]:
         export_graphs(pipe, folder / f"shapes-{int8}", call, format="openvino", int8=int8)
     for int8 in (False, True):
         pipe.unet = load_graphs(folder / f"shapes-{int8}")
-        images[int8] = Painter(pipe, prompts, 25, GUIDANCE, 0, 8).draw()
+        images[int8] = BatchSampler(pipe, prompts, 25, GUIDANCE, 0, 8).sample()
     return {
         "model": "shapes",
         "scheduler": type(pipe.scheduler).__name__,

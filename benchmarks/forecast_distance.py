@@ -19,7 +19,7 @@ from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.engine.forecast import Forecast
-from DeepCache.generation.painter import Painter
+from DeepCache.generation.batch_sampler import BatchSampler
 from DeepCache.models import load_pipeline, recommended_guidance, set_scheduler
 
 OUTPUT = Path("benchmarks/forecast_distance.json")
@@ -38,13 +38,13 @@ def main() -> None:
     result = provenance(SEED) | {"prompts": prompts, "guidance": guidance, "damping": DAMPING, "cells": []}
     for scheduler, steps in SCHEDULERS.items():
         set_scheduler(pipe, scheduler)
-        painter = Painter(pipe, prompts, steps, guidance, SEED, COUNT)
-        reference = painter.draw()
+        sampler = BatchSampler(pipe, prompts, steps, guidance, SEED, COUNT)
+        reference = sampler.sample()
         for interval in INTERVALS:
             for name, (places, damping) in _distances(pipe, steps).items():
                 apply_deepcache(pipe, DeepCacheConfig(interval, forecast="linear"))
                 with _measured_in(places, damping):
-                    images = painter.draw()
+                    images = sampler.sample()
                 remove_deepcache(pipe)
                 cell = {"scheduler": scheduler, "steps": steps, "interval": interval, "distance": name}
                 result["cells"].append(cell | {"psnr": fidelity(images, reference)["psnr"]})

@@ -34,7 +34,7 @@ from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.summary import summary
 from DeepCache.engine.fingerprint import other_guidance
-from DeepCache.generation.painter import Painter
+from DeepCache.generation.batch_sampler import BatchSampler
 from DeepCache.judge import Judge, load_judge
 from DeepCache.metrics import psnr, ssim
 from DeepCache.models import load_pipeline, set_scheduler
@@ -159,8 +159,8 @@ class _Bench:
         }
         self.result = resumed(self.path, settings, options.seed, {"reference": None, "cases": []})
         self.settings = settings
-        self.in_batches = Painter(pipe, prompts, self.steps, guidance, options.seed, options.batch)
-        self.one_by_one = Painter(pipe, prompts, self.steps, guidance, options.seed, 1)
+        self.in_batches = BatchSampler(pipe, prompts, self.steps, guidance, options.seed, options.batch)
+        self.one_by_one = BatchSampler(pipe, prompts, self.steps, guidance, options.seed, 1)
 
     def run(self, listed: list[Case], progress: Progress) -> None:
         done = {(case["method"], case["label"]) for case in self.result["cases"]}
@@ -183,7 +183,7 @@ class _Bench:
         if path.is_file() and self.result["reference"] is not None:
             return load_file(path)["images"]
         start = perf_counter()
-        images = self.in_batches.draw()
+        images = self.in_batches.sample()
         seconds = round(perf_counter() - start, 3)
         self.result["reference"] = {"seconds": seconds, "right": self._right(images)}
         path.parent.mkdir(exist_ok=True)
@@ -192,14 +192,14 @@ class _Bench:
         return images
 
     def _measured(self, case: Case, reference: Tensor) -> dict[str, Any]:
-        painter = self.one_by_one if case.one_by_one else self.in_batches
+        sampler = self.one_by_one if case.one_by_one else self.in_batches
         start = perf_counter()
         if case.peer is not None:
-            images, values = self._by_peer(case.peer, painter)
+            images, values = self._by_peer(case.peer, sampler)
         elif case.config is not None:
-            images, values = self._by_deepcache(case.config, painter)
+            images, values = self._by_deepcache(case.config, sampler)
         else:
-            images, values = painter.draw(case.steps), {"mac_share": case.steps / self.steps}
+            images, values = sampler.sample(case.steps), {"mac_share": case.steps / self.steps}
         values["seconds"] = round(perf_counter() - start, 3)
         head = {"method": case.method, "label": case.label, "one_by_one": case.one_by_one}
         measured = {
@@ -209,19 +209,19 @@ class _Bench:
         }
         return head | values | measured
 
-    def _by_peer(self, name: str, painter: Painter) -> tuple[Tensor, dict[str, Any]]:
+    def _by_peer(self, name: str, sampler: BatchSampler) -> tuple[Tensor, dict[str, Any]]:
         peer = PEERS[name]()
         with peer.on(self.pipe, self.steps):
-            images = painter.draw()
-        sizes = [len(self.prompts[first : first + painter.batch]) for first in painter.batches]
+            images = sampler.sample()
+        sizes = [len(self.prompts[first : first + sampler.batch]) for first in sampler.batches]
         spent = sum(run.mac_share * size for run, size in zip(peer.runs, sizes, strict=True))
         return images, {"mac_share": spent / len(self.prompts), "pattern": peer.pattern}
 
-    def _by_deepcache(self, config: DeepCacheConfig, painter: Painter) -> tuple[Tensor, dict[str, Any]]:
+    def _by_deepcache(self, config: DeepCacheConfig, sampler: BatchSampler) -> tuple[Tensor, dict[str, Any]]:
         engine = apply_deepcache(self.pipe, config)
         images, shares = [], []
-        for first in painter.batches:
-            images.append(painter.draw_batch(first))
+        for first in sampler.batches:
+            images.append(sampler.sample_batch(first))
             stats = engine.stats
             if stats.mac_share is None:
                 raise RuntimeError(f"multiply-accumulates cannot be counted: {stats.uncounted}")

@@ -44,7 +44,7 @@ from DeepCache.bench.summary import confidence, summary
 from DeepCache.engine.cost import count_costs
 from DeepCache.engine.forecast import Forecast
 from DeepCache.engine.layouts import skip_branches
-from DeepCache.generation.painter import Painter
+from DeepCache.generation.batch_sampler import BatchSampler
 from DeepCache.metrics import psnr
 from DeepCache.models import ARCHITECTURES, load_pipeline, recommended_guidance, set_scheduler
 from DeepCache.schedule import Step, StepSchedule
@@ -352,15 +352,15 @@ def cells() -> Iterator[tuple[int, str, Variant]]:
         yield from ((interval, *each) for each in (("none", PLAIN), ("none", RE_USED), ("linear", RE_USED)))
 
 
-def drawn(painter: Painter, interval: int, forecast: str, variant: Variant) -> tuple[Tensor, int]:
+def drawn(sampler: BatchSampler, interval: int, forecast: str, variant: Variant) -> tuple[Tensor, int]:
     """The images of a cell, and how many steps were full."""
-    pipe = painter.pipe
+    pipe = sampler.pipe
     config = DeepCacheConfig(interval, forecast=forecast, guidance_reuse=variant.guidance_reuse)
-    steps = config.steps(painter.steps)
+    steps = config.steps(sampler.steps)
     apply_deepcache(pipe, config)
     parts = Parts(pipe.unet, steps, variant.parts)
     parts.variant = variant
-    images = painter.draw()
+    images = sampler.sample()
     parts.remove()
     remove_deepcache(pipe)
     return images, sum(step.full for step in steps)
@@ -480,10 +480,10 @@ def measure_fidelity(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if not missing:
             continue
         set_scheduler(pipe, scheduler)
-        painter = Painter(pipe, prompts, steps, guidance, result["seed"], len(prompts))
-        reference = painter.draw()
+        sampler = BatchSampler(pipe, prompts, steps, guidance, result["seed"], len(prompts))
+        reference = sampler.sample()
         for interval, forecast, variant in track(missing, scheduler):
-            images, full = drawn(painter, interval, forecast, variant)
+            images, full = drawn(sampler, interval, forecast, variant)
             cell = dict(zip(key, (scheduler, interval, forecast, variant.name), strict=True))
             yield cell | {"full_steps": full, "psnr": summary(psnr(images, reference).tolist())}
 

@@ -1,11 +1,11 @@
-"""Offloading: a pipeline that waits in the memory of the CPU, with only the model at work on the GPU.
+"""Offloading: a pipeline in CPU memory, of which only the running model is on the GPU.
 
-    python examples/cpu_offload.py          # takes a GPU, and downloads the model
-    python examples/cpu_offload.py --tiny   # at once on a CPU, offline, with the model that comes with DeepCache
+    python examples/cpu_offload.py          # needs a GPU and downloads the model
+    python examples/cpu_offload.py --tiny   # on a CPU, offline, with the bundled model
 
-Offloading may be put on before DeepCache or after it, be taken off and put on again: the picture is the same.
-`enable_sequential_cpu_offload()`, which brings the layers to the GPU one by one and so takes less memory still, works
-as well; there a shallow step also saves moving the layers that it does not run.
+Offloading may be enabled before or after DeepCache, disabled and enabled again: the image is the same.
+`enable_sequential_cpu_offload()`, which moves the layers to the GPU one by one and needs even less memory, works as
+well; a shallow step then does not move the layers that it does not run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from DeepCache import DeepCacheConfig, apply_deepcache
 
 
 def load() -> StableDiffusionXLPipeline:
-    # Not moved to the GPU: that is for the offloading to do.
+    # Not moved to the GPU: offloading does that.
     name = "stabilityai/stable-diffusion-xl-base-1.0"
     return StableDiffusionXLPipeline.from_pretrained(name, dtype=torch.float16, variant="fp16")
 
 
-def draw(pipe: StableDiffusionXLPipeline, prompt: str, device: str) -> Image.Image:
+def generate(pipe: StableDiffusionXLPipeline, prompt: str, device: str) -> Image.Image:
     engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=0))
     pipe.enable_model_cpu_offload(device=device)
     image = pipe(prompt, num_inference_steps=50, generator=torch.Generator().manual_seed(0)).images[0]
@@ -35,15 +35,15 @@ def draw(pipe: StableDiffusionXLPipeline, prompt: str, device: str) -> Image.Ima
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="draw with the model that comes with DeepCache")
-    parser.add_argument("--output", default="cpu-offload.png", help="the picture to write (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="use the bundled model")
+    parser.add_argument("--output", default="cpu-offload.png", help="the image to write (default: %(default)s)")
     options = parser.parse_args()
     if options.tiny:
         import tiny_models
 
-        image = draw(tiny_models.stable_diffusion(), tiny_models.PROMPT, device="cpu")
+        image = generate(tiny_models.stable_diffusion(), tiny_models.PROMPT, device="cpu")
     else:
-        image = draw(load(), "a fox asleep in fresh snow, morning light", device="cuda")
+        image = generate(load(), "a fox asleep in fresh snow, morning light", device="cuda")
     image.save(options.output)
     print("wrote", options.output)
 

@@ -1,11 +1,11 @@
-"""Image to image: a picture redrawn after a prompt.
+"""Image to image: an image regenerated from a prompt.
 
-    python examples/image_to_image.py          # takes a GPU, and downloads the model and a sketch
-    python examples/image_to_image.py --tiny   # at once on a CPU, offline, with the model that comes with DeepCache
+    python examples/image_to_image.py          # needs a GPU and downloads the model and a sketch
+    python examples/image_to_image.py --tiny   # on a CPU, offline, with the bundled model
 
-Of `num_inference_steps` only the share `strength` runs, here 30 of 50. The steps that are left out do not count: the
-first that runs is full, and the schedule goes on from there. Leave `num_inference_steps` high all the same: in a short
-run each step is a longer way, and what was stored at the last full step fits less well.
+Only the share `strength` of `num_inference_steps` runs, here 30 of 50. The schedule starts at the first step that runs,
+which is full. Keep `num_inference_steps` high: in a short run, each step changes the image more, and the deep feature
+of the last full step is less accurate.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ def load() -> StableDiffusionImg2ImgPipeline:
     return StableDiffusionImg2ImgPipeline.from_pretrained(name, dtype=torch.float16).to("cuda")
 
 
-def redraw(pipe: StableDiffusionImg2ImgPipeline, prompt: str, image: Image.Image) -> Image.Image:
+def regenerate(pipe: StableDiffusionImg2ImgPipeline, prompt: str, image: Image.Image) -> Image.Image:
     engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=0))
     generator = torch.Generator().manual_seed(0)
-    redrawn = pipe(prompt, image=image, strength=0.6, num_inference_steps=50, generator=generator).images[0]
+    regenerated = pipe(prompt, image=image, strength=0.6, num_inference_steps=50, generator=generator).images[0]
     print(engine.stats)
-    return redrawn
+    return regenerated
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="draw with the model that comes with DeepCache")
-    parser.add_argument("--image", default=SKETCH, help="file or URL of the picture to redraw (default: a sketch)")
-    parser.add_argument("--output", default="image-to-image.png", help="the picture to write (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="use the bundled model")
+    parser.add_argument("--image", default=SKETCH, help="file or URL of the initial image (default: a sketch)")
+    parser.add_argument("--output", default="image-to-image.png", help="the image to write (default: %(default)s)")
     options = parser.parse_args()
     if options.tiny:
         import tiny_models
 
-        pipe, prompt, image = tiny_models.image_to_image(), "a green star left of a yellow heart", tiny_models.picture()
+        pipe, prompt, image = tiny_models.image_to_image(), "a green star left of a yellow heart", tiny_models.sketch()
     else:
         pipe, prompt = load(), "a fantasy landscape with mountains, a river and a castle, detailed painting"
         image = ImageOps.fit(load_image(options.image), (768, 512))
-    redraw(pipe, prompt, image).save(options.output)
+    regenerate(pipe, prompt, image).save(options.output)
     print("wrote", options.output)
 
 

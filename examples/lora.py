@@ -1,12 +1,11 @@
-"""LoRA: loaded and fused while DeepCache is on.
+"""LoRA: loaded and fused while DeepCache is applied.
 
-    python examples/lora.py          # takes a GPU and `pip install peft`, and downloads a model and a LoRA
-    python examples/lora.py --tiny   # at once on a CPU, offline, with a LoRA of random weights
+    python examples/lora.py          # needs a GPU and `pip install peft`, and downloads a model and a LoRA
+    python examples/lora.py --tiny   # on a CPU, offline, with a LoRA of random weights
 
-A LoRA may be loaded, scaled, switched or unloaded before DeepCache is put on or while it is on: the next picture begins
-with a full step and draws with what is there. A LoRA that stays is best fused: full and shallow steps then run the
-layers of the model alone, without the LoRA's beside them. On the left is the picture without the LoRA, on the right
-that with it.
+A LoRA may be loaded, scaled, switched or unloaded before or after DeepCache is applied: the next image uses it from its
+first step, which is full. Fuse a LoRA that you keep: full and shallow steps then run the layers of the model alone. The
+image without the LoRA is on the left, the one with it on the right.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ def load() -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline.from_pretrained(name, dtype=torch.float16, variant="fp16").to("cuda")
 
 
-def draw(pipe: StableDiffusionXLPipeline, prompt: str, lora: Any, **options: Any) -> Image.Image:
+def generate(pipe: StableDiffusionXLPipeline, prompt: str, lora: Any, **options: Any) -> Image.Image:
     engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=0))
     without = pipe(prompt, num_inference_steps=50, generator=torch.Generator().manual_seed(0)).images[0]
     pipe.load_lora_weights(lora, **options)
     pipe.fuse_lora()
-    # What is left of the LoRA after fusing is not needed any more.
+    # The separate layers are not needed after fusing.
     pipe.unload_lora_weights()
     image = pipe(prompt, num_inference_steps=50, generator=torch.Generator().manual_seed(0)).images[0]
     print(engine.stats)
@@ -41,17 +40,17 @@ def draw(pipe: StableDiffusionXLPipeline, prompt: str, lora: Any, **options: Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="draw with the model that comes with DeepCache")
-    parser.add_argument("--output", default="lora.png", help="the pictures to write (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="use the bundled model")
+    parser.add_argument("--output", default="lora.png", help="the images to write (default: %(default)s)")
     options = parser.parse_args()
     if options.tiny:
         import tiny_models
 
         pipe = tiny_models.stable_diffusion()
-        image = draw(pipe, tiny_models.PROMPT, tiny_models.lora(pipe.unet))
+        image = generate(pipe, tiny_models.PROMPT, tiny_models.lora(pipe.unet))
     else:
         prompt = "pixel art, a small lighthouse by the sea"
-        image = draw(load(), prompt, "nerijs/pixel-art-xl", weight_name="pixel-art-xl.safetensors")
+        image = generate(load(), prompt, "nerijs/pixel-art-xl", weight_name="pixel-art-xl.safetensors")
     image.save(options.output)
     print("wrote", options.output)
 

@@ -1,11 +1,10 @@
-"""Text to image with Stable Diffusion 1.5, through `DeepCacheSDHelper`, the published interface.
+"""Text to image with Stable Diffusion 1.5 and `DeepCacheSDHelper`, the interface of the reference package.
 
-    python examples/text_to_image.py          # takes a GPU, and downloads the model
-    python examples/text_to_image.py --tiny   # at once on a CPU, offline, with the model that comes with DeepCache
+    python examples/text_to_image.py          # needs a GPU and downloads the model
+    python examples/text_to_image.py --tiny   # on a CPU, offline, with the bundled model
 
-Four lines are all that a program needs, and with these settings the picture is the one that the reference package
-draws. The settings may be changed while the helper is enabled, and each run begins with a full step, so one pipeline
-draws as many pictures as you like. After `disable()` the pipeline is as it was before.
+A program needs four lines. With these settings, the image is that of the reference package. The settings may change
+while the helper is enabled, and one pipeline generates any number of images. `disable()` restores the pipeline.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ def load() -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(name, dtype=torch.float16).to("cuda")
 
 
-def draw(pipe: StableDiffusionPipeline, prompt: str) -> Image.Image:
+def generate(pipe: StableDiffusionPipeline, prompt: str) -> Image.Image:
     helper = DeepCacheSDHelper(pipe=pipe)
-    # Closer to the image without caching, at the same cost: add forecast="limited".
+    # For an image closer to the original at the same cost, add forecast="limited".
     helper.set_params(cache_interval=3, cache_branch_id=0)
     helper.enable()
     image = pipe(prompt, num_inference_steps=50, generator=torch.Generator().manual_seed(0)).images[0]
@@ -37,8 +36,8 @@ def draw(pipe: StableDiffusionPipeline, prompt: str) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="draw with the model that comes with DeepCache")
-    parser.add_argument("--output", default="text-to-image.png", help="the picture to write (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="use the bundled model")
+    parser.add_argument("--output", default="text-to-image.png", help="the image to write (default: %(default)s)")
     options = parser.parse_args()
     if options.tiny:
         import tiny_models
@@ -46,7 +45,7 @@ def main() -> None:
         pipe, prompt = tiny_models.stable_diffusion(), tiny_models.PROMPT
     else:
         pipe, prompt = load(), "a photo of an astronaut on a moon"
-    draw(pipe, prompt).save(options.output)
+    generate(pipe, prompt).save(options.output)
     print("wrote", options.output)
 
 

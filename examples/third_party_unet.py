@@ -1,17 +1,17 @@
-"""A U-Net that diffusers does not have, in a sampling loop of one's own.
+"""A U-Net that is not part of diffusers, in a custom sampling loop.
 
-    python examples/third_party_unet.py          # takes a GPU; nothing is downloaded
-    python examples/third_party_unet.py --tiny   # at once on a CPU, a narrow one
+    python examples/third_party_unet.py          # needs a GPU; nothing is downloaded
+    python examples/third_party_unet.py --tiny   # on a CPU, with a small U-Net
 
-DeepCache looks for a shape and never for a class:
+DeepCache recognises a U-Net by its structure, not by its class:
 
 - `down_blocks`, `mid_block` and `up_blocks`, the first and the last an `nn.ModuleList`;
-- blocks that keep their layers in an `nn.ModuleList`, and what changes the size in `downsamplers` and `upsamplers`;
-- a skip connection from the first layer of all, from each layer and from each downsampler of the way down, and for each
-  a layer of the way up that takes it.
+- blocks with their layers in an `nn.ModuleList`, and resampling layers in `downsamplers` and `upsamplers`;
+- a skip connection from the first layer and from each layer and downsampler of the down path, each to a layer of the up
+  path.
 
-`skip_branches` finds the skip connections, or says what is missing. Of a pipeline, a `unet` and a `scheduler` are
-enough. The weights are random here, so what is drawn is noise.
+`skip_branches` lists the skip connections, or raises an error that names what is missing. A pipeline needs only a
+`unet` and a `scheduler`. The weights are random here, so the image is noise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Down(nn.Module):
         for layer in self.layers:
             x = layer(x, noise)
             skips.append(x)
-        # A shallow step that ends within this block finds None.
+        # None in a shallow step that ends in this block.
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
             skips.append(x)
@@ -84,9 +84,9 @@ class PixelUNet(nn.Module):
         return self.last(x)
 
 
-# Without gradients, as in pipelines: a call whose gradient is wanted is no step of a trajectory.
+# Without gradients, as in pipelines: a call with gradients is not a step of a denoising run.
 @torch.no_grad()
-def draw(unet: nn.Module, device: str) -> Image.Image:
+def generate(unet: nn.Module, device: str) -> Image.Image:
     scheduler = DDIMScheduler(clip_sample=False)
     pipe = SimpleNamespace(unet=unet, scheduler=scheduler)
     engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=1))
@@ -101,14 +101,14 @@ def draw(unet: nn.Module, device: str) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="draw with a narrow one on the CPU")
-    parser.add_argument("--output", default="third-party-unet.png", help="the picture to write (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="use a small U-Net on the CPU")
+    parser.add_argument("--output", default="third-party-unet.png", help="the image to write (default: %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(0)
     device, width = ("cpu", 16) if options.tiny else ("cuda", 256)
     unet = PixelUNet(width).to(device)
     print("branches:", ", ".join(f"{branch.number} {branch.name}" for branch in skip_branches(unet)))
-    draw(unet, device).save(options.output)
+    generate(unet, device).save(options.output)
     print("wrote", options.output)
 
 

@@ -1,7 +1,7 @@
-"""What the examples draw with under `--tiny`: on the CPU, offline, in seconds. Real models need none of it.
+"""Models of the examples for `--tiny`: on the CPU, offline, in seconds.
 
-Where it fits, that is the model that comes with DeepCache, which draws coloured shapes on 64 by 64 pixels; for other
-kinds of pipeline it is one with random weights, which draws noise.
+This is the bundled model if it fits, which generates coloured shapes of 64 by 64 pixels, and otherwise a model with
+random weights, which generates noise.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def image_to_image() -> Any:
 
 
 def controlnet() -> Any:
-    """With a ControlNet as it is before training: its residuals are zero."""
+    """With an untrained ControlNet, whose residuals are zero."""
     components = stable_diffusion().components
-    # Two of its layers make the outlines smaller, as the autoencoder does: four pixels for one latent.
+    # Two of its layers downsample the outlines like the VAE: four pixels per latent.
     untrained = ControlNetModel.from_unet(components["unet"], conditioning_embedding_out_channels=(16, 32, 64))
     return StableDiffusionControlNetPipeline(**components, controlnet=untrained.eval(), requires_safety_checker=False)
 
 
 def lora(unet: nn.Module, rank: int = 4) -> dict[str, torch.Tensor]:
-    """A LoRA of random weights for the attention layers, in the form in which LoRAs are published."""
+    """A LoRA with random weights for the attention layers, in the published format."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, layer in unet.named_modules():
@@ -54,8 +54,8 @@ def lora(unet: nn.Module, rank: int = 4) -> dict[str, torch.Tensor]:
     return weights
 
 
-def picture() -> Image.Image:
-    """Something to begin with."""
+def sketch() -> Image.Image:
+    """An initial image."""
     image = Image.new("RGB", (64, 64), "#d8d8d8")
     pen = ImageDraw.Draw(image)
     pen.ellipse((8, 20, 30, 42), fill="#d03030")

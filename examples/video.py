@@ -1,12 +1,11 @@
-"""Stable Video Diffusion: a video that begins with a picture.
+"""Stable Video Diffusion: a video from an image.
 
-    python examples/video.py          # takes a GPU, and downloads the model and a picture
-    python examples/video.py --tiny   # at once on a CPU, offline, with random weights: it draws noise
+    python examples/video.py          # needs a GPU and downloads the model and an image
+    python examples/video.py --tiny   # on a CPU, offline, with random weights: it generates noise
 
-The pipeline's `unet`, a UNetSpatioTemporalConditionModel, denoises all frames of the video in one call, and its
-branches 0 to 11 are cut like those of Stable Diffusion: a layer in space and its counterpart in time go together.
-Afterwards the frames are decoded, which DeepCache leaves as it is; `decode_chunk_size` says how many at once, and fewer
-take less memory.
+The pipeline's `unet`, a UNetSpatioTemporalConditionModel, denoises all frames of the video in one call. It has branches
+0 to 11 like that of Stable Diffusion; each consists of a spatial layer and its temporal counterpart. DeepCache does not
+change the decoding of the frames; a smaller `decode_chunk_size` decodes fewer at once and needs less memory.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ def video(pipe: StableVideoDiffusionPipeline, image: Image.Image) -> list[Image.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="draw with a tiny model of random weights")
-    parser.add_argument("--image", default=ROCKET, help="file or URL of the first picture (default: a rocket)")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny model with random weights")
+    parser.add_argument("--image", default=ROCKET, help="file or URL of the first image (default: a rocket)")
     parser.add_argument("--output", default="video.gif", help="the video to write (default: %(default)s)")
     options = parser.parse_args()
     if options.tiny:
         import tiny_models
 
-        pipe, image = tiny_models.stable_video_diffusion(), tiny_models.picture()
+        pipe, image = tiny_models.stable_video_diffusion(), tiny_models.sketch()
     else:
         pipe, image = load(), ImageOps.fit(load_image(options.image), (1024, 576))
     frames = video(pipe, image)

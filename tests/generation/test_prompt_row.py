@@ -1,4 +1,4 @@
-"""What a row of a prompt file asks for."""
+"""Rows of prompt files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ a blue star,,,
 """
 
 
-def test_what_is_empty_is_not_said(tmp_path):
+def test_empty_values_are_ignored(tmp_path):
     (tmp_path / "prompts.csv").write_text(TABLE, encoding="utf-8")
     assert read_prompt_rows(tmp_path / "prompts.csv") == (
         PromptRow("a red circle", negative_prompt="a star", seed=7, size=(72, 64)),
@@ -22,7 +22,7 @@ def test_what_is_empty_is_not_said(tmp_path):
     )
 
 
-def test_a_batch_reads_the_same(tmp_path):
+def test_a_batch_reads_the_same_values(tmp_path):
     (tmp_path / "prompts.csv").write_text(TABLE, encoding="utf-8")
     batch = [batch_row(row) for row in read_rows(tmp_path / "prompts.csv")]
     rows = read_prompt_rows(tmp_path / "prompts.csv")
@@ -39,7 +39,7 @@ def test_a_batch_reads_the_same(tmp_path):
         ("prompt\n", r"prompts.csv' contains no prompt"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_named(tmp_path, content, message):
+def test_an_invalid_row_is_reported_with_its_line(tmp_path, content, message):
     (tmp_path / "prompts.csv").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_prompt_rows(tmp_path / "prompts.csv")

@@ -1,4 +1,4 @@
-"""Writes a pipeline of diffusers as one file in the original layout, which diffusers reads and does not write."""
+"""Writes pipelines of diffusers as checkpoints in the original layout, which diffusers can only read."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def checkpoint_of(pipe: Any) -> dict[str, torch.Tensor]:
         found[f"model.diffusion_model.{new}"] = unet[name]
     for name, new in vae_names(vae, len(pipe.vae.config.block_out_channels)).items():
         weight = vae[name]
-        # Its attention is made of convolutions there.
+        # Its attention consists of convolutions there.
         found[f"first_stage_model.{new}"] = (
             weight[:, :, None, None] if ".attn_1." in new and weight.ndim == 2 else weight
         )
@@ -144,7 +144,7 @@ def _openclip(encoder: Any, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def save_header(weights: dict[str, torch.Tensor], path: Any, **notes: str) -> None:
-    """Writes a file with weights of these names and shapes that takes no space on the disk: all bytes are zero."""
+    """Writes a sparse file with weights of these names and shapes, all zero."""
     entries: dict[str, Any] = {"__metadata__": notes} if notes else {}
     end = 0
     for name, weight in weights.items():

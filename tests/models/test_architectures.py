@@ -59,8 +59,8 @@ def networks(pipe):
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
-def draw(pipe, size=(64, 64), **call):
-    """The pictures of a call as an array, with all that the pipeline wants."""
+def generate(pipe, size=(64, 64), **call):
+    """The images of a pipeline call, as an array."""
     pipe.set_progress_bar_config(disable=True)
     width, height = size
     values = {
@@ -77,7 +77,7 @@ def draw(pipe, size=(64, 64), **call):
     return np.asarray(pipe(**{name: value for name, value in values.items() if name in parameters} | call)[0])
 
 
-def test_names():
+def test_names_and_summaries():
     assert set(ARCHITECTURES) == {*FULL, *TINY}
     assert not ARCHITECTURES.keys() & MODELS.keys()
     for name, architecture in ARCHITECTURES.items():
@@ -85,7 +85,7 @@ def test_names():
         assert architecture.summary.endswith(".")
 
 
-def test_every_published_architecture_has_as_many_parameters_as_its_weights():
+def test_architectures_have_as_many_parameters_as_the_published_weights():
     found = {
         name: {
             part: sum(parameter.numel() for parameter in network.parameters())
@@ -97,7 +97,7 @@ def test_every_published_architecture_has_as_many_parameters_as_its_weights():
 
 
 def test_attention_has_as_many_heads_as_published():
-    # Neither parameters nor multiply-accumulates tell, but the time does.
+    # Parameters and multiply-accumulates do not depend on the heads, but the time does.
     for name in FULL:
         attentions = [module for module in without_memory(name).unet.modules() if isinstance(module, Attention)]
         if name == "sd15":
@@ -126,7 +126,7 @@ def test_attention_has_as_many_heads_as_published():
         ("sdxl", 1024, 3380.6, [0.015, 0.038, 0.066, 0.129, 0.214, 0.306, 0.437, 0.659, 0.882]),
     ],
 )
-def test_a_step_costs_what_was_counted_elsewhere(name, pixels, giga_macs, shares):
+def test_steps_cost_as_many_macs_as_published(name, pixels, giga_macs, shares):
     unet = without_memory(name).unet
     with torch.device("meta"):
         sample = torch.empty(1, 4, pixels // 8, pixels // 8)
@@ -139,7 +139,7 @@ def test_a_step_costs_what_was_counted_elsewhere(name, pixels, giga_macs, shares
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_a_tiny_one_has_the_structure_of_the_full_one(name):
+def test_a_tiny_architecture_has_the_structure_of_the_full_one(name):
     full, tiny = without_memory(name), without_memory(f"{name}-tiny")
     assert type(tiny) is type(full)
     assert [branch.name for branch in skip_branches(tiny.unet)] == [branch.name for branch in skip_branches(full.unet)]
@@ -156,18 +156,18 @@ def test_a_tiny_one_has_the_structure_of_the_full_one(name):
     assert len(tiny.unet.mid_block.resnets) == len(full.unet.mid_block.resnets)
 
 
-# Diffusers' Euler makes an array of a tensor in a way that is on its way out.
+# NumPy deprecates how diffusers' Euler scheduler makes an array of a tensor.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize("name", TINY)
-def test_a_tiny_one_draws_with_and_without_caching(name):
+def test_a_tiny_architecture_runs_with_and_without_caching(name):
     pipe = random_pipeline(name, device="cpu", dtype=torch.float32)
-    drawn = draw(pipe)
-    assert drawn.shape[-3:] == (64, 64, 3)
-    assert np.isfinite(drawn).all()
-    assert drawn.std() > 0.01
+    images = generate(pipe)
+    assert images.shape[-3:] == (64, 64, 3)
+    assert np.isfinite(images).all()
+    assert images.std() > 0.01
     engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=0))
-    # Of its four steps, image to image runs those that its strength leaves.
-    cached = draw(pipe, **({"strength": 1.0} if "strength" in signature(pipe.__call__).parameters else {}))
+    # Image to image runs the share `strength` of its four steps.
+    cached = generate(pipe, **({"strength": 1.0} if "strength" in signature(pipe.__call__).parameters else {}))
     assert np.isfinite(cached).all()
     assert cached.std() > 0.01
     assert engine.stats.pattern == ("F..F." if name.startswith("sd15") else "F..F")
@@ -184,7 +184,7 @@ def test_nothing_is_downloaded(monkeypatch):
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float16), ("meta", torch.bfloat16)])
-def test_all_weights_are_of_the_dtype_and_on_the_device(name, device, dtype):
+def test_all_weights_have_the_dtype_and_device(name, device, dtype):
     pipe = random_pipeline(name, device=device, dtype=dtype)
     assert pipe.dtype == dtype
     for network in networks(pipe).values():
@@ -203,7 +203,7 @@ def test_default_dtype_and_device():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_weights_are_those_of_the_seed(device):
+def test_weights_depend_on_the_seed(device):
     first, same, other = (random_pipeline("sdxl-tiny", device=device, seed=seed) for seed in (0, 0, 1))
     for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
         weights, again, others = (getattr(pipe, part).state_dict() for pipe in (first, same, other))
@@ -213,7 +213,7 @@ def test_weights_are_those_of_the_seed(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_callers_random_numbers_and_defaults_stay(device, fails, monkeypatch):
+def test_the_callers_random_state_and_defaults_do_not_change(device, fails, monkeypatch):
     if fails:
         whole = ARCHITECTURES["sd15-tiny"]
         last = {"another": Component("AutoencoderKL", {"down_block_types": ("NoBlock",)})}
@@ -238,7 +238,7 @@ def test_schedulers_are_the_published_ones():
     assert {name for name, kind in predictions.items() if kind == "v_prediction"} == {"sd21", "svd", "svd-xt"}
 
 
-def test_prompts_have_as_many_tokens_as_in_the_published_pipelines():
+def test_prompts_have_77_tokens_as_published():
     pipe = without_memory("sdxl")
     for tokenizer, text_encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         for prompt in ("", "a red circle", "many words " * 100):
@@ -247,7 +247,7 @@ def test_prompts_have_as_many_tokens_as_in_the_published_pipelines():
     assert max(pipe.tokenizer.get_vocab().values()) < without_memory("sd15-tiny").text_encoder.config.vocab_size
 
 
-def test_the_pooled_prompt_is_that_of_the_end_of_the_text():
+def test_the_pooled_state_is_at_the_end_of_the_text():
     pipe = random_pipeline("sdxl-tiny", device="cpu")
     tokens = pipe.tokenizer_2(["a red circle", ""], padding=True, return_tensors="pt").input_ids
     output = pipe.text_encoder_2(tokens)
@@ -256,7 +256,7 @@ def test_the_pooled_prompt_is_that_of_the_end_of_the_text():
     torch.testing.assert_close(output.text_embeds, pipe.text_encoder_2.text_projection(states))
 
 
-def test_sizes():
+def test_sizes_are_the_published_ones():
     for name in FULL:
         pipe, (width, height) = without_memory(name), ARCHITECTURES[name].size
         assert ARCHITECTURES[f"{name}-tiny"].size == (64, 64)
@@ -290,12 +290,12 @@ def test_a_pipeline_can_be_saved_and_loaded(tmp_path):
         ("flux", r"'flux'. The names are sd15, .*svd-xt, each also as NAME-tiny"),
     ],
 )
-def test_unknown_name(name, message):
+def test_unknown_names_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         random_pipeline(name)
 
 
-def test_unknown_device_and_dtype():
+def test_unknown_devices_and_dtypes_are_refused():
     with pytest.raises(ValueError, match="'toaster'"):
         random_pipeline("sd15-tiny", device="toaster")
     with pytest.raises(ValueError, match="'int3'"):

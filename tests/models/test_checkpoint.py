@@ -1,4 +1,4 @@
-"""Pipelines from one file: which configuration fits, what is refused, and the very weights."""
+"""Pipelines from checkpoints in the original layout."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def chosen(path, config=None):
 
 
 @pytest.mark.parametrize("name", [name for name in FULL if name != "sd21-base"])
-def test_published_models_are_told_by_their_layers(tmp_path, name):
+def test_published_models_are_recognised_by_their_layers(tmp_path, name):
     path = tmp_path / "model.safetensors"
     save_header(weights_of(name), path)
     found, expected = chosen(path), CONFIGURATIONS[name]
@@ -74,7 +74,7 @@ def test_published_models_are_told_by_their_layers(tmp_path, name):
         assert dict(load_without_weights(folder).unet.config) == dict(pipe.unet.config)
 
 
-def test_stable_diffusion_2_for_512_pixels_is_asked_for_or_noted(tmp_path):
+def test_stable_diffusion_2_for_512_pixels_needs_config_or_metadata(tmp_path):
     weights = weights_of("sd21-base")
     for name, notes in (("plain", {}), ("noted", {"modelspec.prediction_type": "epsilon"})):
         save_header(weights, tmp_path / name, **notes)
@@ -87,7 +87,7 @@ def test_stable_diffusion_2_for_512_pixels_is_asked_for_or_noted(tmp_path):
         assert found["unet"]["sample_size"] == 64
 
 
-def test_sdxl_that_predicts_the_velocity_is_marked(tmp_path):
+def test_sdxl_that_predicts_the_velocity_is_recognised(tmp_path):
     path, weights = tmp_path / "model.safetensors", weights_of("sdxl")
     save_header(weights | {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, path)
     scheduler = chosen(path)["scheduler"]
@@ -98,7 +98,7 @@ def test_sdxl_that_predicts_the_velocity_is_marked(tmp_path):
     assert chosen(path)["scheduler"]["prediction_type"] == "epsilon"
 
 
-def test_configurations_are_those_that_were_published():
+def test_configurations_are_the_published_ones():
     def unet(name):
         with written(CONFIGURATIONS[name]) as folder:
             return load_without_weights(folder).unet.config
@@ -118,7 +118,7 @@ def test_configurations_are_those_that_were_published():
     assert not unet("sd21-base").upcast_attention
 
 
-def test_the_same_image_to_the_last_bit(shapes):
+def test_weights_and_image_are_bit_identical(shapes):
     pipe, expected = load_pipeline(shapes, config="shapes", device="cpu"), load_pipeline("shapes", device="cpu")
     for part in ("unet", "text_encoder", "vae"):
         here, there = (getattr(each, part).state_dict() for each in (pipe, expected))
@@ -128,7 +128,7 @@ def test_the_same_image_to_the_last_bit(shapes):
 
 
 @pytest.mark.parametrize("name", ["sd15-tiny", "sd21-tiny"])
-def test_random_models(tmp_path, name):
+def test_architectures_round_trip(tmp_path, name):
     expected = random_pipeline(name, device="cpu", dtype="float32")
     save_checkpoint(expected, tmp_path / "model.safetensors")
     pipe = load_pipeline("model.safetensors", config=name, device="cpu")
@@ -136,10 +136,10 @@ def test_random_models(tmp_path, name):
     assert np.array_equal(image(pipe), image(with_tokenizers(expected, pipe)))
 
 
-def test_sdxl(tmp_path, monkeypatch):
+def test_sdxl_round_trip(tmp_path, monkeypatch):
     tiny = ARCHITECTURES["sdxl-tiny"]
     encoder, unet = tiny.networks["text_encoder_2"], tiny.networks["unet"]
-    # Diffusers tells the two text encoders apart by their widths.
+    # Diffusers distinguishes the two text encoders by their widths.
     wider = {"hidden_size": 64, "projection_dim": 64}
     conditions = {"cross_attention_dim": 32 + 64, "projection_class_embeddings_input_dim": 6 * 8 + 64}
     networks = tiny.networks | {
@@ -154,13 +154,13 @@ def test_sdxl(tmp_path, monkeypatch):
     for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
         here, there = (getattr(each, part).state_dict() for each in (pipe, expected))
         assert all(torch.equal(here[name], there[name]) for name in there)
-    # Where weights lie in memory decides on the last bits of some matrix products.
+    # The last bits of some matrix products depend on the memory layout of the weights.
     difference = image(pipe).astype(int) - image(with_tokenizers(expected, pipe))
     assert abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(shapes, tmp_path, dtype):
+def test_half_precision_weights_are_kept(shapes, tmp_path, dtype):
     expected = load_pipeline("shapes", device="cpu", dtype=dtype).unet.state_dict()
     save_file({name: weight.to(dtype) for name, weight in load_file(shapes).items()}, tmp_path / "half.safetensors")
     for path in (shapes, tmp_path / "half.safetensors"):
@@ -169,7 +169,7 @@ def test_half_precision(shapes, tmp_path, dtype):
         assert all(torch.equal(expected[name], weight) for name, weight in pipe.unet.state_dict().items())
 
 
-def test_a_folder_with_configurations_alone(shapes, tmp_path):
+def test_a_configuration_may_be_a_folder_without_weights(shapes, tmp_path):
     shutil.copytree(SHAPES, tmp_path / "model")
     for weights in (tmp_path / "model").rglob("*.safetensors"):
         weights.unlink()
@@ -177,13 +177,13 @@ def test_a_folder_with_configurations_alone(shapes, tmp_path):
     assert load_without_weights(shapes, config=tmp_path / "model").unet.device.type == "meta"
 
 
-def test_no_weights_are_read_for_the_structure(tmp_path):
+def test_loading_without_weights_needs_no_vae(tmp_path):
     path = tmp_path / "model.safetensors"
     save_header({name: w for name, w in weights_of("sd15").items() if not name.startswith("first_stage")}, path)
     assert load_without_weights(path).unet.config.cross_attention_dim == 768
 
 
-def test_what_is_not_in_the_file(shapes, tmp_path):
+def test_missing_components_are_required_as_arguments(shapes, tmp_path):
     weights = load_file(shapes)
     without = {name: weight for name, weight in weights.items() if not name.startswith("first_stage")}
     save_file(without, tmp_path / "no-vae.safetensors")
@@ -231,7 +231,7 @@ def test_other_files_are_named(tmp_path, names, what):
         load_pipeline("other.safetensors", device="cpu")
 
 
-def test_other_models_with_such_a_u_net(tmp_path):
+def test_other_models_with_a_unet_are_named(tmp_path):
     unet = {"model.diffusion_model.input_blocks.0.0.weight": torch.empty(320, 8, 3, 3)}
     texts = {"cond_stage_model.transformer.x": torch.empty(1), "first_stage_model.x": torch.empty(1)}
     save_header(unet | texts, tmp_path / "pix2pix.safetensors")
@@ -245,7 +245,7 @@ def test_other_models_with_such_a_u_net(tmp_path):
         load_pipeline("svd.safetensors", device="cpu")
 
 
-def test_layers_of_no_published_model(shapes):
+def test_unknown_layers_need_a_configuration(shapes):
     with pytest.raises(
         ValueError, match=r"other layers than the published ones \(as sd15, conv_in.weight of its U-Net"
     ):

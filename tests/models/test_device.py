@@ -1,4 +1,4 @@
-"""What a processor computes in, and the warning where it does not."""
+"""Dtypes that the processor supports, and the warning about others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TROUBLESHOOTING = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 
 
 def processor(monkeypatch, onednn, **features):
-    """Has PyTorch tell of another processor: the dtypes that oneDNN takes, and what `torch.cpu` says."""
+    """Simulates a processor: the dtypes that oneDNN accepts, and the answers of `torch.cpu`."""
     taken = {f"_is_mkldnn_{name}_supported": lambda name=name: name in onednn for name in ("bf16", "fp16")}
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**taken))
     answers = {name: lambda value=value: value for name, value in features.items()}
@@ -30,7 +30,7 @@ def processor(monkeypatch, onednn, **features):
 
 PROCESSORS = {
     "AVX2": ((), {AVX512: False, BF16: False, AMX: False}, "emulated", "emulated"),
-    # oneDNN takes bfloat16 there and converts it.
+    # oneDNN accepts bfloat16 there and converts it.
     "AVX-512": (("bf16",), {AVX512: True, BF16: False, AMX: False}, "emulated", "emulated"),
     "AVX512_BF16": (("bf16",), {AVX512: True, BF16: True, AMX: False}, "native", "emulated"),
     "AMX": (
@@ -53,16 +53,14 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize(("onednn", "features", "bfloat16", "float16"), PROCESSORS.values(), ids=list(PROCESSORS))
-def test_a_dtype_is_native_where_there_are_instructions_and_onednn_uses_them(
-    onednn, features, bfloat16, float16, monkeypatch
-):
+def test_a_dtype_is_native_if_onednn_uses_its_instructions(onednn, features, bfloat16, float16, monkeypatch):
     processor(monkeypatch, onednn, **features)
     assert cpu_support(torch.bfloat16) == bfloat16
     assert cpu_support(torch.float16) == float16
     assert cpu_support(torch.float32) == "native"
 
 
-def test_without_onednn_small_dtypes_are_emulated(monkeypatch):
+def test_small_dtypes_are_emulated_without_onednn(monkeypatch):
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
     assert cpu_support(torch.bfloat16) == cpu_support(torch.float16) == "emulated"
 
@@ -76,7 +74,7 @@ def emulates(monkeypatch):
 
 @pytest.mark.parametrize("load", [load_pipeline, random_pipeline])
 @pytest.mark.parametrize("dtype", ["bf16", torch.float16])
-def test_an_emulated_dtype_is_warned_of_once_at_the_line_that_asks_for_it(load, dtype, emulates):
+def test_an_emulated_dtype_warns_once_at_the_calling_line(load, dtype, emulates):
     with pytest.warns(UserWarning, match="no native support") as caught:
         load("sd15-tiny", device="cpu", dtype=dtype)
     (warning,) = caught
@@ -88,7 +86,7 @@ def test_an_emulated_dtype_is_warned_of_once_at_the_line_that_asks_for_it(load, 
     assert load is load_pipeline or warning.filename == __file__
 
 
-def test_the_warning_names_the_line_of_the_program(emulates):
+def test_the_warning_is_that_of_the_troubleshooting_page(emulates):
     with pytest.warns(UserWarning, match="no native support") as caught:
         load_pipeline("shapes", device="cpu", dtype="bfloat16")
     (warning,) = caught
@@ -98,12 +96,12 @@ def test_the_warning_names_the_line_of_the_program(emulates):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("dtype", "where"), [("float32", "cpu"), (None, "cpu"), ("float16", "meta")])
-def test_nothing_else_is_warned_of(dtype, where, emulates):
+def test_other_dtypes_and_devices_do_not_warn(dtype, where, emulates):
     random_pipeline("sd15-tiny", device=where, dtype=dtype)
 
 
 @pytest.mark.filterwarnings("error")
-def test_native_dtypes_are_not_warned_of(monkeypatch):
+def test_native_dtypes_do_not_warn(monkeypatch):
     monkeypatch.setattr(device, "cpu_support", lambda dtype: "native")
     load_pipeline("shapes", device="cpu", dtype="bfloat16")
 

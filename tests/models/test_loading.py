@@ -11,7 +11,7 @@ import torch
 from DeepCache.models import MODELS, load_pipeline, random_pipeline, recommended_guidance, resolve_device
 
 
-def test_shipped_model_needs_no_network(monkeypatch):
+def test_the_bundled_model_needs_no_network(monkeypatch):
     def refuse(*_):
         raise AssertionError("the network was touched")
 
@@ -27,7 +27,7 @@ def test_dtype(dtype):
     assert load_pipeline("shapes", device="cpu", dtype=dtype).unet.dtype == torch.bfloat16
 
 
-def test_a_name_goes_before_a_folder(tmp_path, monkeypatch):
+def test_a_name_takes_precedence_over_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shapes").mkdir()
     assert load_pipeline("shapes", device="cpu").unet is not None
@@ -55,7 +55,7 @@ def test_architectures_by_name(tmp_path, monkeypatch):
         ("toaster", r"give a name \(shapes; with random weights sd15, .*, each also as NAME-tiny\), a folder"),
     ],
 )
-def test_unknown_name(model, message):
+def test_unknown_names_are_refused_with_a_suggestion(model, message):
     with pytest.raises(ValueError, match=message):
         load_pipeline(model, device="cpu")
 
@@ -66,7 +66,7 @@ def test_paths_and_options(tmp_path):
     assert pipe.tokenizer is None
 
 
-def test_unet_that_cannot_be_cut(tmp_path):
+def test_an_unsupported_unet_is_refused(tmp_path):
     from diffusers import DDPMPipeline, DDPMScheduler, VQModel
 
     (tmp_path / "unet").mkdir()
@@ -89,7 +89,7 @@ def test_device():
         resolve_device("meta")
 
 
-def test_guidance_of_the_shipped_model_is_the_one_that_was_measured():
+def test_guidance_of_the_bundled_model_is_the_measured_one():
     results = Path(__file__).parents[2] / "training" / "results.json"
     if not results.exists():
         pytest.skip("the model has not been measured yet")
@@ -133,7 +133,7 @@ def test_damaged_and_missing_files_are_named_once_with_the_cause(saved, tmp_path
     assert str(caught.value).count(Path(name).name) == 1
 
 
-def test_weights_of_a_variant_alone_are_named(saved, tmp_path):
+def test_files_of_another_variant_are_named(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "model")
     path = tmp_path / "model" / WEIGHTS
     path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))

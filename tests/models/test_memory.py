@@ -1,4 +1,4 @@
-"""Offloading and a VAE that decodes in parts: the same images where they should be, and clear refusals."""
+"""Offloading and a VAE that decodes in parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from DeepCache.models.memory import OFFLOADS, check_offload, load_to_offload, va
 
 
 def sequentially(pipe, device=None):
-    """What diffusers does, except for the number of the device, which a CPU does not have."""
+    """What diffusers does, without a device number, which a CPU does not have."""
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             cpu_offload(component, torch.device("cpu"), offload_buffers=len(component._parameters) > 0)
@@ -25,12 +25,12 @@ def sequentially(pipe, device=None):
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """The CPU passes for a device to offload from."""
+    """Offloads to and from the CPU."""
     monkeypatch.setattr(memory, "offload_device", lambda offload, device=None: torch.device("cpu"))
     monkeypatch.setattr(DiffusionPipeline, "enable_sequential_cpu_offload", sequentially)
 
 
-def draw(pipe, interval, size=64):
+def generate(pipe, interval, size=64):
     pipe.set_progress_bar_config(disable=True)
     engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=interval))
     image = pipe(
@@ -40,7 +40,7 @@ def draw(pipe, interval, size=64):
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
-def test_an_offloaded_pipeline_makes_the_same_images(accelerator, offload):
+def test_an_offloaded_pipeline_generates_the_same_images(accelerator, offload):
     plain = load_pipeline("shapes", device="cpu")
     pipe = load_pipeline("shapes", offload=offload)
     layers = (pipe.unet, pipe.unet.conv_in)
@@ -48,13 +48,13 @@ def test_an_offloaded_pipeline_makes_the_same_images(accelerator, offload):
     assert pipe.unet.conv_in.weight.is_meta is (offload == "sequential")
     assert execution_device(pipe).type == "cpu"
     for interval, pattern in ((1, "FFFF"), (3, "F..F")):
-        image, found = draw(pipe, interval)
-        expected, _ = draw(plain, interval)
+        image, found = generate(pipe, interval)
+        expected, _ = generate(plain, interval)
         assert found == pattern
         assert np.array_equal(image, expected)
 
 
-def test_groups_are_layers_of_all_components_copied_ahead_where_the_device_can(monkeypatch):
+def test_groups_are_layers_that_devices_with_streams_copy_ahead(monkeypatch):
     called = {}
     pipe = load_pipeline("shapes", device="cpu")
     monkeypatch.setattr(type(pipe), "enable_group_offload", lambda self, device, **options: called.update(options))
@@ -64,7 +64,7 @@ def test_groups_are_layers_of_all_components_copied_ahead_where_the_device_can(m
         assert called == {"offload_type": "leaf_level", "use_stream": streams, "record_stream": streams}
 
 
-def test_the_dtype_is_that_for_the_device_and_the_cpu_is_not_warned_of(monkeypatch):
+def test_the_dtype_is_that_of_the_device_without_a_warning_about_the_cpu(monkeypatch):
     monkeypatch.setattr(memory, "offload_device", lambda offload, device=None: torch.device("cuda"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -73,7 +73,7 @@ def test_the_dtype_is_that_for_the_device_and_the_cpu_is_not_warned_of(monkeypat
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
-def test_there_is_nothing_to_offload_from_on_a_cpu(offload, monkeypatch):
+def test_offloading_to_the_cpu_needs_another_device(offload, monkeypatch):
     message = f"offload='{offload}' needs a GPU, and the device is cpu. Remove it"
     pipe = load_pipeline("shapes", device="cpu")
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", None)
@@ -85,14 +85,14 @@ def test_there_is_nothing_to_offload_from_on_a_cpu(offload, monkeypatch):
             call()
 
 
-def test_a_pipeline_without_an_order_of_its_models_is_refused(accelerator, monkeypatch):
+def test_a_pipeline_without_an_offload_order_is_refused(accelerator, monkeypatch):
     pipe = load_pipeline("shapes", device="cpu")
     monkeypatch.setattr(type(pipe), "model_cpu_offload_seq", None)
     with pytest.raises(ValueError, match=r"cannot offload this StableDiffusionPipeline \(offload='model'\): "):
         offload_pipeline(pipe, "model")
 
 
-def test_without_accelerate(monkeypatch):
+def test_offloading_requires_accelerate(monkeypatch):
     from importlib import metadata
 
     from DeepCache import extras
@@ -107,7 +107,7 @@ def test_without_accelerate(monkeypatch):
         memory.offload_device("group", "cpu")
 
 
-def test_kinds_of_offloading():
+def test_unknown_and_incompatible_offloading_is_refused():
     for offload in (None, *OFFLOADS):
         check_offload(offload)
     check_offload(None, "onnx")
@@ -119,7 +119,7 @@ def test_kinds_of_offloading():
         check_offload("model", "onnx")
 
 
-def test_tiles_and_slices():
+def test_tiling_and_slicing_keep_small_images():
     whole = load_pipeline("shapes", device="cpu")
     pipe = load_pipeline("shapes", device="cpu")
     divide_vae(pipe)
@@ -129,13 +129,13 @@ def test_tiles_and_slices():
     divide_vae(pipe, tiling=True)
     assert (pipe.vae.use_tiling, pipe.vae.use_slicing, vae_notes(pipe)) == (True, True, {"vae_tiling": True})
     for interval in (1, 3):
-        assert np.array_equal(draw(pipe, interval)[0], draw(whole, interval)[0])
+        assert np.array_equal(generate(pipe, interval)[0], generate(whole, interval)[0])
     # Larger than a tile.
-    changed = abs(draw(pipe, 3, size=128)[0].astype(int) - draw(whole, 3, size=128)[0])
+    changed = abs(generate(pipe, 3, size=128)[0].astype(int) - generate(whole, 3, size=128)[0])
     assert 0 < changed.mean() < 10
 
 
-def test_pipelines_whose_vae_cannot_be_divided():
+def test_a_vae_that_does_not_support_parts_is_refused():
     pipe = load_pipeline("shapes", device="cpu")
     del pipe.vae.use_tiling
     with pytest.raises(ValueError, match=r"does not support tiling. Remove this option"):

@@ -1,4 +1,4 @@
-"""Another autoencoder in place of the pipeline's own."""
+"""Replacement VAEs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def image(pipe):
 
 
 @pytest.mark.parametrize("save", [save_tiny, save_kl])
-def test_it_decodes_in_place_of_the_own_one(save, tmp_path):
+def test_it_replaces_the_vae_of_the_pipeline(save, tmp_path):
     saved = save(tmp_path / "vae")
     pipe = load_pipeline("shapes", device="cpu", vae="vae")
     assert type(pipe.vae) is type(saved)
@@ -37,31 +37,31 @@ def test_it_decodes_in_place_of_the_own_one(save, tmp_path):
     assert not np.array_equal(image(pipe), image(load_pipeline("shapes", device="cpu")))
 
 
-def test_it_has_the_dtype_of_the_pipeline(tmp_path):
+def test_it_gets_the_dtype_of_the_pipeline(tmp_path):
     save_tiny(tmp_path / "vae")
     assert load_pipeline("shapes", device="cpu", dtype="bfloat16", vae=tmp_path / "vae").vae.dtype == torch.bfloat16
 
 
-def test_an_architecture_takes_it_too(tmp_path):
+def test_it_replaces_the_vae_of_an_architecture(tmp_path):
     save_tiny(tmp_path / "vae", levels=4)
     pipe = load_pipeline("sd15-tiny", device="cpu", vae="vae")
     assert isinstance(pipe.vae, AutoencoderTiny)
     assert image(pipe).shape == (64, 64, 3)
 
 
-def test_a_loaded_one_is_taken_as_it_is(tmp_path):
+def test_a_loaded_vae_is_used_unchanged(tmp_path):
     vae = save_tiny(tmp_path / "vae")
     assert load_pipeline("shapes", device="cpu", vae=vae).vae is vae
 
 
-def test_weights_of_the_own_one_are_not_needed(tmp_path):
+def test_weights_of_the_replaced_vae_are_not_needed(tmp_path):
     load_pipeline("shapes", device="cpu").save_pretrained("model")
     (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     save_tiny(tmp_path / "vae")
     assert isinstance(load_pipeline("./model", device="cpu", vae="vae").vae, AutoencoderTiny)
 
 
-def test_a_configuration_may_leave_out_the_defaults(tmp_path):
+def test_a_configuration_may_omit_defaults(tmp_path):
     vae = save_tiny(tmp_path / "vae")
     config = json.loads((tmp_path / "vae" / "config.json").read_text(encoding="utf-8"))
     for name in ("latent_channels", "block_out_channels"):
@@ -95,7 +95,7 @@ def test_a_configuration_may_leave_out_the_defaults(tmp_path):
         ("hollow", OSError, r"cannot load the VAE 'hollow': the folder '[^']*hollow' has no weights"),
     ],
 )
-def test_what_does_not_fit_is_refused(name, error, message, tmp_path):
+def test_a_vae_that_does_not_fit_is_refused(name, error, message, tmp_path):
     load_pipeline("shapes", device="cpu").save_pretrained("model")
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused(name, error, message, tmp_path):
         load_pipeline("shapes", device="cpu", vae=name)
 
 
-def test_a_pipeline_without_one_has_none_to_replace(tmp_path):
+def test_a_pipeline_without_vae_is_refused(tmp_path):
     save_tiny(tmp_path / "vae")
     unet = UNet2DModel(
         sample_size=8,
@@ -128,7 +128,7 @@ def test_a_pipeline_without_one_has_none_to_replace(tmp_path):
         load_pipeline("pixels", device="cpu", vae="vae")
 
 
-def test_the_hub_is_asked_once(monkeypatch):
+def test_the_hub_gets_one_request(monkeypatch):
     from huggingface_hub import HfApi
 
     asked = []
@@ -143,7 +143,7 @@ def test_the_hub_is_asked_once(monkeypatch):
     assert asked == ["owner/name"]
 
 
-def test_one_of_the_hub_is_loaded_from_its_cache_where_the_hub_does_not_answer(tmp_path, monkeypatch):
+def test_a_cached_repository_loads_offline(tmp_path, monkeypatch):
     from huggingface_hub import HfApi, constants
 
     def offline(*_, **__):

@@ -1,4 +1,4 @@
-"""Pipelines by name, from a folder, from a file or from the hub, and what there is to know about them."""
+"""Loads and describes pipelines: bundled models, architectures, folders, checkpoints and hub repositories."""
 
 from DeepCache.models.adapters import Lora, load_embeddings, load_loras
 from DeepCache.models.architectures import ARCHITECTURES, Architecture, random_pipeline
