@@ -176,7 +176,7 @@ def test_a_swapped_unet_that_cannot_be_cut_is_refused():
     pipe = Pipeline(DummyUNet())
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(2, 3)
-        with pytest.raises(ValueError, match=r"cache_branch_id must be from 0 to 2 .*got 3"):
+        with pytest.raises(ValueError, match=r"cache_branch_id must be between 0 and 2 .*got 3"):
             pipe.unet = DummyUNet(mid_block=False)
 
 
@@ -304,7 +304,7 @@ def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
     [
         ({"cache_interval": 0}, ValueError, "cache_interval must be 1 or more, got 0"),
         ({"cache_branch_id": -1}, ValueError, "cache_branch_id must be 0 or more, got -1"),
-        ({"cache_branch_id": 6}, ValueError, "cache_branch_id must be from 0 to 5 .*UNet2DConditionModel, got 6"),
+        ({"cache_branch_id": 6}, ValueError, "cache_branch_id must be between 0 and 5 .*UNet2DConditionModel, got 6"),
         (
             {"skip_mode": "jump"},
             ValueError,
@@ -318,7 +318,7 @@ def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
         (
             {"schedule": BranchSchedule(UniformSchedule(3), after=(0, 6))},
             ValueError,
-            "must be from 0 to 5 .*UNet2DConditionModel, got 6",
+            "must be between 0 and 5 .*UNet2DConditionModel, got 6",
         ),
         ({"preset": "best"}, ValueError, "preset must be one of faithful, balanced, fast, got 'best'"),
         (
@@ -345,7 +345,7 @@ def test_bad_settings_are_refused_and_change_nothing(pipe, values, error, messag
 def test_a_branch_too_deep_is_refused_at_enable_where_set_params_knew_no_pipeline(pipe):
     helper = DeepCacheSDHelper()
     helper.set_params(3, 6)
-    with pytest.raises(ValueError, match=r"from 0 to 5 .*got 6"):
+    with pytest.raises(ValueError, match=r"between 0 and 5 .*got 6"):
         helper.enable(pipe)
     assert not pipe.unet._forward_hooks
 

@@ -306,7 +306,7 @@ def test_where_it_is_forced_it_is_stretched_over_another_number_of_steps(steps, 
 
 def test_a_branch_that_the_unet_lacks_is_refused_though_it_is_forced(pipe):
     plan = plan_for(pipe, StepSchedule((Step(True), Step(False, 6))))
-    with pytest.raises(ValueError, match=r"must be from 0 to 5 .*got 6"):
+    with pytest.raises(ValueError, match=r"must be between 0 and 5 .*got 6"):
         DeepCacheSDHelper(pipe).set_params(plan=plan, force_plan=True)
 
 

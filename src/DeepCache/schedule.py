@@ -48,7 +48,7 @@ FORECAST_ORDERS: dict[ForecastRule, int] = {"none": 0, "linear": 1, "quadratic":
 """How many values before the latest one each forecast uses. Plans store the index of a forecast in this mapping."""
 
 FORECASTS = tuple(FORECAST_ORDERS)
-"""The values of `forecast`; see `DeepCache.engine.forecast` and `DeepCache.engine.prediction`."""
+"""The values of `forecast`; see `DeepCache.engine.forecast`."""
 
 Between = Literal["shallow", "skipped", "alternating"]
 BETWEEN: tuple[Between, ...] = get_args(Between)

@@ -535,7 +535,7 @@ def test_a_plan_that_fits_nothing_is_refused_before_anything_is_drawn(tmp_path, 
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (settings(TWO, parse_variant("I=2 B=9")), "from 0 to 3 for this UNet2DConditionModel, got 9"),
+        (settings(TWO, parse_variant("I=2 B=9")), "between 0 and 3 for this UNet2DConditionModel, got 9"),
         (settings(steps=(4, 1001)), "steps must be 1000 or fewer for this model, got 1001"),
         (settings(schedulers=("ddim", "eulr")), "there is no scheduler 'eulr'"),
         (settings(size=(16, 20)), "height must be a multiple of 8 for this model, got 20"),

@@ -346,7 +346,7 @@ def test_a_plan_for_another_number_of_steps_is_refused_before_anything_runs(tmp_
 def test_a_branch_that_is_too_deep_and_too_many_steps_are_refused_before_anything_runs(tmp_path, model, clock):
     model(unconditional_pipeline)
     ran = clock()
-    with pytest.raises(ValueError, match="from 0 to 3 for this UNet2DModel, got 9"):
+    with pytest.raises(ValueError, match="between 0 and 3 for this UNet2DModel, got 9"):
         run(tmp_path, settings(TWO, parse_variant("I=2 B=9")))
     with pytest.raises(ValueError, match="steps must be 1000 or fewer for this model, got 1001"):
         run(tmp_path, settings(steps=1001))

@@ -249,7 +249,7 @@ def test_what_is_typed_wrong_is_told_before_a_model_is_loaded(run, monkeypatch, 
     [
         (("--schedulers", "ddim,eulr"), ["'eulr'", "Did you mean euler or euler-a"]),
         (("--steps", "3,1001"), ["steps must be 1000 or fewer for this model, got 1001"]),
-        (("--branches", "0,9"), ["cache_branch_id must be from 0 to 3", "got 9"]),
+        (("--branches", "0,9"), ["cache_branch_id must be between 0 and 3", "got 9"]),
         (("--size", "16x20"), ["height must be a multiple of 8", "20"]),
         (("--guidance", 1, "--guidance-reuse", "both"), ["guidance_reuse", "turn it off"]),
     ],

@@ -189,7 +189,7 @@ def test_a_model_that_there_is_not_is_told(run):
     [
         (("--scheduler", "eulr"), ["'eulr'", "Did you mean euler or euler-a"]),
         (("--steps", 1001), ["steps must be 1000 or fewer for this model, got 1001"]),
-        (("-v", "I=2 B=9"), ["cache_branch_id must be from 0 to 3", "got 9"]),
+        (("-v", "I=2 B=9"), ["cache_branch_id must be between 0 and 3", "got 9"]),
     ],
 )
 def test_what_does_not_fit_the_model_is_told_before_anything_runs(run, small, arguments, words):

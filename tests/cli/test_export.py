@@ -55,7 +55,7 @@ def test_export(run, tmp_path):
         (("--names", "deep_in"), "--names must be NAME=NEW with commas between, such as deep_in=state, got 'deep_in'"),
         (
             ("--format", "torch", "--branch", "99"),
-            "cache_branch_id must be from 0 to 11 for this UNet2DConditionModel, got 99",
+            "cache_branch_id must be between 0 and 11 for this UNet2DConditionModel, got 99",
         ),
         (("--images", "0"), "--images must be 1 or more, got 0"),
         (("--steps", "0"), "--steps must be 1 or more, got 0"),

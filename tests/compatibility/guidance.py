@@ -22,7 +22,7 @@ class Reason:
 
 _ONE = "the batch of the U-Net has 1 samples, which is not two halves"
 _THREE = "the batch of the U-Net has 3 samples, which is not two halves"
-_NO_GUIDANCE = "no classifier-free guidance"
+_NO_GUIDANCE = "classifier-free guidance is disabled"
 _OTHER_LATENTS = "the two halves of the U-Net's batch are not the same latents"
 _SEVERAL_PROMPTS = "has the same latents with several prompts in one half"
 

@@ -221,7 +221,7 @@ def test_with_noise_levels_of_its_own_and_no_scheduler(kind, keyword):
 
 
 def test_a_branch_too_deep_is_refused_with_what_is_allowed():
-    with pytest.raises(ValueError, match="cache_branch_id must be from 0 to 8 for this ForeignUNet, got 9"):
+    with pytest.raises(ValueError, match="cache_branch_id must be between 0 and 8 for this ForeignUNet, got 9"):
         apply_deepcache(_sampler(), DeepCacheConfig(3, 9))
 
 
@@ -256,7 +256,7 @@ def _with_a_block_without_lists(unet: Any) -> None:
             _with_lists_of_several_lengths,
             r"the lists of layers of down_blocks.2 differ in length \(convolutions 2, motions 1\)",
         ),
-        (_with_a_layer_too_few, "its down path makes 9 skip connections, one a layer, and its up path takes 8"),
+        (_with_a_layer_too_few, "its down path makes 9 skip connections, one per layer, and its up path takes 8"),
         (_with_a_plain_list_of_blocks, "it has no nn.ModuleList 'up_blocks'"),
         (_with_a_block_without_lists, "down_blocks.2 has no list of layers"),
     ],

@@ -1,4 +1,4 @@
-"""Compiles with another backend than inductor, whoever asks for what."""
+"""Replaces the backend of `torch.compile`."""
 
 import torch
 
@@ -6,7 +6,7 @@ _compile = torch.compile
 
 
 def use_backend(monkeypatch, backend, fullgraph=True):
-    """Has `torch.compile` use a backend from here on, and returns that. `fullgraph=True` refuses a graph break."""
+    """Makes `torch.compile` use a backend, and returns it. `fullgraph=True` raises at a graph break."""
 
     def compile_with(function, mode=None, **options):
         return _compile(function, backend=backend, fullgraph=fullgraph, **options)

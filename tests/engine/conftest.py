@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Witness:
-    """Which calls of a U-Net ran its mid block, seen by hooks that know nothing of DeepCache."""
+    """Records which calls of a U-Net ran its mid block, by hooks independent of DeepCache."""
 
     def __init__(self, unet: nn.Module) -> None:
         self._calls: list[str] = []
@@ -13,7 +13,7 @@ class Witness:
         unet.mid_block.register_forward_hook(self._mid_block_ran)
 
     def take(self) -> str:
-        """One character a call since the last `take`: `F` if the mid block ran, else `.`."""
+        """One character per call since the last `take`: `F` if the mid block ran, else `.`."""
         pattern = "".join(self._calls)
         self._calls.clear()
         return pattern

@@ -1,4 +1,4 @@
-"""A U-Net on plain numbers whose every answer can be worked out by hand.
+"""A U-Net on plain numbers whose outputs can be computed by hand.
 
     conv_in      x                      skip 0
     down block 0 double                 skip 1
@@ -7,7 +7,7 @@
     mid block    + timestep
     up blocks    + skip 3, + skip 2, + skip 1, + skip 0
 
-It shares with diffusers' U-Nets only the shape: other argument names, blocks of its own, a tuple as output.
+It shares only the structure with diffusers' U-Nets: other argument names, other blocks, a tuple as output.
 """
 
 from types import SimpleNamespace
@@ -72,7 +72,7 @@ class DummyUNet(nn.Module):
 
 
 class Pipeline:
-    """As little as DeepCache needs of a pipeline."""
+    """The least that DeepCache needs of a pipeline."""
 
     guidance_scale = 1.0
 

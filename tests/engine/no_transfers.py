@@ -1,11 +1,11 @@
-"""Tells whether the value of a tensor is read on the host, which on a device is a transfer that waits."""
+"""Detects that the value of a tensor is read on the host, which on a device is a transfer that waits."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class NoTransfers(TorchDispatchMode):
-    """Raises where a tensor's value is read on the host."""
+    """Raises if a tensor's value is read on the host."""
 
     def __init__(self, monkeypatch):
         super().__init__()

@@ -1,21 +1,20 @@
-"""A compiler backend that does with memory what CUDA graphs do, on the CPU."""
+"""A compiler backend for the CPU that reuses memory as CUDA graphs do."""
 
 import torch
 
 
 class OverwritingGraphs:
-    """Runs graphs as they were traced, and before any of them runs writes over whatever earlier runs handed out: what
-    CUDA graphs captured, they write to the same memory again, whoever still holds it. Refuses an input that the
-    compiler takes to stay where it is, as all that a module holds, and that has moved: CUDA graphs would be captured
-    anew.
+    """Runs graphs as they were traced, and overwrites the outputs of earlier runs before each run: CUDA graphs write to
+    the same memory at every replay. Raises if an input that the compiler treats as static, such as a tensor of a
+    module, has moved: CUDA graphs would be captured again.
 
     Attributes:
-        overwritten: how many tensors were written over.
+        overwritten: how many tensors were overwritten.
     """
 
     def __init__(self):
         self.overwritten = 0
-        self._handed_out = []
+        self._returned = []
 
     def __call__(self, graph, example_inputs):
         inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -30,14 +29,14 @@ class OverwritingGraphs:
             for index in fixed:
                 address = inputs[index].data_ptr()
                 assert addresses.setdefault((index, inputs[index].shape), address) == address
-            # A graph writes whatever mode of gradients its memory was handed out in.
+            # A graph writes in any gradient mode.
             with torch.inference_mode():
-                for tensor in self._handed_out:
+                for tensor in self._returned:
                     tensor.fill_(float("nan"))
                     self.overwritten += 1
-            # Buffers of its own, also where the graph hands out what it was given.
+            # Separate buffers, also if the graph returns an input.
             outputs = [value.clone() if isinstance(value, torch.Tensor) else value for value in graph(*inputs)]
-            self._handed_out = [value for value in outputs if isinstance(value, torch.Tensor)]
+            self._returned = [value for value in outputs if isinstance(value, torch.Tensor)]
             return outputs
 
         return run

@@ -8,7 +8,7 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
 
 from DeepCache import DeepCacheSDHelper
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 from tests.releases import OFFLOADS_ALL
 
 pytestmark = pytest.mark.usefixtures("nothing_is_counted")
@@ -54,13 +54,13 @@ def expected():
     """The output with DeepCache alone."""
     pipe = tiny_pipeline()
     with _helper(pipe):
-        return draw(pipe)
+        return generate(pipe)
 
 
 @pytest.fixture(scope="module")
 def plain():
     """The output with nothing at all."""
-    return draw(tiny_pipeline())
+    return generate(tiny_pipeline())
 
 
 def _helper(pipe):
@@ -88,11 +88,11 @@ def test_offload_before_the_helper(offload, expected, plain, witness):
     helper = _helper(pipe)
     helper.enable()
     for _ in range(2):
-        assert torch.equal(draw(pipe), expected)
+        assert torch.equal(generate(pipe), expected)
         assert helper.stats.pattern == "F..F.."
     helper.disable()
     assert _attributes(pipe.unet) == before
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
@@ -102,10 +102,10 @@ def test_offload_while_enabled_and_kept_after_disable(offload, expected, plain):
     helper.enable()
     offload(pipe.unet)
     for _ in range(2):
-        assert torch.equal(draw(pipe), expected)
+        assert torch.equal(generate(pipe), expected)
         assert helper.stats.pattern == "F..F.."
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
     other = tiny_pipeline()
     offload(other.unet)
@@ -121,21 +121,21 @@ def test_offload_removed_and_put_back_between_runs(offload, expected, plain):
     offload(pipe.unet)
     helper = _helper(pipe)
     helper.enable()
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     _remove(pipe.unet)
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     offload(pipe.unet)
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     _remove(pipe.unet)
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
     after = pipe.unet.state_dict()
     assert list(after) == list(weights)
     assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
 
 
 def test_offload_removed_in_the_middle_of_a_run(expected, witness):
-    """As pipelines do that hook and unhook the U-Net for every part of a picture."""
+    """As pipelines do that hook and unhook the U-Net for every part of a image."""
 
     def toggle(pipe, step, timestep, kwargs):
         (_remove if step % 2 == 0 else _align)(pipe.unet)
@@ -145,7 +145,7 @@ def test_offload_removed_in_the_middle_of_a_run(expected, witness):
     _align(pipe.unet)
     seen = witness(pipe.unet)
     with _helper(pipe):
-        assert torch.equal(draw(pipe, callback_on_step_end=toggle), expected)
+        assert torch.equal(generate(pipe, callback_on_step_end=toggle), expected)
     assert seen.take() == "F..F.."
 
 
@@ -159,11 +159,11 @@ def test_disable_between_two_kinds_of_offload(expected, plain):
     helper.enable()
     _remove(pipe.unet)
     _sequential_offload(pipe.unet)
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
     helper.enable()
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
 
 
 def test_a_layer_offloaded_alone(expected):
@@ -177,7 +177,7 @@ def test_a_layer_offloaded_alone(expected):
         helper.enable()
         if not early:
             _align(layer)
-        assert torch.equal(draw(pipe), expected)
+        assert torch.equal(generate(pipe), expected)
 
 
 @pytest.mark.integration("Group offload")
@@ -195,7 +195,7 @@ def test_group_offloading_of_diffusers(expected, plain):
         helper.enable()
         if not early:
             _group_offload(pipe.unet)
-        assert torch.equal(draw(pipe), expected)
-        assert torch.equal(draw(pipe), expected)
+        assert torch.equal(generate(pipe), expected)
+        assert torch.equal(generate(pipe), expected)
         helper.disable()
-        assert torch.equal(draw(pipe), plain)
+        assert torch.equal(generate(pipe), plain)

@@ -1,4 +1,4 @@
-"""Full steps that are decided upon during a run: by hand, and that no decision waits for a layer."""
+"""Full steps that are decided during a run, computed by hand; no decision waits for a layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from DeepCache.engine.error_growth import ErrorGrowth, relative_error
 from DeepCache.schedule import AdaptiveSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("nothing_is_counted")
 
@@ -22,7 +22,7 @@ def config(interval=8, threshold=0.035, forecast="none", between="skipped"):
 
 
 def pipeline(steps=20):
-    """Its timesteps are all 0, and are told apart by where they stand: the U-Net makes 23 noisy."""
+    """Its timesteps are all 0, and are distinguished by their positions: the U-Net returns 23 noisy."""
     return Pipeline(DummyUNet(), (0,) * steps)
 
 
@@ -30,8 +30,8 @@ def run(pipe, noisy, steps=20):
     return [pipe.call(noisy(step), step) for step in range(steps)]
 
 
-# The input moves by 1 a step, from 100 on. What is re-used from step a is off by (b - a) / (100 + b) at step b, and a
-# step may read those up to the last step but one. With a threshold of 0.035:
+# The input moves by 1 per step, from 100. Re-use from step a has an error of (b - a) / (100 + b) at step b, and a step
+# may read the errors up to the last step but one. With a threshold of 0.035:
 #   step 2   nothing is known
 #   step 6   1/102 of step 2, times 4
 #   step 10  (4/106) / 4 of step 6, times 4; step 8 is the first that reads it
@@ -63,14 +63,14 @@ def test_an_input_that_moves_faster_has_more_full_steps():
     pipe = pipeline()
     engine = apply_deepcache(pipe, config(threshold=0.08))
     run(pipe, lambda step: 100.0 + step if step < 8 else 107.0 + 3 * (step - 7))
-    # At step 9 the error is 1/102 a unit, and the input has moved by 5 and 3, and a further 3 that stand for the step's
+    # At step 9 the error is 1/102 per unit, and the input has moved by 5 and 3, and another 3 for the step's
     # own move; later 12/113 at step 13 and 12/125 at step 17 are the first beyond 0.08.
     assert engine.stats.pattern == "FFF------F---F---F-F"
 
 
 @pytest.mark.parametrize("between", ["skipped", "shallow", "alternating"])
 @pytest.mark.parametrize("forecast", ["none", "linear", "limited"])
-def test_a_forecast_that_is_exact_is_held_for_the_interval_and_no_longer(between, forecast):
+def test_an_exact_forecast_is_used_for_the_interval_and_no_longer(between, forecast):
     pipe = pipeline()
     engine = apply_deepcache(pipe, config(5, 1e9, forecast, between))
     run(pipe, lambda step: 100.0 + step)
@@ -105,7 +105,7 @@ def test_the_same_run_has_the_same_steps_and_nothing_of_one_reaches_the_next():
     assert engine._caches["unet"]._latest.planner._growth._last_full == 0
 
 
-def test_every_call_of_a_step_follows_the_first_and_keeps_its_own_past():
+def test_every_call_of_a_step_follows_the_first_and_has_its_own_forecast():
     pipe = pipeline()
     engine = apply_deepcache(
         pipe,
@@ -114,19 +114,19 @@ def test_every_call_of_a_step_follows_the_first_and_keeps_its_own_past():
     )
     found = []
     for step in range(20):
-        # The second call has another input, which has no say.
+        # The input of the second call is ignored.
         found.append((pipe.call(100 + step, step), pipe.call(1000 + 50 * step, step)))
     assert engine.stats.pattern == BY_HAND
-    # From the second full step on a line is exact for both.
+    # After the second full step a line is exact for both.
     assert found[2:] == [(23 * (100 + step), 23 * (1000 + 50 * step)) for step in range(2, 20)]
 
 
-def test_a_batch_that_changes_in_mid_run_starts_from_nothing():
+def test_a_batch_that_changes_during_a_run_starts_again():
     for between in ("shallow", "skipped", "alternating"):
         pipe = pipeline()
         engine = apply_deepcache(pipe, config(4, 1e9, "limited", between))
         for step, timestep in enumerate(pipe.scheduler.timesteps):
-            # Guidance is cut off half of the way.
+            # Guidance is disabled halfway.
             prediction = pipe.unet(torch.full((2 if step < 9 else 1,), 100.0 + step), timestep)[0]
             if step in (9, 19):
                 assert prediction.tolist() == [23 * (100 + step)]
@@ -164,7 +164,7 @@ def test_a_decision_reads_nothing_of_the_current_or_the_last_step(monkeypatch):
         assert all(made <= step - 2 for step, made in of_layers)
 
 
-def test_a_run_takes_nothing_from_the_device_but_numbers_that_have_arrived(monkeypatch):
+def test_a_run_reads_only_numbers_that_have_arrived_from_the_device(monkeypatch):
     read = error_growth._Late.read
 
     def read_arrived(late):
@@ -182,7 +182,7 @@ def test_a_run_takes_nothing_from_the_device_but_numbers_that_have_arrived(monke
         assert [sign == "F" for sign in engine.stats.pattern] == [sign == "F" for sign in BY_HAND]
 
 
-def test_it_has_to_know_how_many_steps_there_are():
+def test_the_number_of_steps_must_be_known():
     pipe = Pipeline(DummyUNet())
     del pipe.scheduler.timesteps
     apply_deepcache(pipe, config())
@@ -212,7 +212,7 @@ def test_on_a_pipeline_of_diffusers(between):
     for _ in range(2):
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, config(4, 0.05, "limited", between))
-        found.append((draw(pipe, 10), engine.stats.pattern))
+        found.append((generate(pipe, 10), engine.stats.pattern))
         assert torch.isfinite(found[-1][0]).all()
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]

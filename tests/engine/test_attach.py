@@ -4,7 +4,7 @@ import torch
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.slots import kept_slots
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 from tests.releases import COUNTS, before_diffusers
 
 
@@ -20,7 +20,7 @@ def test_after_an_error_inside_the_unet_the_next_run_is_clean(error, step):
     pipe = tiny_pipeline()
     clean = tiny_pipeline()
     apply_deepcache(clean, DeepCacheConfig(3))
-    expected = draw(clean)
+    expected = generate(clean)
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     calls = []
 
@@ -32,16 +32,16 @@ def test_after_an_error_inside_the_unet_the_next_run_is_clean(error, step):
     registered = list(pipe.unet.named_modules())
     handle = pipe.unet.up_blocks[-1].register_forward_pre_hook(fail)
     with pytest.raises(error):
-        draw(pipe, seed=1)
+        generate(pipe, seed=1)
     handle.remove()
     assert list(pipe.unet.named_modules()) == registered
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     assert engine.stats.pattern == "F..F.."
 
 
-def test_what_an_interrupted_shallow_step_leaves_is_gone_after_disable():
+def test_disable_reverts_an_interrupted_shallow_step():
     pipe = tiny_pipeline()
-    plain = draw(pipe)
+    plain = generate(pipe)
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(2)
     helper.enable()
@@ -52,42 +52,42 @@ def test_what_an_interrupted_shallow_step_leaves_is_gone_after_disable():
 
     handle = pipe.unet.conv_in.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        draw(pipe)
+        generate(pipe)
     handle.remove()
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
-def test_an_error_outside_the_unet_leaves_nothing_either():
+def test_an_error_outside_the_unet_leaves_no_state():
     pipe = tiny_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
-    expected = draw(pipe)
+    expected = generate(pipe)
 
     def fail(pipe, step, timestep, tensors):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        draw(pipe, seed=1, callback_on_step_end=fail)
-    assert torch.equal(draw(pipe), expected)
+        generate(pipe, seed=1, callback_on_step_end=fail)
+    assert torch.equal(generate(pipe), expected)
     assert engine.stats.pattern == "F..F.."
 
 
-@before_diffusers("0.35", "a pipeline says nothing at its end")
-def test_an_interrupted_pipeline_leaves_nothing():
+@before_diffusers("0.35", "a pipeline does not reset its components at its end")
+def test_an_interrupted_pipeline_leaves_no_state():
     pipe = tiny_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
-    expected = draw(pipe)
+    expected = generate(pipe)
 
     def interrupt(pipe, step, timestep, tensors):
         pipe._interrupt = step == 1
         return tensors
 
-    draw(pipe, seed=1, callback_on_step_end=interrupt)
+    generate(pipe, seed=1, callback_on_step_end=interrupt)
     assert not kept_slots(engine)
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
 
 
-def test_the_end_of_a_pipeline_run_sets_the_memory_free():
+def test_the_end_of_a_pipeline_run_frees_the_memory():
     pipe = tiny_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
 
@@ -96,7 +96,7 @@ def test_the_end_of_a_pipeline_run_sets_the_memory_free():
             assert len(kept_slots(engine)) == 1
         return tensors
 
-    draw(pipe, callback_on_step_end=look)
+    generate(pipe, callback_on_step_end=look)
     assert not kept_slots(engine)
 
 
@@ -124,7 +124,7 @@ def test_a_step_that_the_stored_feature_does_not_fit_is_full(change):
     assert engine.stats.pattern == "F.F.F."
 
 
-def test_two_pipelines_interleaved_do_not_meet():
+def test_two_interleaved_pipelines_are_independent():
     first, second = Pipeline(DummyUNet()), Pipeline(DummyUNet())
     apply_deepcache(first, DeepCacheConfig(2))
     apply_deepcache(second, DeepCacheConfig(2))
@@ -132,14 +132,14 @@ def test_two_pipelines_interleaved_do_not_meet():
     assert (first.call(3, 1), second.call(3, 1)) == (32 + 3, 54 + 3)
 
 
-def test_every_call_of_a_step_has_a_feature_of_its_own(dummy):
+def test_every_call_of_a_step_has_its_own_feature(dummy):
     pipe, engine = dummy
     assert (pipe.call(1, 0), pipe.call(2, 0)) == (33, 56)
-    # That there are two at every step shows here.
+    # Only now it is known that there are two at every step.
     assert (pipe.call(1, 1), pipe.call(2, 1)) == (43, 66)
     assert (pipe.call(3, 2), pipe.call(3, 2)) == (42 + 3, 64 + 3)
     assert engine.stats.pattern == "FF."
-    assert engine.stats.reasons == ((1, "which of several calls of the step before it follows is not known yet"),)
+    assert engine.stats.reasons == ((1, "not known yet which call of the step before it continues"),)
     assert engine.stats.bytes_kept == 8
 
 
@@ -170,7 +170,7 @@ def test_a_timestep_of_any_kind_and_by_keyword(kind, keyword):
     assert engine.stats.pattern == "F.F."
 
 
-def test_a_call_without_a_timestep_is_told_so(dummy):
+def test_a_call_without_a_timestep_raises(dummy):
     pipe, _ = dummy
     with pytest.raises(TypeError, match="without its argument 'when'"):
         pipe.unet(torch.zeros(1))
@@ -194,7 +194,7 @@ def test_a_shallow_step_transfers_nothing_and_runs_no_deep_module(monkeypatch):
 
 
 @COUNTS
-def test_stats_say_so_where_the_cost_cannot_be_counted():
+def test_stats_report_that_the_cost_cannot_be_counted():
     class Stubborn(DummyUNet):
         def forward(self, noisy, when):
             if noisy.is_meta:

@@ -1,4 +1,4 @@
-"""The patch of a shallow step ends with the call, whatever ends it."""
+"""The patch of a shallow step ends with the call, however it ends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.slots import kept_slots
-from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, small_unet, tiny_pipeline
 from tests.releases import COMPILES
 
 
 def _interrupted(pipe, at, error):
-    """Calls the U-Net until a hook on one of its layers raises, as Ctrl-C does, at a step."""
+    """Calls the U-Net until a hook on one of its layers raises at a step, as Ctrl-C does."""
     layer = pipe.unet.up_blocks[1].layers[1]
 
     def interrupt(module, args):
@@ -34,7 +34,7 @@ def _interrupted(pipe, at, error):
     "error", [KeyboardInterrupt(), SystemExit(), ValueError()], ids=lambda error: type(error).__name__
 )
 @pytest.mark.parametrize("at", [0, 1], ids=["full", "shallow"])
-def test_what_interrupts_a_call_leaves_the_unet_as_it_was(error, at):
+def test_an_interrupted_call_restores_the_unet(error, at):
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     before = [len(pipe.unet.down_blocks), len(pipe.unet.up_blocks), type(pipe.unet), pipe.unet.mid_block]
@@ -49,20 +49,20 @@ def test_what_interrupts_a_call_leaves_the_unet_as_it_was(error, at):
 
 
 @COMPILES
-def test_the_guard_is_not_taken_for_a_compiled_call():
-    pytest.importorskip("peft", minversion="0.15", reason="peft before 0.15 does not ask")
+def test_the_guard_does_not_look_like_a_compiled_call():
+    pytest.importorskip("peft", minversion="0.15", reason="peft before 0.15 does not check")
     from peft.utils.hotswap import prepare_model_for_compiled_hotswap
 
     unet = small_unet()
     apply_deepcache(unet, DeepCacheConfig())
     assert not unet._compiled_call_impl
     with pytest.raises(ValueError, match="No adapter layers found"):
-        # It got past asking whether the model is compiled.
+        # The check for a compiled model has passed.
         prepare_model_for_compiled_hotswap(unet)
 
 
 @COMPILES
-def test_a_guard_that_was_lost_is_put_back_at_the_next_run():
+def test_a_lost_guard_is_restored_at_the_next_run():
     pipe = Pipeline(copy.deepcopy(_with_deepcache(DummyUNet())))
     assert pipe.unet._compiled_call_impl is None
     pipe.call(1, 0)
@@ -75,17 +75,17 @@ def _with_deepcache(unet):
 
 
 @COMPILES
-def test_a_call_compiled_after_enabling_is_kept_when_deepcache_goes():
+def test_a_call_compiled_after_enabling_is_kept_after_removal():
     pipe = tiny_pipeline(small_unet())
-    plain = draw(pipe)
+    plain = generate(pipe)
     apply_deepcache(pipe, DeepCacheConfig(2, forecast="none"))
-    cached = draw(pipe)
+    cached = generate(pipe)
     pipe.unet.compile(backend="eager")
     compiled = pipe.unet._compiled_call_impl
-    assert torch.equal(draw(pipe), cached)
+    assert torch.equal(generate(pipe), cached)
     remove_deepcache(pipe)
     assert pipe.unet._compiled_call_impl is compiled
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
     torch.compiler.reset()
 
 
@@ -105,7 +105,7 @@ def test_attaching_is_all_or_nothing(monkeypatch):
     assert (len(unet._forward_pre_hooks), len(unet._forward_hooks)) == hooks
 
 
-def test_a_method_of_the_unets_own_that_ends_a_run_is_called_too():
+def test_the_unets_own_reset_method_is_called_too():
     class Stateful(DummyUNet):
         calls = ()
 
@@ -124,7 +124,7 @@ def test_a_method_of_the_unets_own_that_ends_a_run_is_called_too():
     assert pipe.unet.calls == (False, True)
 
 
-def test_a_guard_that_is_interrupted_while_it_goes_still_works(monkeypatch):
+def test_a_guard_still_works_after_an_interrupted_detach(monkeypatch):
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     guard = pipe.unet._compiled_call_impl

@@ -1,6 +1,6 @@
-"""`compile=`: DeepCache puts torch.compile on the U-Net.
+"""`compile=`: DeepCache compiles the U-Net.
 
-But in one test, graphs are run as they were traced, so that the output is bit-identical to that without.
+Except in one test, graphs run as they were traced, so that the output is bit-identical to that without compiling.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from DeepCache.schedule import BranchSchedule, UniformSchedule
 from tests.engine.backend import use_backend
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.overwriting_graphs import OverwritingGraphs
-from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, small_unet, tiny_pipeline
 from tests.releases import COMPILES, COMPILES_AGAIN
 
 pytestmark = [
@@ -67,17 +67,17 @@ def _config(**settings):
 def _uncompiled(config, **call):
     pipe = _pipeline()
     apply_deepcache(pipe, DeepCacheConfig(**{**vars(config), "compile": "none"}))
-    return draw(pipe, **call)
+    return generate(pipe, **call)
 
 
 @pytest.mark.integration("torch.compile", "by DeepCache: `compile=`")
-def test_two_whole_graphs_whatever_is_drawn(graphs):
+def test_there_are_two_whole_graphs_for_any_run(graphs):
     pipe = _pipeline()
     engine = apply_deepcache(pipe, _config())
-    assert torch.equal(draw(pipe), _uncompiled(_config()))
+    assert torch.equal(generate(pipe), _uncompiled(_config()))
     assert graphs.frame_count == 2
     for call in ({"seed": 1}, {"steps": 9}, {"guidance_scale": 3.0}, {"guidance_rescale": 0.5}):
-        assert torch.equal(draw(pipe, **call), _uncompiled(_config(), **call))
+        assert torch.equal(generate(pipe, **call), _uncompiled(_config(), **call))
     assert graphs.frame_count == 2
     assert engine.stats.pattern == "F..F.."
 
@@ -88,23 +88,23 @@ def test_another_scheduler_takes_no_other_graphs(kind, graphs):
     pipe, alone = _pipeline(), _pipeline()
     apply_deepcache(pipe, _config())
     apply_deepcache(alone, _config(compile="none"))
-    draw(pipe)
+    generate(pipe)
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
     alone.scheduler = kind.from_config(alone.scheduler.config)
-    assert torch.equal(draw(pipe), draw(alone))
+    assert torch.equal(generate(pipe), generate(alone))
     assert graphs.frame_count == 2
 
 
 def test_the_second_size_takes_two_graphs_and_the_third_none(graphs):
     pipe = _pipeline()
     apply_deepcache(pipe, _config())
-    draw(pipe)
+    generate(pipe)
     for size in (128, 96, 64):
-        assert torch.equal(draw(pipe, size=size), _uncompiled(_config(), size=size))
+        assert torch.equal(generate(pipe, size=size), _uncompiled(_config(), size=size))
         assert graphs.frame_count == 4
-    draw(pipe, batch=2)
+    generate(pipe, batch=2)
     built = graphs.frame_count
-    assert torch.equal(draw(pipe, batch=3), _uncompiled(_config(), batch=3))
+    assert torch.equal(generate(pipe, batch=3), _uncompiled(_config(), batch=3))
     assert graphs.frame_count == built
 
 
@@ -127,7 +127,7 @@ def test_the_timestep_of_a_graph():
     for timestep in (600, 600.0, listed[1], listed[1].expand(2), torch.tensor(600.0)):
         steady = static_timestep(timestep, unet, sample)
         assert (steady.dtype, steady.storage_offset(), steady.flatten()[0].item()) == (torch.float32, 0, 600.0)
-    # Others look their timesteps up in a table.
+    # Others look up their timesteps in a table.
     learned = UNet2DModel(
         block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "DownBlock2D"),
@@ -141,33 +141,33 @@ def test_the_timestep_of_a_graph():
 
 
 @COMPILES_AGAIN
-def test_off_and_on_again_compiles_nothing_anew(graphs):
+def test_disable_and_enable_compile_nothing_again(graphs):
     pipe = _pipeline()
-    plain = draw(pipe)
+    plain = generate(pipe)
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(3, compile="default")
     helper.enable()
-    cached = draw(pipe)
+    cached = generate(pipe)
     helper.disable()
     assert not is_compiled(pipe.unet)
     assert "_compiled_call_impl" not in vars(pipe.unet)
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
     helper.enable()
-    assert torch.equal(draw(pipe), cached)
+    assert torch.equal(generate(pipe), cached)
     assert graphs.frame_count == 2
 
 
-def test_another_interval_or_forecast_compiles_nothing_anew_and_another_branch_does(graphs):
+def test_another_branch_is_compiled_and_another_interval_or_forecast_is_not(graphs):
     pipe = _pipeline()
     engine = apply_deepcache(pipe, _config())
-    draw(pipe)
+    generate(pipe)
     for other in (_config(cache_interval=2), _config(forecast="linear"), _config(skip_mode="non-uniform")):
         engine.configure(other)
-        assert torch.equal(draw(pipe), _uncompiled(other))
+        assert torch.equal(generate(pipe), _uncompiled(other))
     assert graphs.frame_count == 2
     other = _config(cache_branch_id=1)
     engine.configure(other)
-    assert torch.equal(draw(pipe), _uncompiled(other))
+    assert torch.equal(generate(pipe), _uncompiled(other))
     assert graphs.frame_count == 4
     engine.configure(_config(compile="none"))
     assert not is_compiled(pipe.unet)
@@ -175,20 +175,20 @@ def test_another_interval_or_forecast_compiles_nothing_anew_and_another_branch_d
 
 def test_without_caching_it_is_the_unet_compiled(graphs):
     pipe = _pipeline()
-    plain = draw(pipe)
+    plain = generate(pipe)
     apply_deepcache(pipe, _config(cache_interval=1))
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
     assert graphs.frame_count == 1
 
 
 def test_a_copied_pipeline_is_compiled_too(graphs):
     pipe = _pipeline()
     apply_deepcache(pipe, _config())
-    expected = draw(pipe)
+    expected = generate(pipe)
     other = copy.deepcopy(pipe)
-    draw(other)
+    generate(other)
     assert is_compiled(other.unet)
-    assert torch.equal(draw(other), expected)
+    assert torch.equal(generate(other), expected)
     remove_deepcache(other)
     assert not is_compiled(other.unet)
     assert is_compiled(pipe.unet)
@@ -201,16 +201,16 @@ def test_two_compilations_are_refused(graphs):
     with pytest.raises(ValueError, match="compile='default' and the U-Net is compiled already"):
         apply_deepcache(pipe, _config())
     engine = apply_deepcache(pipe, _config(compile="none"))
-    with pytest.raises(ValueError, match="leave out one of the two"):
+    with pytest.raises(ValueError, match="remove one of the two"):
         engine.configure(_config())
-    assert torch.equal(draw(pipe), _uncompiled(_config()))
+    assert torch.equal(generate(pipe), _uncompiled(_config()))
 
 
 def test_compiled_by_the_user_afterwards(graphs):
     pipe = _pipeline()
     apply_deepcache(pipe, _config())
     pipe.unet = torch.compile(pipe.unet)
-    assert torch.equal(draw(pipe), _uncompiled(_config()))
+    assert torch.equal(generate(pipe), _uncompiled(_config()))
     assert graphs.frame_count == 2
 
 
@@ -227,18 +227,18 @@ class TestCudaGraphs:
         ],
         ids=["re-use", "linear", "guidance reuse", "two branches"],
     )
-    def test_nothing_that_is_kept_lies_where_a_graph_writes(self, config, monkeypatch):
+    def test_no_stored_tensor_is_in_memory_that_a_graph_writes(self, config, monkeypatch):
         expected = [_uncompiled(config, seed=seed) for seed in (0, 1)]
         backend = use_backend(monkeypatch, OverwritingGraphs())
         pipe = _pipeline()
         apply_deepcache(pipe, config)
         for seed in (0, 1):
-            assert torch.equal(draw(pipe, seed=seed), expected[seed])
+            assert torch.equal(generate(pipe, seed=seed), expected[seed])
         assert backend.overwritten
 
     @pytest.mark.parametrize("interval", [1, 3])
     def test_the_calls_of_a_step_each_keep_their_output(self, interval, monkeypatch):
-        """A pipeline that calls its U-Net with and without the prompt apart, and then combines the two."""
+        """A pipeline that calls its U-Net separately with and without the prompt, and combines the two."""
         pipe = Pipeline(small_unet())
         inputs = torch.ones(1, 4, 8, 8), torch.ones(1, 3, 8), torch.zeros(1, 3, 8)
 
@@ -261,8 +261,8 @@ class TestCudaGraphs:
         pipe = _pipeline()
         apply_deepcache(pipe, _config(compile="reduce-overhead"))
         with torch.inference_mode():
-            draw(pipe)
-        assert torch.equal(draw(pipe), _uncompiled(_config()))
+            generate(pipe)
+        assert torch.equal(generate(pipe), _uncompiled(_config()))
 
     @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "in place"])
     def test_compiled_by_the_user(self, wrapped, monkeypatch):
@@ -273,16 +273,16 @@ class TestCudaGraphs:
             pipe.unet = torch.compile(pipe.unet)
         else:
             pipe.unet.compile()
-        assert torch.equal(draw(pipe), _uncompiled(_config(forecast="linear")))
+        assert torch.equal(generate(pipe), _uncompiled(_config(forecast="linear")))
 
-    def test_where_there_is_no_cuda_device_it_goes_on_without_them_and_says_so_once(self, graphs, caplog):
+    def test_without_a_cuda_device_it_warns_once_and_runs_without_them(self, graphs, caplog):
         pipe = _pipeline()
         apply_deepcache(pipe, _config(compile="reduce-overhead"))
         for seed in (0, 1):
-            assert torch.equal(draw(pipe, seed=seed), _uncompiled(_config(), seed=seed))
+            assert torch.equal(generate(pipe, seed=seed), _uncompiled(_config(), seed=seed))
         assert [record.getMessage() for record in caplog.records if "CUDA graphs" in record.message] == [
-            "compile='reduce-overhead' goes on without CUDA graphs (as 'default'): the U-Net is on the cpu, and they "
-            "take a CUDA device"
+            "compile='reduce-overhead' works without CUDA graphs (as 'default'): the U-Net is on the cpu, and CUDA "
+            "graphs need a CUDA device"
         ]
 
     @COMPILES_AGAIN
@@ -292,27 +292,27 @@ class TestCudaGraphs:
         pipe = _pipeline()
         cpu_offload(pipe.unet, execution_device="cpu")
         apply_deepcache(pipe, _config(compile="max-autotune", cache_interval=1))
-        assert torch.equal(draw(pipe), draw(_pipeline()))
+        assert torch.equal(generate(pipe), generate(_pipeline()))
         assert "as 'max-autotune-no-cudagraphs'): hooks of accelerate" in caplog.text
 
 
 class TestRegional:
     def test_the_transformer_blocks_alone_are_compiled(self, graphs):
         expected, pipe = tiny_pipeline(), tiny_pipeline()
-        plain = draw(expected)
+        plain = generate(expected)
         apply_deepcache(expected, _config(compile="none"))
         apply_deepcache(pipe, _config(compile="regional"))
-        assert torch.equal(draw(pipe), draw(expected))
+        assert torch.equal(generate(pipe), generate(expected))
         built = graphs.frame_count
         assert built
         calls = {type(module).__name__: module._compiled_call_impl for module in pipe.unet.modules()}
         compiled = {kind for kind, call in calls.items() if call is not None and not isinstance(call, CallGuard)}
         assert compiled == {"BasicTransformerBlock"}
-        assert torch.equal(draw(pipe, seed=1), draw(expected, seed=1))
+        assert torch.equal(generate(pipe, seed=1), generate(expected, seed=1))
         assert graphs.frame_count == built
         remove_deepcache(pipe)
         assert not is_compiled(pipe.unet)
-        assert torch.equal(draw(pipe), plain)
+        assert torch.equal(generate(pipe), plain)
 
     def test_a_unet_without_any_is_refused(self):
         pipe = Pipeline(DummyUNet())
@@ -324,11 +324,11 @@ def test_inductor_compiles_and_runs_both_graphs():
     pipe = _pipeline()
     counters.clear()
     apply_deepcache(pipe, _config())
-    found = draw(pipe)
+    found = generate(pipe)
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     torch.testing.assert_close(found, _uncompiled(_config()), rtol=1e-3, atol=1e-3)
-    draw(pipe, seed=1)
+    generate(pipe, seed=1)
     assert counters["stats"]["unique_graphs"] == 2
 
 
@@ -337,13 +337,13 @@ def test_an_unknown_mode_is_refused():
         DeepCacheConfig(compile="fast")
 
 
-def test_each_kind_of_step_is_a_class_of_its_own_to_the_compiler():
-    """Its guards on the class of the U-Net come first, so that those of other steps need not be gone through."""
+def test_the_compiler_sees_a_separate_class_for_each_kind_of_step():
+    """Its guards check the class of the U-Net first, so those of other steps fail at once."""
     pipe = _pipeline()
     kind, seen = type(pipe.unet), []
     apply_deepcache(pipe, _config(compile="none"))
     pipe.unet.conv_in.register_forward_hook(lambda *_: seen.append(type(pipe.unet)))
-    draw(pipe)
+    generate(pipe)
     full, shallow = seen[0], seen[1]
     assert seen == [full, shallow, shallow] * 2
     assert len({kind, full, shallow}) == 3
@@ -352,7 +352,7 @@ def test_each_kind_of_step_is_a_class_of_its_own_to_the_compiler():
 
 
 @pytest.mark.parametrize("cached_first", [True, False])
-def test_the_graphs_of_another_pipeline_are_not_taken(cached_first, graphs):
+def test_the_graphs_of_another_pipeline_are_not_used(cached_first, graphs):
     """Its U-Net has the same code, and is compiled without DeepCache or for another branch."""
     others = [_pipeline(), _pipeline()]
     apply_deepcache(others[1], _config(compile="none", cache_branch_id=1))
@@ -361,11 +361,14 @@ def test_the_graphs_of_another_pipeline_are_not_taken(cached_first, graphs):
     pipe = _pipeline()
     if cached_first:
         apply_deepcache(pipe, _config())
-    expected = [draw(other) for other in others]
+    expected = [generate(other) for other in others]
     if not cached_first:
         apply_deepcache(pipe, _config())
-    assert torch.equal(draw(pipe), _uncompiled(_config()))
-    assert [torch.equal(draw(other), before) for other, before in zip(others, expected, strict=True)] == [True, True]
+    assert torch.equal(generate(pipe), _uncompiled(_config()))
+    assert [torch.equal(generate(other), before) for other, before in zip(others, expected, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_a_compiled_forward_counts_as_compiled(graphs):
@@ -374,22 +377,22 @@ def test_a_compiled_forward_counts_as_compiled(graphs):
     pipe.unet.forward = torch.compile(pipe.unet.forward)
     assert is_compiled(pipe.unet)
     apply_deepcache(pipe, _config(compile="none"))
-    assert torch.equal(draw(pipe), _uncompiled(_config()))
+    assert torch.equal(generate(pipe), _uncompiled(_config()))
     assert graphs.frame_count == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnCuda:
-    def test_captured_and_not_captured_give_the_same_picture(self):
-        pictures = {}
+    def test_captured_and_not_captured_give_the_same_image(self):
+        images = {}
         for mode in ("default", "reduce-overhead"):
             torch.compiler.reset()
             pipe = _pipeline().to("cuda")
             apply_deepcache(pipe, _config(compile=mode, forecast="linear"))
-            pictures[mode] = [draw(pipe, seed=seed) for seed in (0, 1, 0)]
-        for captured, uncaptured in zip(pictures["reduce-overhead"], pictures["default"], strict=True):
+            images[mode] = [generate(pipe, seed=seed) for seed in (0, 1, 0)]
+        for captured, uncaptured in zip(images["reduce-overhead"], images["default"], strict=True):
             assert torch.equal(captured, uncaptured)
-        assert torch.equal(pictures["reduce-overhead"][0], pictures["reduce-overhead"][2])
+        assert torch.equal(images["reduce-overhead"][0], images["reduce-overhead"][2])
 
     @pytest.mark.parametrize("mode", ["none", "default", "reduce-overhead"])
     def test_no_shallow_step_waits_for_the_device(self, mode):

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from DeepCache.schedule import BranchSchedule, Step, StepSchedule, UniformSchedule
 from tests.engine.backend import use_backend
-from tests.engine.tiny_pipeline import draw, small_unet, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, small_unet, tiny_pipeline
 from tests.releases import COMPILES
 
 pytestmark = COMPILES
@@ -27,23 +27,23 @@ def _helper(pipe, branch=0):
     return helper
 
 
-def _draw(pipe, seed=0):
-    return draw(pipe, steps=4, seed=seed)
+def _generate(pipe, seed=0):
+    return generate(pipe, steps=4, seed=seed)
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return _draw(_pipeline())
+    return _generate(_pipeline())
 
 
 @pytest.fixture(scope="module")
 def cached():
-    """What DeepCache draws uncompiled, by branch and seed."""
+    """The images of DeepCache uncompiled, by branch and seed."""
 
     def run(branch, seed):
         pipe = _pipeline()
         with _helper(pipe, branch):
-            return _draw(pipe, seed)
+            return _generate(pipe, seed)
 
     return {(branch, seed): run(branch, seed) for branch, seed in [(0, 0), (0, 1), (1, 0), (1, 1)]}
 
@@ -84,9 +84,9 @@ def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first
     if not compile_first:
         compile_unet(pipe, graphs)
 
-    assert torch.equal(_draw(pipe), cached[0, 0])
+    assert torch.equal(_generate(pipe), cached[0, 0])
     assert graphs.frame_count == 2
-    assert torch.equal(_draw(pipe, seed=1), cached[0, 1])
+    assert torch.equal(_generate(pipe, seed=1), cached[0, 1])
     assert graphs.frame_count == 2
     assert helper.stats.pattern == "F..F"
     assert 0.5 < helper.stats.mac_share < 1
@@ -96,12 +96,12 @@ def test_two_graphs_and_none_more_for_another_prompt(compile_unet, compile_first
 def test_compiled_and_run_before_it_is_enabled(graphs, cached, plain):
     pipe = _pipeline()
     _wrap(pipe, graphs)
-    assert torch.equal(_draw(pipe), plain)
+    assert torch.equal(_generate(pipe), plain)
     assert graphs.frame_count == 1
 
     _helper(pipe).enable()
-    assert torch.equal(_draw(pipe), cached[0, 0])
-    assert torch.equal(_draw(pipe, seed=1), cached[0, 1])
+    assert torch.equal(_generate(pipe), cached[0, 0])
+    assert torch.equal(_generate(pipe, seed=1), cached[0, 1])
     assert graphs.frame_count == 1 + 2
 
 
@@ -111,12 +111,12 @@ def test_another_branch_and_disable_while_compiled(graphs, cached, plain):
     helper = _helper(pipe)
     helper.enable()
     _wrap(pipe, graphs)
-    assert torch.equal(_draw(pipe), cached[0, 0])
+    assert torch.equal(_generate(pipe), cached[0, 0])
     helper.set_params(cache_interval=3, cache_branch_id=1)
-    assert torch.equal(_draw(pipe), cached[1, 0])
+    assert torch.equal(_generate(pipe), cached[1, 0])
     assert graphs.frame_count == 2 + 2
     helper.disable()
-    assert torch.equal(_draw(pipe), plain)
+    assert torch.equal(_generate(pipe), plain)
 
 
 @pytest.mark.integration("torch.compile", "block by block")
@@ -127,12 +127,12 @@ def test_blocks_compiled_one_by_one(branch, graphs, cached, plain):
     unet = pipe.unet
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         block.compile(backend=graphs)
-    assert torch.equal(_draw(pipe), plain)
+    assert torch.equal(_generate(pipe), plain)
     helper = _helper(pipe, branch)
     helper.enable()
-    assert torch.equal(_draw(pipe), cached[branch, 0])
+    assert torch.equal(_generate(pipe), cached[branch, 0])
     built = graphs.frame_count
-    assert torch.equal(_draw(pipe, seed=1), cached[branch, 1])
+    assert torch.equal(_generate(pipe, seed=1), cached[branch, 1])
     assert graphs.frame_count == built
 
 
@@ -190,7 +190,7 @@ def test_a_graph_for_each_kind_of_step_and_none_more_for_another_prompt(kind, co
     for seed in (0, 1):
         pipe = _pipeline()
         engine = apply_deepcache(pipe, config)
-        expected[seed] = draw(pipe, seed=seed), engine.stats.pattern
+        expected[seed] = generate(pipe, seed=seed), engine.stats.pattern
     assert ("-" in engine.stats.pattern) == (kind in SKIPPING)
     if compiled == "by DeepCache":
         use_backend(monkeypatch, graphs)
@@ -200,5 +200,5 @@ def test_a_graph_for_each_kind_of_step_and_none_more_for_another_prompt(kind, co
     COMPILED[compiled](pipe, graphs)
     for seed in (0, 1, 0):
         images, pattern = expected[seed]
-        assert torch.equal(draw(pipe, seed=seed), images)
+        assert torch.equal(generate(pipe, seed=seed), images)
         assert (engine.stats.pattern, graphs.frame_count) == (pattern, built)

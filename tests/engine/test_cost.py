@@ -1,4 +1,4 @@
-"""Multiply-accumulates: worked out by hand on a toy, and those of the published models."""
+"""Multiply-accumulates, computed by hand on a toy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from DeepCache.engine.cost import capture_unet_call, count_costs, on_meta
 from DeepCache.engine.layouts import skip_branches
 from tests.engine.dummy_unet import Pipeline
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 from tests.releases import COUNTS
 
 pytestmark = COUNTS
@@ -164,7 +164,7 @@ def test_the_share_of_a_pipeline_run():
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3, cache_branch_id=1)
     with helper:
-        draw(pipe, steps=7)
+        generate(pipe, steps=7)
         stats = helper.stats
     inputs = {"encoder_hidden_states": torch.zeros(2, 3, 8)}
     share = count_costs(tiny_unet(), (torch.zeros(2, 4, 8, 8), 500), inputs).share(1)
@@ -193,9 +193,9 @@ class TestCapture:
     def test_while_enabled_it_leaves_no_trace_in_the_next_run(self):
         pipe = tiny_pipeline()
         with DeepCacheSDHelper(pipe) as helper:
-            clean = draw(pipe)
+            clean = generate(pipe)
             capture_unet_call(pipe, pipe.unet, **_call())
-            assert torch.equal(draw(pipe), clean)
+            assert torch.equal(generate(pipe), clean)
             assert helper.stats.pattern == "F..F.."
 
     def test_an_error_of_the_pipeline_is_not_swallowed(self):

@@ -22,7 +22,7 @@ def test_the_pipeline_keeps_its_class_name_while_followed():
 
 
 @pytest.mark.integration("U-Net swapped while DeepCache is enabled")
-def test_putting_the_first_unet_back_is_followed_too():
+def test_restoring_the_first_unet_is_followed_too():
     first, second = DummyUNet(), DummyUNet()
     pipe = Pipeline(first)
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
@@ -42,7 +42,7 @@ def test_another_scheduler_is_followed():
     assert engine.stats.pattern == "F.F"
 
 
-def test_an_object_whose_class_cannot_change_is_served_without_being_followed():
+def test_an_object_whose_class_cannot_change_works_without_being_followed():
     pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=torch.tensor([10, 20])))
     helper = DeepCacheSDHelper(pipe)
     helper.enable()
@@ -71,7 +71,7 @@ def test_a_copied_or_pickled_pipeline_is_followed_as_well():
         assert type(twin) is Pipeline
 
 
-def test_a_unet_that_is_taken_out_is_let_go_and_the_next_is_followed():
+def test_a_removed_unet_is_released_and_the_next_is_followed():
     first, second = DummyUNet(), DummyUNet()
     pipe = Pipeline(first)
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
@@ -82,7 +82,7 @@ def test_a_unet_that_is_taken_out_is_let_go_and_the_next_is_followed():
     assert (pipe.call(1, 0), pipe.call(3, 1)) == (33, 35)
 
 
-def test_a_unet_that_the_settings_do_not_fit_leaves_deepcache_off():
+def test_a_unet_that_does_not_fit_the_settings_detaches_deepcache():
     first = DummyUNet()
     pipe = Pipeline(first)
     engine = apply_deepcache(pipe, DeepCacheConfig(2, cache_branch_id=3))
@@ -96,7 +96,7 @@ def test_a_unet_that_the_settings_do_not_fit_leaves_deepcache_off():
     assert (pipe.call(1, 0), engine.attached) == (33, True)
 
 
-def test_following_that_is_interrupted_leaves_nothing(monkeypatch):
+def test_an_interrupted_attach_leaves_no_state(monkeypatch):
     pipe = Pipeline(DummyUNet())
     before = type(pipe), set(vars(pipe)), set(vars(pipe.unet))
 

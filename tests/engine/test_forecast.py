@@ -1,4 +1,4 @@
-"""Forecasting: polynomials by hand, and on U-Nets whose every answer is known."""
+"""Forecasts: polynomials by hand, and on U-Nets with known outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from DeepCache.schedule import BranchSchedule, ExplicitSchedule, Step, StepSched
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.slots import kept_slots
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 from tests.releases import COUNTS
 
 RULES = ("none", "linear", "quadratic")
@@ -20,7 +20,7 @@ COEFFICIENTS = torch.tensor([[3.0, -5.0, 2.0], [0.5, 0.25, -8.0], [-1.0, 0.0, 7.
 
 
 def polynomial(order, place, dtype=torch.float64):
-    """One of the order for each of four elements, the values of which float64 holds exactly."""
+    """A polynomial of the order for each of four elements, with values that are exact in float64."""
     quadratic, linear, constant = COEFFICIENTS.to(torch.float64).unbind(1)
     return (quadratic * place**2 * (order == 2) + linear * place + constant).to(dtype)
 
@@ -62,7 +62,7 @@ def test_it_goes_through_the_values_before_the_latest_too():
         assert torch.equal(forecast.at(place, "quadratic"), value)
 
 
-def test_worked_out_by_hand():
+def test_values_computed_by_hand():
     forecast = Forecast(2)
     for place, value in ((0, 1.0), (2, 5.0), (3, 4.0)):
         forecast.add(place, torch.tensor(value))
@@ -70,12 +70,12 @@ def test_worked_out_by_hand():
     assert forecast.at(5, "quadratic") == 4 + 2 * -1 + 2 * 3 * -1
     assert forecast.at(5, "linear") == 4 + 2 * -1
     assert forecast.at(5) == 4
-    # A further value: d₁ = (8 - 4) / 2 = 2, d₂ = (2 - -1) / (5 - 2) = 1.
+    # Another value: d₁ = (8 - 4) / 2 = 2, d₂ = (2 - -1) / (5 - 2) = 1.
     forecast.add(5, torch.tensor(8.0))
     assert forecast.at(6, "quadratic") == 8 + 1 * 2 + 1 * 3 * 1
 
 
-def test_while_there_are_fewer_values_than_the_order_takes_the_order_is_lower():
+def test_with_fewer_values_than_the_order_needs_the_order_is_lower():
     forecast = Forecast(2)
     forecast.add(0, torch.tensor(3.0))
     assert all(forecast.at(9, rule) == 3 for rule in (*RULES, "limited"))
@@ -87,7 +87,7 @@ def test_while_there_are_fewer_values_than_the_order_takes_the_order_is_lower():
 
 
 @pytest.mark.parametrize("highest", [1, 2])
-def test_a_lower_order_may_be_asked_for(highest):
+def test_a_lower_order_can_be_requested(highest):
     forecast = forecast_of(highest, UNEVEN)
     for order in range(highest):
         alone = forecast_of(highest, UNEVEN, highest=order)
@@ -96,7 +96,7 @@ def test_a_lower_order_may_be_asked_for(highest):
 
 
 @pytest.mark.parametrize("rule", [*RULES, "limited"])
-def test_halves_are_those_of_the_whole(rule):
+def test_halves_equal_those_of_the_whole(rule):
     forecast = Forecast(2)
     for place in UNEVEN:
         forecast.add(place, torch.randn(4, 3, generator=torch.Generator().manual_seed(place)))
@@ -115,7 +115,7 @@ def test_one_tensor_is_kept_for_each_order(order):
 
 
 @pytest.mark.parametrize("rule", [*RULES, "limited"])
-def test_nothing_that_is_given_or_kept_is_changed(rule):
+def test_given_and_stored_values_are_not_changed(rule):
     values = [polynomial(2, place) for place in UNEVEN]
     forecast = Forecast(2)
     for place, value in zip(UNEVEN, values, strict=True):
@@ -137,11 +137,11 @@ def test_of_order_0_it_is_the_latest_tensor_itself():
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_dtype_is_kept_and_the_forecast_is_right_but_for_rounding(dtype, order):
+def test_the_dtype_is_kept_and_the_forecast_is_correct_up_to_rounding(dtype, order):
     forecast = forecast_of(order, UNEVEN[:4], dtype=dtype)
     found = forecast.at(6, RULES[order])
     assert found.dtype is dtype
-    # The largest value on the way, and what is lost of it in a few operations.
+    # The largest intermediate value, and its rounding error in a few operations.
     largest = max(polynomial(order, place).abs().max() for place in (*UNEVEN[:4], 6))
     expected = polynomial(order, 6 if order else UNEVEN[3])
     assert (found.double() - expected).abs().max() <= 8 * torch.finfo(dtype).eps * largest
@@ -152,7 +152,7 @@ def squares(steps):
 
 
 def outputs(forecast, schedule, timesteps=(10, 20, 30, 40, 50, 60, 70, 80), noisy=lambda step: 1.0):
-    """What the dummy U-Net says at every step, without DeepCache and with it."""
+    """The outputs of the dummy U-Net at every step, without DeepCache and with it."""
     plain, cached = Pipeline(DummyUNet(), timesteps), Pipeline(DummyUNet(), timesteps)
     engine = apply_deepcache(cached, DeepCacheConfig(forecast=forecast, schedule=schedule))
     steps = range(len(timesteps))
@@ -163,7 +163,7 @@ def outputs(forecast, schedule, timesteps=(10, 20, 30, 40, 50, 60, 70, 80), nois
     )
 
 
-# The U-Net makes 23 noisy + timestep; the deep feature at branch 0 is 22 noisy + timestep.
+# The U-Net returns 23 noisy + timestep; the deep feature at branch 0 is 22 noisy + timestep.
 def test_without_a_forecast_the_latest_deep_feature_is_used_again():
     plain, cached, _ = outputs("none", UniformSchedule(3))
     assert plain == [33, 43, 53, 63, 73, 83, 93, 103]
@@ -176,13 +176,13 @@ def test_what_changes_linearly_is_exact_from_the_second_full_step_on(branch, noi
     plain, cached, engine = outputs("linear", UniformSchedule(3, branch), noisy=noisy)
     assert cached[3:] == plain[3:]
     assert engine.stats.pattern == "F..F..F."
-    # Before that there is a single value, which is used as it is.
+    # Before that there is a single value, which is re-used.
     _, reused, _ = outputs("none", UniformSchedule(3, branch), noisy=noisy)
     assert cached[:3] == reused[:3]
 
 
 @pytest.mark.parametrize("at", [(0, 1), (0, 2, 3), (0, 4, 5), (0, 1, 4, 6)])
-def test_full_steps_may_be_unevenly_placed(at):
+def test_full_steps_can_be_uneven(at):
     plain, cached, engine = outputs("linear", ExplicitSchedule(at), noisy=float)
     assert cached[at[1] :] == plain[at[1] :]
     assert engine.stats.full_steps == len(at)
@@ -197,39 +197,39 @@ def test_what_changes_quadratically_is_exact_from_the_third_full_step_on(at):
     assert linear[at[2] + 1 :] != plain[at[2] + 1 :]
 
 
-def test_each_step_may_ask_for_an_order_of_its_own():
+def test_each_step_can_have_its_own_order():
     each = (Step(True), Step(True), Step(True), Step(False), Step(False, 0, "linear"), Step(False, 0, "quadratic"))
     _, cached, engine = outputs("none", StepSchedule(each), squares(6))
-    # 23 + the timestep: 4 as it was, 4 + 3 a step from step 2, 25.
+    # 23 + the timestep: 4 re-used, 4 + 3 per step from step 2, 25.
     assert cached == [23, 24, 27, 23 + 4, 23 + 4 + 2 * 3, 23 + 25]
     assert engine.stats.bytes_kept == 3 * 4
 
 
-def test_a_new_trajectory_knows_nothing_of_the_one_before():
+def test_a_new_run_is_independent_of_the_one_before():
     pipe = Pipeline(DummyUNet())
     apply_deepcache(pipe, DeepCacheConfig(2, forecast="quadratic"))
     first = [pipe.call(1, step) for step in range(5)]
     assert first == [33, 33, 53, 63, 73]
-    # The trajectory before was of another image, and was broken off: the second step may be its next.
+    # The run before was of another image, and was interrupted: the second step may be its next.
     assert [pipe.call(5, step) for step in range(4)] == [value + 4 * 23 for value in (33, 43, 53, 63)]
 
 
-def test_of_two_pictures_the_second_is_that_of_a_fresh_pipeline():
+def test_of_two_images_the_second_is_that_of_a_fresh_pipeline():
     def pipeline():
         pipe = tiny_pipeline()
         apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"))
         return pipe
 
     pipe = pipeline()
-    first = draw(pipe, seed=1)
-    assert not torch.equal(draw(pipe), first)
-    assert torch.equal(draw(pipe), draw(pipeline()))
+    first = generate(pipe, seed=1)
+    assert not torch.equal(generate(pipe), first)
+    assert torch.equal(generate(pipe), generate(pipeline()))
 
 
 @pytest.mark.parametrize(
     "change", [lambda noisy: noisy.expand(2), lambda noisy: noisy.double()], ids=["shape", "dtype"]
 )
-def test_a_sample_of_another_kind_in_mid_run_starts_from_nothing(change):
+def test_a_sample_of_another_kind_during_a_run_starts_again(change):
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="linear"))
 
@@ -248,7 +248,7 @@ def test_a_sample_of_another_kind_in_mid_run_starts_from_nothing(change):
     assert [call(noisy, step)[0].item() for step in (4, 5)] == [73, 73]
 
 
-def test_every_call_of_a_step_is_forecast_by_itself():
+def test_every_call_of_a_step_is_forecast_separately():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"))
     for step in range(7):
@@ -259,7 +259,7 @@ def test_every_call_of_a_step_is_forecast_by_itself():
     assert engine.stats.bytes_kept == 2 * 2 * 4
 
 
-def test_a_full_step_that_was_made_up_for_counts_where_it_stands():
+def test_a_replaced_full_step_counts_at_its_position():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="linear"))
     found = [pipe.call(1, position) for position in (0, 2, 4, 6)]
@@ -267,7 +267,7 @@ def test_a_full_step_that_was_made_up_for_counts_where_it_stands():
     assert found == [33, 53, 73, 93]
 
 
-def test_a_shallow_step_takes_nothing_from_the_device(monkeypatch):
+def test_a_shallow_step_reads_nothing_from_the_device(monkeypatch):
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="quadratic"))
     noisy = torch.ones(1)
@@ -280,7 +280,7 @@ def test_a_shallow_step_takes_nothing_from_the_device(monkeypatch):
 
 
 @pytest.mark.parametrize(("forecast", "tensors"), [("none", 1), ("linear", 2), ("quadratic", 3)])
-def test_memory_is_one_tensor_for_each_order_and_is_set_free(forecast, tensors):
+def test_memory_is_one_tensor_per_order_and_is_freed(forecast, tensors):
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast=forecast))
     kept = []
@@ -297,21 +297,10 @@ def test_memory_is_one_tensor_for_each_order_and_is_set_free(forecast, tensors):
     assert not kept_slots(engine)
 
 
-def test_what_a_forecast_keeps_has_no_autograd_history():
-    pipe = Pipeline(DummyUNet())
-    weight = torch.ones(1, requires_grad=True)
-    pipe.unet.up_blocks[1].layers[0].register_forward_hook(lambda module, args, output: output * weight)
-    engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear"))
-    for timestep in pipe.scheduler.timesteps[:3]:
-        pipe.unet(torch.ones(1), timestep)
-    (stored,) = kept_slots(engine)
-    assert not stored.features[0].at(3).requires_grad
-
-
 @pytest.mark.parametrize("forecast", ["none", "linear", "quadratic"])
 @torch.no_grad()
 def test_a_shallow_step_of_diffusers_unet_gets_the_forecast_deep_feature(forecast):
-    """The deep feature of branch 0 makes up the first channels of what the last layer takes."""
+    """The deep feature of branch 0 is the first channels of the last layer's input."""
     unet = tiny_unet()
     pipe = Pipeline(unet, (900, 700, 500, 300, 100))
     entering = []
@@ -334,23 +323,23 @@ def test_a_shallow_step_of_diffusers_unet_gets_the_forecast_deep_feature(forecas
         torch.testing.assert_close(last, third + slope + 3 * curve)
 
 
-def test_where_no_step_asks_for_a_forecast_the_picture_is_that_of_plain_caching():
+def test_without_forecasts_the_image_is_that_of_plain_caching():
     plain = UniformSchedule(3).steps(6)
-    pictures = []
+    images = []
     for config in (
         DeepCacheConfig(3, forecast="none"),
         DeepCacheConfig(schedule=UniformSchedule(3), forecast="none"),
         DeepCacheConfig(schedule=StepSchedule(plain), forecast="linear"),
-        # More is kept here, and not used.
+        # More is stored here, and not used.
         DeepCacheConfig(schedule=StepSchedule((*plain[:3], Step(True, forecast="quadratic"), *plain[4:]))),
     ):
         pipe = tiny_pipeline()
         apply_deepcache(pipe, config)
-        pictures.append(draw(pipe))
-    assert all(torch.equal(picture, pictures[0]) for picture in pictures[1:])
+        images.append(generate(pipe))
+    assert all(torch.equal(image, images[0]) for image in images[1:])
 
 
-# Branch 0 runs the last up layer alone; branch 1 one layer on either side more, and so on.
+# Branch 0 runs only the last up layer; branch 1 one more layer on either side, and so on.
 LAYERS = ("down 1", "down 2", "down 3", "mid", "up 3", "up 2", "up 1", "up 0")
 RUN = {
     "F": LAYERS,
@@ -388,9 +377,9 @@ class TestSeveralBranches:
         pipe, engine, _ = self.pipeline(DeepCacheConfig(schedule=schedule))
         timestep = 10
         assert pipe.call(1, 0) == 23 + timestep
-        # Of the full step the 16 below the third skip connection, and 4 + 2 + 1 of now.
+        # The 16 below the third skip connection of the full step, and 4 + 2 + 1 of this step.
         assert pipe.call(10, 1) == 16 + timestep + 70
-        # The last one of now, 4 + 2 of the step before.
+        # The last one of this step, 4 + 2 of the step before.
         assert pipe.call(100, 2) == 16 + timestep + 60 + 100
         # Step 2 was at a shallower branch and renewed nothing below it.
         assert pipe.call(1000, 3) == 16 + timestep + 40 + 3000
@@ -399,18 +388,18 @@ class TestSeveralBranches:
         assert pipe.call(100, 6) == 16 + timestep + 60 + 100
         assert engine.stats.pattern == "F201320"
 
-    def test_what_a_shallow_step_renewed_is_forecast_too(self):
+    def test_features_renewed_by_a_shallow_step_are_forecast_too(self):
         each = (Step(True), Step(False, 2, "linear"), Step(False, 0, "linear"), Step(False, 2, "linear"))
         pipe, _, _ = self.pipeline(DeepCacheConfig(schedule=StepSchedule(each)))
         pipe.scheduler.timesteps = torch.arange(10, 50, 10)
         assert pipe.call(1, 0) == 33
-        # One value yet of branch 2.
+        # Branch 2 has one value.
         assert pipe.call(2, 1) == 16 + 10 + 7 * 2
-        # Of branch 0 there are 22 + 10 = 32 and 16 + 10 + 6 · 2 = 38, so 44 is next.
+        # Branch 0 has 22 + 10 = 32 and 16 + 10 + 6 · 2 = 38, so 44 is next.
         assert pipe.call(3, 2) == 44 + 3
         assert pipe.call(4, 3) == 16 + 10 + 7 * 4
 
-    def test_a_deep_feature_is_kept_for_each_branch(self):
+    def test_a_deep_feature_is_stored_for_each_branch(self):
         for forecast, tensors in (("none", 1), ("linear", 2)):
             schedule = BranchSchedule(UniformSchedule(3), after=(0, 2))
             pipe, engine, _ = self.pipeline(DeepCacheConfig(schedule=schedule, forecast=forecast))
@@ -419,17 +408,17 @@ class TestSeveralBranches:
             assert engine.stats.bytes_kept == 2 * tensors * 4
             assert not kept_slots(engine)
 
-    def test_one_branch_for_all_gives_what_the_plain_setting_gives(self):
-        pictures = []
+    def test_one_branch_for_all_equals_the_plain_setting(self):
+        images = []
         for config in (
             DeepCacheConfig(3, cache_branch_id=2),
             DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), after=(2,))),
         ):
             pipe = tiny_pipeline()
             engine = apply_deepcache(pipe, config)
-            pictures.append(draw(pipe))
+            images.append(generate(pipe))
             assert engine.stats.pattern == "F..F.."
-        assert torch.equal(*pictures)
+        assert torch.equal(*images)
 
     @COUNTS
     def test_the_cost_is_that_of_the_branches(self):
@@ -437,14 +426,14 @@ class TestSeveralBranches:
         shares = {}
         for branches in ((0,), (3,), (0, 3)):
             engine = apply_deepcache(pipe, DeepCacheConfig(schedule=BranchSchedule(UniformSchedule(3), branches)))
-            draw(pipe)
+            generate(pipe)
             shares[branches] = engine.stats.mac_share
         assert engine.stats.pattern == "F03F03"
-        # Half of the shallow steps are of either kind.
+        # Half of the shallow steps are at either branch.
         assert shares[0, 3] == pytest.approx((shares[0,] + shares[3,]) / 2)
         assert shares[0,] < shares[3,] < 1
 
     def test_a_branch_that_is_too_deep_is_refused(self):
         schedule = BranchSchedule(UniformSchedule(3), after=(0, 4))
-        with pytest.raises(ValueError, match=r"must be from 0 to 3 for this DummyUNet, got 4"):
+        with pytest.raises(ValueError, match=r"must be between 0 and 3 for this DummyUNet, got 4"):
             apply_deepcache(Pipeline(DummyUNet()), DeepCacheConfig(schedule=schedule))

@@ -1,4 +1,4 @@
-"""Guidance reuse: the half with the prompt runs, and the other one is rebuilt."""
+"""Guidance reuse: the half with the prompt runs, and the other one is forecast."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from DeepCache.schedule import ExplicitSchedule, Step, StepSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.slots import kept_slots
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 from tests.releases import COUNTS
 
 REUSE = DeepCacheConfig(3, forecast="none", guidance_reuse=True)
 
 
 def observe_batches(module):
-    """The batch of every call of a module, as it comes in."""
+    """The batch size of every call of a module."""
     batches = []
 
     def note(module, args):
@@ -36,7 +36,7 @@ def observe_batches(module):
 
 
 def predictions(config, batch=1, guidance_scale=7.5, steps=6):
-    """What the U-Net returns to a pipeline whose latents are the same at each step, whatever comes of it."""
+    """The outputs of the U-Net in a pipeline whose latents are replaced after every step."""
     pipe = tiny_pipeline()
     apply_deepcache(pipe, config)
     found = []
@@ -44,10 +44,10 @@ def predictions(config, batch=1, guidance_scale=7.5, steps=6):
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(steps, batch, 4, 8, 8, generator=generator)
 
-    def put_back(pipe, step, timestep, tensors):
+    def replace(pipe, step, timestep, tensors):
         return {"latents": latents[step]}
 
-    draw(pipe, steps, batch=batch, guidance_scale=guidance_scale, callback_on_step_end=put_back)
+    generate(pipe, steps, batch=batch, guidance_scale=guidance_scale, callback_on_step_end=replace)
     return found
 
 
@@ -59,7 +59,7 @@ class TestPipeline:
         first, deep = observe_batches(pipe.unet.conv_in), observe_batches(pipe.unet.mid_block)
         outputs = []
         pipe.unet.register_forward_hook(lambda module, args, output: outputs.append(output[0].shape))
-        assert torch.isfinite(draw(pipe, batch=images)).all()
+        assert torch.isfinite(generate(pipe, batch=images)).all()
         assert first == [size * images for size in (2, 1, 1, 2, 1, 1)]
         assert deep == [2 * images] * 2
         assert outputs == [(2 * images, 4, 8, 8)] * 6
@@ -70,7 +70,7 @@ class TestPipeline:
     @pytest.mark.parametrize("forecast", ["none", "linear"])
     @pytest.mark.parametrize("branch", [0, 2, 5])
     @pytest.mark.parametrize("images", [1, 2])
-    def test_the_half_with_the_prompt_is_that_of_a_shallow_step_of_the_whole_batch(self, images, branch, forecast):
+    def test_the_half_with_the_prompt_equals_that_of_a_whole_batch(self, images, branch, forecast):
         whole = predictions(DeepCacheConfig(2, branch, forecast=forecast), images)
         halved = predictions(DeepCacheConfig(2, branch, forecast=forecast, guidance_reuse=True), images)
         for step, (expected, found) in enumerate(zip(whole, halved, strict=True)):
@@ -79,7 +79,7 @@ class TestPipeline:
                 assert torch.equal(found, expected)
 
     @pytest.mark.parametrize("forecast", ["none", "linear"])
-    def test_the_other_half_is_it_and_the_forecast_difference(self, forecast):
+    def test_the_other_half_is_the_first_plus_the_forecast_difference(self, forecast):
         found = predictions(DeepCacheConfig(3, forecast=forecast, guidance_reuse=True))
         differences = [unconditional - conditional for unconditional, conditional in found]
         for step in (1, 2):
@@ -88,30 +88,30 @@ class TestPipeline:
         for step in (4, 5):
             torch.testing.assert_close(differences[step], differences[3] + (step - 3) * slope)
 
-    def test_the_guidance_scale_changes_nothing_of_what_the_unet_returns(self):
+    def test_the_guidance_scale_does_not_change_the_output_of_the_unet(self):
         for weak, strong in zip(
             predictions(REUSE, guidance_scale=2.0), predictions(REUSE, guidance_scale=20.0), strict=True
         ):
             assert torch.equal(weak, strong)
 
-    def test_nothing_of_one_picture_reaches_the_next(self):
+    def test_one_image_does_not_affect_the_next(self):
         def pipeline():
             pipe = tiny_pipeline()
             apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear", guidance_reuse=True))
             return pipe
 
         pipe = pipeline()
-        first, second = draw(pipe, seed=1), draw(pipe, seed=2)
-        assert torch.equal(first, draw(pipeline(), seed=1))
-        assert torch.equal(second, draw(pipeline(), seed=2))
+        first, second = generate(pipe, seed=1), generate(pipe, seed=2)
+        assert torch.equal(first, generate(pipeline(), seed=1))
+        assert torch.equal(second, generate(pipeline(), seed=2))
 
     @COUNTS
     def test_at_interval_one_nothing_is_halved_or_refused(self):
         pipe = tiny_pipeline()
-        plain, unguided = draw(pipe), draw(pipe, guidance_scale=1.0)
+        plain, unguided = generate(pipe), generate(pipe, guidance_scale=1.0)
         engine = apply_deepcache(pipe, DeepCacheConfig(1, guidance_reuse=True))
-        assert torch.equal(draw(pipe), plain)
-        assert torch.equal(draw(pipe, guidance_scale=1.0), unguided)
+        assert torch.equal(generate(pipe), plain)
+        assert torch.equal(generate(pipe, guidance_scale=1.0), unguided)
         assert (engine.stats.halved_steps, engine.stats.mac_share) == (0, 1)
 
     def test_a_full_step_with_guidance_reuse_runs_the_whole_unet_on_half_of_the_batch(self):
@@ -119,7 +119,7 @@ class TestPipeline:
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, DeepCacheConfig(schedule=StepSchedule(each)))
         first, deep = observe_batches(pipe.unet.conv_in), observe_batches(pipe.unet.mid_block)
-        draw(pipe, steps=4)
+        generate(pipe, steps=4)
         assert (first, deep) == ([2, 1, 2, 1], [2, 1])
         assert (engine.stats.pattern, engine.stats.halved_steps) == ("FF..", 2)
 
@@ -129,19 +129,19 @@ class TestPipeline:
         each = (Step(True), *[Step(True, guidance_reuse=True)] * 3)
         engine = apply_deepcache(pipe, DeepCacheConfig(schedule=StepSchedule(each)))
         batches = observe_batches(pipe.unet.conv_in)
-        draw(pipe, steps=4)
+        generate(pipe, steps=4)
         assert batches == [2, 1, 1, 1]
         stats = engine.stats
         assert (stats.pattern, stats.halved_steps) == ("FFFF", 3)
         assert stats.mac_share == pytest.approx((1 + 3 / 2) / 4)
-        # The difference alone.
+        # Only the difference.
         assert stats.bytes_kept == 4 * 8 * 8 * 4
 
     def test_memory_is_the_deep_feature_and_the_difference_for_each_order(self):
         for forecast, tensors in (("none", 1), ("linear", 2)):
             pipe = tiny_pipeline()
             engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast=forecast, guidance_reuse=True))
-            draw(pipe)
+            generate(pipe)
             # Eight channels of 8x8 for both halves; four for the difference of the two.
             assert engine.stats.bytes_kept == tensors * (2 * 8 + 4) * 8 * 8 * 4
             assert not kept_slots(engine)
@@ -162,7 +162,7 @@ class TestCost:
     def test_a_halved_step_counts_half(self, branch):
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, DeepCacheConfig(3, branch, guidance_reuse=True))
-        draw(pipe)
+        generate(pipe)
         costs = count_costs(pipe.unet, *self.call(2))
         half = count_costs(pipe.unet, *self.call(1))
         spent = 2 * costs.full + 4 * half.shallow[branch]
@@ -172,13 +172,13 @@ class TestCost:
         pipe = tiny_pipeline()
         each = (Step(True), Step(True, guidance_reuse=True), Step(True, guidance_reuse=True), Step(False))
         engine = apply_deepcache(pipe, DeepCacheConfig(schedule=StepSchedule(each)))
-        draw(pipe, steps=4)
+        generate(pipe, steps=4)
         costs = count_costs(pipe.unet, *self.call(2))
         assert engine.stats.mac_share == pytest.approx((1 + 1 / 2 + 1 / 2 + costs.share(0)) / 4)
 
 
 class GuidedDummy(DummyUNet):
-    """Makes 23 noisy + timestep · prompt of each row; the deep feature at branch 0 is 22 noisy + timestep · prompt."""
+    """Returns 23 noisy + timestep · prompt per row; the deep feature at branch 0 is 22 noisy + timestep · prompt."""
 
     def forward(self, noisy, when, prompt):
         return super().forward(noisy, when * prompt)
@@ -196,11 +196,11 @@ class TestByHand:
             found.append(tuple(output[0].tolist()))
         return found, engine
 
-    def test_reused_as_they_are(self):
+    def test_reused_unchanged(self):
         found, engine = self.run(REUSE, noisy=lambda step: 1.0 + step)
         assert found == [
             (23 + 10, 23 + 30),
-            # The half with the prompt has its own noisy sample; the other one is 2 · 10 less.
+            # The half with the prompt uses its noisy sample; the other one is 2 · 10 less.
             (24 + 30 - 20, 24 + 30),
             (25 + 30 - 20, 25 + 30),
             (4 * 23 + 40, 4 * 23 + 120),
@@ -230,7 +230,7 @@ class TestByHand:
         found, _ = self.run(DeepCacheConfig(schedule=StepSchedule(each)), (10, 20, 30, 40))
         assert found[2:] == [(23 + 60 - 40, 23 + 60), (23 + 40, 23 + 120)]
 
-    def test_what_did_not_run_on_a_full_step_is_forecast_for_the_steps_after_it(self):
+    def test_the_half_that_did_not_run_on_a_full_step_is_forecast_for_later_steps(self):
         for forecast in ("none", "linear"):
             each = (Step(True), Step(True), Step(True, 0, forecast, True), Step(False))
             found, _ = self.run(DeepCacheConfig(schedule=StepSchedule(each)), (10, 20, 30, 40))
@@ -255,11 +255,11 @@ class TestByHand:
         each = (Step(True), Step(False, 2, guidance_reuse=True), Step(False, 0))
         found, _ = self.run(DeepCacheConfig(schedule=StepSchedule(each)), (10, 20, 30), noisy=lambda step: 1.0 + step)
         assert found[1] == (16 + 30 + 14 - 20, 16 + 30 + 14)
-        # The half that ran was renewed at branch 0, the other one is as it was.
+        # The half that ran was renewed at branch 0, the other one was not.
         assert found[2] == (22 + 10 + 3, 16 + 30 + 12 + 3)
 
     def test_a_slot_whose_batch_is_not_guided_runs_whole(self):
-        """Self-attention guidance calls the U-Net once more at each step, without the prompt alone."""
+        """Self-attention guidance calls the U-Net once more at each step, only without the prompt."""
         pipe = Pipeline(GuidedDummy())
         engine = apply_deepcache(pipe, REUSE, slot_key=lambda args, kwargs: len(args[0]))
         batches = observe_batches(pipe.unet.up_blocks[1].layers[1])
@@ -269,7 +269,7 @@ class TestByHand:
         assert batches == [2, 1, 1, 1, 1, 1, 2, 1, 1, 1]
         assert engine.stats.pattern == "F..F."
 
-    def test_each_guided_call_of_a_step_has_a_difference_of_its_own(self):
+    def test_each_guided_call_of_a_step_has_its_own_difference(self):
         pipe = Pipeline(GuidedDummy())
         apply_deepcache(pipe, REUSE, slot_key=lambda args, kwargs: float(args[2][0]))
         for timestep in pipe.scheduler.timesteps[:3]:
@@ -280,7 +280,7 @@ class TestByHand:
 
 @pytest.mark.parametrize("return_dict", [True, False])
 @torch.no_grad()
-def test_the_output_is_of_the_type_that_was_asked_for(return_dict):
+def test_the_output_has_the_requested_type(return_dict):
     unet = tiny_unet()
     pipe = Pipeline(unet, (900, 700, 500))
     apply_deepcache(pipe, DeepCacheConfig(3, guidance_reuse=True))
@@ -294,7 +294,7 @@ def test_the_output_is_of_the_type_that_was_asked_for(return_dict):
 
 
 class TestRefused:
-    """At the first step and before anything ran; nothing is left behind."""
+    """At the first step, before any layer runs and without leaving state."""
 
     def refused(self, pipe, reason, **call):
         helper = DeepCacheSDHelper(pipe)
@@ -302,23 +302,23 @@ class TestRefused:
         helper.enable()
         ran = observe_batches(pipe.unet.conv_in)
         with pytest.raises(ValueError, match=f"^guidance_reuse runs half of a guided batch, and .*{reason}.*turn it"):
-            draw(pipe, **call)
+            generate(pipe, **call)
         assert ran == []
         helper.set_params(3)
-        assert torch.isfinite(draw(pipe, **call)).all()
+        assert torch.isfinite(generate(pipe, **call)).all()
         assert helper.stats.pattern == "F..F.."
 
     @pytest.mark.parametrize("scale", [1.0, 0.0])
     def test_without_guidance(self, scale):
-        self.refused(tiny_pipeline(), "no classifier-free guidance", guidance_scale=scale)
+        self.refused(tiny_pipeline(), "classifier-free guidance is disabled", guidance_scale=scale)
 
     def test_with_perturbed_attention_guidance(self):
         self.refused(self.perturbed(), "perturbed-attention guidance")
 
-    def test_a_pipeline_that_perturbs_nothing_guides_as_any_other(self):
+    def test_a_pipeline_with_a_perturbation_scale_of_zero_works(self):
         pipe = self.perturbed()
         engine = apply_deepcache(pipe, REUSE)
-        draw(pipe, pag_scale=0.0)
+        generate(pipe, pag_scale=0.0)
         assert engine.stats.halved_steps == 4
 
     def perturbed(self):
@@ -335,7 +335,7 @@ class TestRefused:
             (torch.arange(2.0), "the two halves of the U-Net's batch are not the same latents"),
             (torch.tensor([1.0, 1.0, 2.0, 2.0]), "the two halves of the U-Net's batch are not the same latents"),
         ],
-        ids=["one", "three", "two pictures", "another order"],
+        ids=["one", "three", "two images", "another order"],
     )
     def test_a_batch_that_is_not_two_halves(self, sample, reason):
         pipe = Pipeline(GuidedDummy())
@@ -368,9 +368,9 @@ class TestRefused:
         self.refused(pipe, "reads the attention maps of whole batches")
 
 
-class TestGuidanceThatChangesInMidRun:
+class TestGuidanceThatChangesDuringARun:
     @COUNTS
-    def test_where_it_is_cut_off_the_run_goes_on_without(self):
+    def test_after_guidance_is_disabled_the_run_continues_without(self):
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, REUSE)
         batches = observe_batches(pipe.unet.conv_in)
@@ -381,12 +381,12 @@ class TestGuidanceThatChangesInMidRun:
                 tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[1]
             return tensors
 
-        picture = draw(
+        image = generate(
             pipe,
             callback_on_step_end=cut_off,
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
         )
-        assert torch.isfinite(picture).all()
+        assert torch.isfinite(image).all()
         assert batches == [2, 1, 1, 1, 1, 1]
         stats = engine.stats
         # The stored deep feature is of another batch, so step 2 is full too; only step 1 ran half of a batch.
@@ -395,7 +395,7 @@ class TestGuidanceThatChangesInMidRun:
         spent = costs.full + half.shallow[0] + 2 * half.full + 2 * half.shallow[0]
         assert stats.mac_share == pytest.approx(spent / (2 * costs.full + 4 * half.full))
 
-    def test_where_it_comes_back_the_first_step_is_full_and_then_halves_run_again(self):
+    def test_after_guidance_is_enabled_again_a_full_step_precedes_halved_ones(self):
         pipe = Pipeline(GuidedDummy())
         engine = apply_deepcache(pipe, DeepCacheConfig(schedule=ExplicitSchedule((0,)), guidance_reuse=True))
         batches = observe_batches(pipe.unet.up_blocks[1].layers[1])
@@ -409,7 +409,7 @@ class TestGuidanceThatChangesInMidRun:
 
 
 @pytest.mark.parametrize("forecast", ["none", "quadratic"])
-def test_nothing_is_taken_from_the_device_after_the_first_step(forecast, monkeypatch):
+def test_nothing_is_read_from_the_device_after_the_first_step(forecast, monkeypatch):
     pipe = Pipeline(GuidedDummy())
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast=forecast, guidance_reuse=True))
     noisy, prompt = torch.ones(2), torch.tensor([1.0, 3.0])
@@ -433,7 +433,7 @@ def test_a_gradient_through_the_prompt_is_that_of_the_whole_unet():
 
 
 class TestConditionalHalf:
-    def test_every_tensor_that_goes_by_the_batch_is_cut(self):
+    def test_every_tensor_with_the_batch_first_is_cut(self):
         rows = torch.arange(4)
         frames = torch.arange(8)[:, None].expand(8, 3)
         video = torch.zeros(4, 3, 2, 1, 1)
@@ -462,7 +462,7 @@ class TestConditionalHalf:
         assert named["tokens"] is kwargs["tokens"]
         assert named["return_dict"] is False
 
-    def test_what_is_given_is_not_changed(self):
+    def test_the_arguments_are_not_changed(self):
         inner = [torch.arange(4)]
         kwargs = {"inner": {"list": inner}}
         conditional_half((), kwargs, torch.zeros(4, 3))
@@ -470,7 +470,7 @@ class TestConditionalHalf:
         assert inner[0].tolist() == [0, 1, 2, 3]
 
 
-def test_the_prediction_is_rebuilt_in_the_kind_of_output_that_came():
+def test_the_joined_prediction_has_the_type_of_the_output():
     conditional = torch.tensor([5.0])
     whole = join_halves(conditional, torch.tensor([-2.0]))
     assert whole.tolist() == [3, 5]
@@ -484,8 +484,8 @@ def test_the_prediction_is_rebuilt_in_the_kind_of_output_that_came():
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_only_what_is_denoised_must_be_the_same_in_both_halves(axis):
-    """The image that Stable Video Diffusion starts from is blank in the half without it."""
+def test_only_the_latents_must_be_equal_in_both_halves(axis):
+    """The initial image of Stable Video Diffusion is zero in one half."""
     unet = SimpleNamespace(config=SimpleNamespace(in_channels=8, out_channels=4))
     shape = [2, 5, 5, 6, 6]
     shape[axis] = 8
@@ -496,8 +496,8 @@ def test_only_what_is_denoised_must_be_the_same_in_both_halves(axis):
     assert "not the same latents" in why_not_two_halves(None, unet, sample)
 
 
-def test_a_video_of_as_many_frames_as_the_unet_takes_channels():
-    """Stable Video Diffusion, whose frames come before the channels."""
+def test_a_video_with_as_many_frames_as_input_channels():
+    """In Stable Video Diffusion the frames come before the channels."""
     unet = SimpleNamespace(config=SimpleNamespace(in_channels=8, out_channels=4))
     sample = torch.zeros(2, 8, 8, 6, 6)
     sample[1, :, 4:] = 1
@@ -523,7 +523,7 @@ class TestArgumentsOfProcessors:
             pipe.unet(sample, 900, prompt, cross_attention_kwargs={"regions": {"boxes": torch.zeros(2, 4)}})
 
     @torch.no_grad()
-    def test_a_table_with_other_rows_is_handed_on(self):
+    def test_a_table_with_other_rows_is_passed_on(self):
         pipe = Pipeline(tiny_unet(), (900, 700, 500))
         engine = apply_deepcache(pipe, REUSE)
         tables = []
@@ -542,15 +542,15 @@ class TestArgumentsOfProcessors:
         assert engine.stats.halved_steps == 2
 
 
-def test_the_pipeline_that_runs_is_asked_and_not_the_one_that_was_enabled():
+def test_the_guidance_of_the_running_pipeline_counts():
     """Two pipelines with one U-Net: only one of them guides."""
     first = tiny_pipeline()
     apply_deepcache(first, DeepCacheConfig(2, guidance_reuse=True))
     second = tiny_pipeline(first.unet)
-    with pytest.raises(ValueError, match="the pipeline says that it does no classifier-free guidance"):
-        draw(second, guidance_scale=1.0)
-    draw(first, guidance_scale=7.5)
-    with pytest.raises(ValueError, match="the pipeline says that it does no classifier-free guidance"):
-        draw(second, guidance_scale=1.0)
-    found = draw(second, guidance_scale=7.5)
-    assert torch.equal(found, draw(first, guidance_scale=7.5))
+    with pytest.raises(ValueError, match="classifier-free guidance is disabled"):
+        generate(second, guidance_scale=1.0)
+    generate(first, guidance_scale=7.5)
+    with pytest.raises(ValueError, match="classifier-free guidance is disabled"):
+        generate(second, guidance_scale=1.0)
+    found = generate(second, guidance_scale=7.5)
+    assert torch.equal(found, generate(first, guidance_scale=7.5))

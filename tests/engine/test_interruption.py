@@ -1,4 +1,4 @@
-"""Ctrl-C at any line of the engine during a call leaves the U-Net unchanged and nothing of the run."""
+"""Ctrl-C at any line of the engine during a call restores the U-Net and drops the run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STRIDE = 5
 
 
 def _interrupted_at(line, call):
-    """Makes a call and raises KeyboardInterrupt at the given line of the engine that it runs; whether it came so far.
+    """Makes a call, raises KeyboardInterrupt at the nth executed line of the engine, and returns whether it got there.
 
-    The guard itself has begun nothing before it runs another file of the engine.
+    The guard itself changes nothing before it runs another file of the engine.
     """
     remaining = [line]
 
@@ -49,7 +49,7 @@ def _state(unet):
     # With torch 2.0 the guard is a class as well.
     kinds = [(name, type(module)) for name, module in unet.named_modules()]
     modules = [(name, kind.__mro__[2] if kind.__mro__[1] is _Guarded else kind) for name, kind in kinds]
-    # The guard is taken off and put back at the start of a run: it may be missing, and the next run puts it back.
+    # The guard is detached and attached at the start of a run: it may be missing, and the next run restores it.
     names = [set(vars(module)) - {"_compiled_call_impl"} for module in unet.modules()]
     return modules, len(unet.down_blocks), len(unet.up_blocks), names
 
@@ -74,11 +74,11 @@ def test_the_unet_is_unchanged_and_the_next_step_is_full(between, step):
     assert lines > 50
 
 
-def test_a_step_that_cannot_be_skipped_is_full_and_says_so():
+def test_a_step_that_cannot_be_skipped_is_full_with_a_reason():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="none", between="skipped"))
     pipe.call(1, 0)
-    # As in a copy of the U-Net that was made in mid-run.
+    # As in a copy of the U-Net that was made during a run.
     del pipe.unet.__dict__["_compiled_call_impl"]
     pipe.call(1, 1)
     assert engine.stats.pattern == "FF"

@@ -1,7 +1,7 @@
 """Blocks whose lists of layers differ in length.
 
-ControlNet-XS runs two paths side by side: its lists have an entry for the sampler, and its mid block returns the hidden
-states of both. A layer of AudioLDM 2 has a transformer for each of its conditions.
+ControlNet-XS runs two paths: its lists have an entry for the sampler, and its mid block returns the hidden states of
+both. A layer of AudioLDM 2 has a transformer for each of its conditions.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def unet(make):
 
 
 def _run(unet, branch, inputs, changed):
-    """A full step, then a shallow one on the same inputs but for what is changed."""
+    """A full step, then a shallow one on the same inputs with some changed."""
     timesteps = torch.full((2,), 500)
     pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))
     config = DeepCacheConfig(2, cache_branch_id=branch, forecast="none")
@@ -106,7 +106,7 @@ def test_a_shallow_step_follows_the_control(unet, make, branch, changed):
 @pytest.mark.parametrize("branch", range(BRANCHES))
 @pytest.mark.parametrize("make", [_audioldm2], indirect=True)
 def test_a_shallow_step_follows_every_condition_of_its_layers(unet, make, branch):
-    # The layers of the first block have no transformer. What its downsampler hands over, layers of the next block take.
+    # The layers of the first block have no transformer. The layers of the next block take its downsampler's output.
     for name, value in INPUTS[make].items():
         full, shallow = _run(unet, branch, INPUTS[make], {name: value + 1})
         assert torch.equal(shallow, full) == (branch < 3)

@@ -1,15 +1,22 @@
 """The limited forecast: a line whose slope is bounded, element by element, by twice the slope before it.
 
-The bound is that at a stiffness of 0.4 over the distance of the latest two values; it fades below and shrinks above.
+This bound holds at a stiffness of 0.4 over the distance of the latest two values; it is looser below and tighter above.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from DeepCache.engine.forecast import Forecast
+from DeepCache.engine.forecast import Forecast, stiffness
 from DeepCache.schedule import ExplicitSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.releases import HALF
@@ -29,11 +36,11 @@ def forecast_of(places, values, order=2):
     [
         ((0, 2, 4), 6),
         ((0, 2, 3), 4),
-        # Four times as steep as before, and twice as steep is the most.
+        # Four times as steep as before, bounded to twice.
         ((0, 2, 10), 14),
         ((0, -2, -10), -14),
         ((0, 2, 6), 10),
-        # It turned, or stood still.
+        # It turned, or did not move.
         ((0, 2, 1), 1),
         ((0, -2, 5), 5),
         ((2, 2, 6), 6),
@@ -43,14 +50,14 @@ def forecast_of(places, values, order=2):
 def test_by_hand(values, expected):
     values = [torch.tensor(float(value)) for value in values]
     assert forecast_of((0, 2, 4), values).at(6, "limited") == expected
-    # Half of the way and twice the way.
+    # Half the distance and twice the distance.
     latest = values[-1]
     assert forecast_of((0, 2, 4), values).at(5, "limited") == latest + (expected - latest) / 2
     assert forecast_of((0, 2, 4), values).at(8, "limited") == latest + (expected - latest) * 2
 
 
 def test_slopes_are_those_of_uneven_places():
-    # Slopes of 1 a step and then of 3, of which 2 is left.
+    # Slopes of 1 per step and then of 3, bounded to 2.
     forecast = forecast_of((0, 1, 5), torch.tensor([[0.0], [1.0], [13.0]]))
     assert forecast.at(8, "limited").item() == pytest.approx(13 + 3 * 2, rel=1e-6)
     # Slopes of 1 and 1.5.
@@ -68,13 +75,13 @@ def test_the_bound_is_computed_again_for_every_value():
     assert forecast.at(5, "limited") == 12
 
 
-def test_with_two_values_it_is_the_line_and_with_an_order_below_too():
+def test_with_two_values_or_a_lower_order_it_is_the_line():
     values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     for forecast in (forecast_of((0, 3), values[:2]), forecast_of((0, 1, 4), values, order=1)):
         assert torch.equal(forecast.at(9, "limited"), forecast.at(9, "linear"))
 
 
-def test_it_is_the_line_where_slopes_agree_and_re_use_where_they_do_not_and_bounded_everywhere():
+def test_it_is_the_line_where_slopes_agree_and_re_use_where_they_do_not():
     places = (2, 5, 7)
     values = torch.randn(3, 5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     forecast = forecast_of(places, values)
@@ -92,7 +99,7 @@ def test_it_is_the_line_where_slopes_agree_and_re_use_where_they_do_not_and_boun
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @HALF
-def test_in_half_precision_it_is_right_but_for_rounding(dtype, scale):
+def test_half_precision_is_correct_up_to_rounding(dtype, scale):
     values = (scale * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))).to(dtype)
     found = forecast_of((0, 3, 6), values).at(8, "limited")
     expected = forecast_of((0, 3, 6), values.double()).at(8, "limited")
@@ -104,7 +111,7 @@ def test_in_half_precision_it_is_right_but_for_rounding(dtype, scale):
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e30])
-def test_a_sample_that_diverges_leaves_the_others_as_they_are_alone(broken):
+def test_a_diverging_sample_does_not_affect_the_others(broken):
     values = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
     diverging = values.clone()
     diverging[1:, 2] *= broken
@@ -113,7 +120,7 @@ def test_a_sample_that_diverges_leaves_the_others_as_they_are_alone(broken):
     assert torch.equal(forecast_of((0, 1, 3), diverging).at(5, "limited")[others], alone)
 
 
-def test_what_is_kept_is_counted_with_the_bounded_slope():
+def test_the_bounded_slope_counts_in_memory():
     forecast = forecast_of((0, 1, 2), torch.zeros(3, 4))
     assert forecast.bytes == 3 * 4 * 4
     forecast.at(3, "limited")
@@ -122,7 +129,7 @@ def test_what_is_kept_is_counted_with_the_bounded_slope():
     assert forecast.bytes == 3 * 4 * 4
 
 
-# The U-Net makes 23 noisy + timestep; the deep feature at branch 0 is 22 noisy + timestep.
+# The U-Net returns 23 noisy + timestep; the deep feature at branch 0 is 22 noisy + timestep.
 def test_a_shallow_step_gets_the_limited_deep_feature():
     pipe = Pipeline(DummyUNet(), (0, 1, 5, 6, 7, 4, 3))
     # Of seven steps: a stiffness of 0.4.
@@ -130,7 +137,7 @@ def test_a_shallow_step_gets_the_limited_deep_feature():
     schedule = ExplicitSchedule((0, 1, 2, 5))
     engine = apply_deepcache(pipe, DeepCacheConfig(schedule=schedule))
     found = [pipe.call(1, step) for step in range(7)]
-    # After slopes of 1 and 4 it goes on by 2 a step; from 5 at step 2 it falls to 4, and is re-used.
+    # After slopes of 1 and 4 it continues by 2 per step; from 5 at step 2 it falls to 4, and is re-used.
     assert found == pytest.approx([23, 24, 28, 30, 32, 27, 27])
     assert engine.stats.pattern == "FFF..F."
 
@@ -147,30 +154,30 @@ def test_guidance_reuse_gets_the_limited_difference():
     pipe.guidance_scale = 2.0
     config = DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 2)), guidance_reuse=True)
     engine = apply_deepcache(pipe, config)
-    # The prompt counts in the first half alone: the difference is the timestep.
+    # Only the first half has the prompt: the difference is the timestep.
     found = [pipe.unet(torch.ones(2), timestep, torch.tensor([1.0, 0.0])) for timestep in pipe.scheduler.timesteps]
-    # Deep features of 22, 23 and 27 go on by 2 a step, and so do differences of 0, 1 and 5.
+    # Deep features of 22, 23 and 27 continue by 2 per step, and so do differences of 0, 1 and 5.
     assert [output[0].tolist() for output in found] == [[23, 23], [25, 24], [33, 28], [37, 30], [41, 32]]
     assert (engine.stats.pattern, engine.stats.halved_steps) == ("FFF..", 2)
 
 
 @pytest.mark.parametrize(
-    ("stiffness", "expected"),
+    ("stiff", "expected"),
     [(0.0, 18), (0.05, 18 - 4 / 64), (0.1, 18 - 4 / 8), (0.2, 14), (0.4, 10 + 4 / 8), (0.8, 10 + 4 / 64)],
 )
-def test_the_bound_is_tighter_the_stiffer_the_run(stiffness, expected):
-    forecast = Forecast(2, stiffness)
+def test_the_bound_is_tighter_the_stiffer_the_run(stiff, expected):
+    forecast = Forecast(2, stiff)
     for place, value in ((0, 0.0), (2, 2.0), (4, 10.0)):
         forecast.add(place, torch.tensor(value))
-    # Slopes of 1 and 4. At a stiffness of 0.4 over two steps twice the first is left: more below, and less above.
+    # Slopes of 1 and 4. At a stiffness of 0.4 over two steps it is twice the first; more below, less above.
     assert forecast.at(6, "limited").item() == pytest.approx(expected, rel=1e-6)
-    # The other rules know no stiffness.
+    # The other rules ignore stiffness.
     assert forecast.at(6, "linear") == 18
 
 
 def test_a_first_slope_is_followed_less_the_stiffer_the_run():
-    for stiffness, expected in ((0.0, 14.0), (0.2, 14.0), (0.4, 10 + 4 / 8)):
-        forecast = Forecast(2, stiffness)
+    for stiff, expected in ((0.0, 14.0), (0.2, 14.0), (0.4, 10 + 4 / 8)):
+        forecast = Forecast(2, stiff)
         for place, value in ((0, 6.0), (2, 10.0)):
             forecast.add(place, torch.tensor(value))
         assert forecast.at(4, "limited").item() == pytest.approx(expected, rel=1e-6)
@@ -185,7 +192,7 @@ def test_the_bound_is_tighter_the_further_two_values_are_apart():
     assert far.at(12, "limited").item() == pytest.approx(10 + 4 / 8, rel=1e-6)
 
 
-def test_a_run_counts_the_bounded_slope_among_what_it_keeps():
+def test_a_run_counts_the_bounded_slope_in_memory():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
     for step in range(5):
@@ -193,3 +200,43 @@ def test_a_run_counts_the_bounded_slope_among_what_it_keeps():
     assert engine.stats.bytes_kept == 3 * 4
     pipe.call(1, 5)
     assert engine.stats.bytes_kept == 4 * 4
+
+
+def test_stiffness_is_the_share_of_the_run_times_the_guidance_scale():
+    assert stiffness(7.5, DDIMScheduler(), 50) == pytest.approx(0.15)
+    assert stiffness(2.0, EulerDiscreteScheduler(), 25) == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "factor"),
+    [
+        (DPMSolverMultistepScheduler(solver_order=1), 1),
+        (DPMSolverMultistepScheduler(), 1.5),
+        (UniPCMultistepScheduler(), 1.5),
+        (DPMSolverMultistepScheduler(solver_order=3), 2),
+        (PNDMScheduler(skip_prk_steps=True), 1),
+        (object(), 1),
+        (None, 1),
+    ],
+)
+def test_a_solver_that_extrapolates_is_stiffer(scheduler, factor):
+    assert stiffness(4.0, scheduler, 40) == pytest.approx(0.1 * factor)
+
+
+def test_without_guidance_the_scale_is_one():
+    assert stiffness(0.0, None, 10) == stiffness(1.0, None, 10) == pytest.approx(0.1)
+
+
+def test_unknown_settings_have_the_usual_values():
+    assert stiffness(None, None, None) == stiffness(7.5, None, 25)
+
+
+# The deep feature is 22 noisy + timestep. Its slopes are 1 and 4.
+@pytest.mark.parametrize(("guidance", "left"), [(1.0, 4 - 2 / 64), (4.0, 2), (8.0, 2 / 8)])
+def test_a_run_bounds_its_forecasts_by_its_stiffness(guidance, left):
+    # Two of twenty steps from one full step to the next.
+    pipe = Pipeline(DummyUNet(), (0, 9, 2, 9, 10, *range(90, 75, -1)))
+    pipe.guidance_scale = guidance
+    apply_deepcache(pipe, DeepCacheConfig(schedule=ExplicitSchedule((0, 2, 4))))
+    found = [pipe.call(1, step) for step in range(6)]
+    assert found[5] == pytest.approx(23 + 10 + left)

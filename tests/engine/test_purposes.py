@@ -1,4 +1,4 @@
-"""Which call of the step before a call continues: the one with the same conditioning."""
+"""A call continues the call of the step before with the same conditioning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXTS = torch.randn(3, 1, 3, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Watched:
-    """A U-Net that is called with texts by their number, and tells which calls ran its mid block."""
+    """A U-Net that is called with texts by their number; `step` returns which calls ran its mid block."""
 
     def __init__(self, steps=8, interval=4, **settings):
         self.pipe = tiny_pipeline()
@@ -49,48 +49,46 @@ class Watched:
         (["01", "10", "01", "10"], ["FF", "..", "..", ".."]),
         (["0", "1", "0", "1"], ["F", "F", "F", "F"]),
     ],
-    ids=["skip stays", "skip instead", "dropped", "begins", "swapped", "another each step"],
+    ids=["one dropped", "one replaced", "first dropped", "one begins", "swapped", "another each step"],
 )
-@pytest.mark.parametrize("kind", ["held", "made again", "written over"])
+@pytest.mark.parametrize("kind", ["held", "created again", "overwritten"])
 def test_a_call_continues_the_one_with_its_conditioning(calls, signs, kind):
     watched, buffer = Watched(), torch.empty(1, 3, 8)
 
     def text(number):
-        if kind == "written over":
+        if kind == "overwritten":
             return buffer.copy_(TEXTS[int(number)])
-        return TEXTS[int(number)].clone() if kind == "made again" else int(number)
+        return TEXTS[int(number)].clone() if kind == "created again" else int(number)
 
     for step, (numbers, expected) in enumerate(zip(calls, signs, strict=True)):
         assert "".join(watched.step(step, text(number)) for number in numbers) == expected
 
 
-def test_views_with_one_prompt_are_known_by_their_order_once_there_were_as_many_twice():
+def test_views_with_one_prompt_are_known_by_their_order_after_two_equal_steps():
     watched = Watched()
     assert [watched.step(step, 0, 0, 0) for step in range(4)] == ["FFF", "FFF", "...", "..."]
-    assert watched.engine.stats.reasons == (
-        (1, "which of several calls of the step before it follows is not known yet"),
-    )
+    assert watched.engine.stats.reasons == ((1, "not known yet which call of the step before it continues"),)
 
 
-def test_calls_to_warm_up_leave_nothing_to_the_loop():
+def test_warm_up_calls_do_not_affect_the_loop():
     watched = Watched()
     assert [watched.step(0, 0, 0), watched.step(0, 0)] == ["FF", "F"]
     assert [watched.step(step, 0) for step in range(1, 5)] == ["F", ".", ".", "F"]
 
 
-def test_a_name_says_that_calls_keep_their_order():
+def test_named_calls_keep_their_order():
     watched = Watched(slot_key=lambda args, kwargs: "view")
     assert [watched.step(step, 0, 0, 0) for step in range(4)] == ["FFF", "...", "...", "..."]
 
 
-def test_conditioning_that_is_held_is_known_without_asking_the_device(monkeypatch):
+def test_held_conditioning_is_recognised_without_a_transfer(monkeypatch):
     watched = Watched()
     watched.step(0, 0, 1)
     with NoTransfers(monkeypatch):
         assert watched.step(1, 1, 0) == ".."
 
 
-def test_more_calls_at_one_step_than_any_pipeline_makes_are_not_kept():
+def test_more_calls_at_one_step_than_any_pipeline_makes_are_not_stored():
     watched = Watched()
     for _ in range(3):
         watched.step(0, *[TEXTS[0] + number for number in range(100)])
@@ -104,7 +102,7 @@ def test_equal_conditioning_has_one_purpose_and_its_address_is_held():
     store = Store()
     store.begin_step()
     first = store.purpose(None, TEXTS[0].clone())
-    # Where the first was freed, this would get its address.
+    # If the first was freed, this would get its address.
     assert store.purpose(None, TEXTS[1].clone()) is not first
     assert store.purpose(None, TEXTS[0].clone()) is first
     assert store.purpose(None, TEXTS[0].to(torch.float64)) is not first

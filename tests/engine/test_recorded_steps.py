@@ -1,4 +1,4 @@
-"""What `stats` says of a run is what ran: every call is watched, and its multiply-accumulates are counted."""
+"""`stats` matches the run: every call is recorded, and its multiply-accumulates are counted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from DeepCache.schedule import (
     UniformSchedule,
     WindowSchedule,
 )
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 
 FlopCounterMode = pytest.importorskip("torch.utils.flop_counter", reason="torch 2.0").FlopCounterMode
 
-# The layers on the way down whose outputs are the skip connections 1 to 5; that of `conv_in` is 0.
+# The layers of the down path whose outputs are the skip connections 1 to 5; that of `conv_in` is 0.
 LAYERS = [
     "down_blocks.0.resnets.0",
     "down_blocks.0.resnets.1",
@@ -36,7 +36,7 @@ LAYERS = [
 
 
 class Seen(NamedTuple):
-    """A call as it was seen: its timestep, `F`, `-` or the number of the branch, the batch, multiply-accumulates."""
+    """A recorded call: its timestep, `F`, `-` or the number of the branch, the batch, multiply-accumulates."""
 
     timestep: int
     kind: str
@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 
 class WatchedUNet(UNet2DConditionModel):
-    """Writes down what each call runs, inside of everything that DeepCache does to it."""
+    """Records what each call runs, inside of everything that DeepCache changes."""
 
     def watch(self):
         self.calls = []
@@ -88,7 +88,7 @@ def pipe():
 
 
 def recorded(calls):
-    """What `stats` must say of these calls, but for the share: pattern, full, shallow, skipped and halved steps."""
+    """The expected `stats` of these calls without the share: pattern, full, shallow, skipped and halved steps."""
     steps = {}
     for call in calls:
         steps.setdefault(call.timestep, []).append(call)
@@ -107,7 +107,7 @@ def said(stats):
 
 @cache
 def full_macs(batch=2, length=3):
-    """Multiply-accumulates of a call without caching, counted as it runs."""
+    """Multiply-accumulates of a call without caching, counted while it runs."""
     unet = tiny_unet()
     unet.set_attn_processor(AttnProcessor())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -124,7 +124,7 @@ def check(stats, calls):
 
 def run(pipe, steps, **call):
     pipe.unet.calls = []
-    draw(pipe, steps, **call)
+    generate(pipe, steps, **call)
     return pipe.unet.calls
 
 
@@ -186,7 +186,7 @@ def test_a_run_of_a_pipeline(pipe, name):
     if pattern is not None:
         assert (stats.pattern, stats.reasons) == (pattern, ())
     else:
-        # More than those that are full in any case, where the run decides.
+        # More than those that are always full, if the run decides.
         certain = config.effective_schedule.full_steps(steps)
         adaptive = name.startswith("adaptive")
         assert certain + adaptive <= stats.full_steps < steps
@@ -215,7 +215,7 @@ def test_a_run_of_the_helper(pipe, mode, interval):
 
 
 def test_a_run_from_an_image_begins_in_the_middle(pipe):
-    """The first step is full wherever the run begins in the list of timesteps."""
+    """The first step is full at any position in the list of timesteps."""
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     pipe.scheduler.set_timesteps(9)
     calls = loop(pipe, positions=range(4, 9))
@@ -230,7 +230,7 @@ def prompt(number, batch, length):
 
 
 def loop(pipe, steps=None, positions=None, calls_of=lambda position: ((2, 3),)):
-    """A loop without a pipeline, of one call a step for each pair of a batch and a length of the prompt."""
+    """A loop without a pipeline, with one call per step for each pair of a batch and a length of the prompt."""
     if steps is not None:
         pipe.scheduler.set_timesteps(steps)
     pipe.unet.calls = []
@@ -259,7 +259,7 @@ SEVERAL = {
     [(several, "uniform") for several in SEVERAL]
     + [("three, one of another length", config) for config in ("branches", "alternating", "skipped")],
 )
-def test_several_calls_a_step(pipe, several, config):
+def test_several_calls_per_step(pipe, several, config):
     steps, calls_of = 8, SEVERAL[several]
     engine = apply_deepcache(pipe, CASES[config][0])
     calls = loop(pipe, steps, calls_of=calls_of)
@@ -283,19 +283,19 @@ def test_a_full_second_call_makes_its_step_full(pipe):
     ("positions", "kinds"),
     [((0, 1, 4, 5, 6), "F0F0F"), ((0, 1, 2, 5, 7, 8), "F00FF0"), ((0, 1, 0, 1, 2, 3), None)],
 )
-def test_steps_that_a_program_leaves_out(pipe, positions, kinds):
+def test_steps_that_a_program_omits(pipe, positions, kinds):
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     pipe.scheduler.set_timesteps(9)
     calls = loop(pipe, positions=positions)
     if kinds is None:
-        # It went back: a new run, perhaps within a step of the one before, and stats has that one alone.
+        # It went back: a new run, perhaps within a step of the one before, and stats has only the new one.
         calls, kinds = calls[2:], "FF0F"
     assert "".join(call.kind for call in calls) == kinds
     assert said(engine.stats) == recorded(calls)
     assert engine.stats.pattern == kinds.replace("0", ".")
 
 
-def test_calls_with_a_gradient_are_counted_and_are_no_steps(pipe):
+def test_calls_with_a_gradient_are_counted_and_are_not_steps(pipe):
     engine = apply_deepcache(pipe, DeepCacheConfig(4, 1))
     pipe.scheduler.set_timesteps(4)
     calls, gradients = [], []
@@ -308,6 +308,6 @@ def test_calls_with_a_gradient_are_counted_and_are_no_steps(pipe):
     stats = engine.stats
     assert said(stats) == recorded(calls) == ("F...", 1, 3, 0, 0)
     assert [call.kind for call in gradients] == ["F", "F"]
-    assert stats.reasons == ((1, "a gradient is wanted"), (2, "a gradient is wanted"))
+    assert stats.reasons == ((1, "a gradient is required"), (2, "a gradient is required"))
     share = sum(call.macs for call in calls + gradients) / (6 * full_macs())
     assert stats.mac_share == pytest.approx(share, rel=1e-12)

@@ -1,4 +1,4 @@
-"""The response forecast of predictions: by hand, and that no sample reaches another."""
+"""The response forecast of predictions, computed by hand; no sample affects another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from DeepCache.engine.prediction import PredictionForecast
+from DeepCache.engine.forecast import PredictionForecast
 from DeepCache.schedule import FORECASTS, Step, StepSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 
@@ -27,7 +27,7 @@ def test_by_hand_with_a_response_for_each_sample():
         ([[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]),
         ([[1.0, 3.0], [2.0, 0.0]], [[5.0, 0.0], [1.0, 5.0]]),
     )
-    # (1, 3) · (5, 0) / 10 = 1/2, and (2, 0) · (1, 5) / 4 = 1/2; by half of (5, 0) and of (0, 4) they go on.
+    # (1, 3) · (5, 0) / 10 = 1/2, and (2, 0) · (1, 5) / 4 = 1/2; they continue by half of (5, 0) and of (0, 4).
     found = forecast.at(2, torch.tensor([[6.0, 3.0], [2.0, 4.0]]), "response")
     assert found.tolist() == [[7.5, 0], [1, 7]]
 
@@ -40,7 +40,7 @@ def test_the_response_is_from_minus_one_to_one(slope):
 
 
 @pytest.mark.parametrize("response", [0.0, 1.0])
-def test_with_one_value_it_is_the_one_that_is_given(response):
+def test_with_one_value_it_is_the_given_response(response):
     forecast = forecast_of(([[1.0]], [[2.0]]), response=response)
     assert forecast.at(1, torch.tensor([[5.0]]), "response").item() == 2 + 4 * response
 
@@ -85,13 +85,13 @@ def test_the_forecast_has_the_type_of_the_predictions():
         assert forecast.at(2, torch.ones(1, 2), rule).dtype is torch.bfloat16
 
 
-def test_inputs_are_kept_for_the_response_alone():
+def test_inputs_are_stored_only_for_the_response():
     pair = torch.zeros(1, 8), torch.zeros(1, 8)
     assert forecast_of(pair).bytes == 2 * 8 * 4
     assert forecast_of(pair, response=None).bytes == 8 * 4
 
 
-# The U-Net makes 23 noisy + timestep.
+# The U-Net returns 23 noisy + timestep.
 @pytest.mark.parametrize(
     ("scheduler", "first"),
     [({}, 33 + 1), ({"prediction_type": "epsilon"}, 33 + 1), ({"prediction_type": "v_prediction"}, 33)],
@@ -101,7 +101,7 @@ def test_on_a_unet_by_hand(scheduler, first):
     pipe.scheduler.config = scheduler
     apply_deepcache(pipe, DeepCacheConfig(2, forecast="response", between="skipped"))
     found = [pipe.call(noisy, step) for step, noisy in enumerate((1, 2, 3, 5, 1, 3))]
-    # 33 and 99 at inputs of 1 and 3: the response is 1. Then 113 at 1, of which the response is -7 and at least -1.
+    # 33 and 99 at inputs of 1 and 3: the response is 1. Then 113 at 1, where the response is -7, bounded to -1.
     assert found == [33, first, 99, 99 + 2, 113, 113 - 2]
 
 
@@ -120,7 +120,7 @@ class LearnedVariance(DummyUNet):
         return (torch.cat([prediction, prediction + 1000], dim=1),)
 
 
-def test_of_an_inpainting_unet_the_latents_count():
+def test_an_inpainting_unet_responds_to_its_latents():
     pipe = Pipeline(Inpainting())
     apply_deepcache(pipe, DeepCacheConfig(2, forecast="response", between="skipped"))
     found = []
@@ -152,7 +152,7 @@ def test_predictions_of_another_shape_are_skipped_with_any_other_forecast(foreca
 def test_the_response_of_predictions_of_another_shape_is_refused_at_the_first_step(config):
     pipe = Pipeline(LearnedVariance())
     engine = apply_deepcache(pipe, config)
-    message = r"prediction has the shape of its latents, got \(1, 2, 1, 1\) for \(1, 1, 1, 1\); take forecast='limited'"
+    message = r"prediction has the shape of its latents, got \(1, 2, 1, 1\) for \(1, 1, 1, 1\)\. Use forecast='limited'"
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             pipe.unet(torch.ones(1, 1, 1, 1), pipe.scheduler.timesteps[0])

@@ -1,4 +1,4 @@
-"""Multiply-accumulates are counted once for a structure and the shapes of a call, whoever asks."""
+"""Multiply-accumulates are counted once per structure and shapes of a call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from DeepCache.engine import cost
 from DeepCache.engine.cost import count_costs, on_meta
 from DeepCache.engine.cost_key import call_key, structure_key
 from tests.engine.test_cost import CHANNELS, FULL, SHALLOW, Toy
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 from tests.releases import COUNTS
 
 pytestmark = COUNTS
@@ -30,7 +30,7 @@ CALL = ((torch.zeros(1, 2), 500), {})
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The times that a denoiser runs on the meta device; nothing is counted before the test."""
+    """The counts of a denoiser on the meta device; the cache is empty at first."""
     monkeypatch.setattr(cost, "_COUNTED", type(cost._COUNTED)())
     found = []
     count = cost._count
@@ -56,7 +56,7 @@ def test_runs_of_a_pipeline_are_counted_once(passes):
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     shares = []
     for seed in range(3):
-        draw(pipe, seed=seed)
+        generate(pipe, seed=seed)
         shares += [engine.stats.mac_share, engine.stats.mac_share]
     assert len(passes) == 2
     assert len(set(shares)) == 1
@@ -67,7 +67,7 @@ def test_another_pipeline_of_the_same_structure_shares_the_count(passes):
     for seed in range(2):
         pipe = tiny_pipeline(tiny_unet(seed))
         engine = apply_deepcache(pipe, DeepCacheConfig(3))
-        draw(pipe)
+        generate(pipe)
         found.append(engine.stats.mac_share)
     assert len(passes) == 2
     assert found[0] == found[1]
@@ -79,7 +79,7 @@ def test_the_type_of_the_weights_does_not_matter(passes):
     assert costs[0] == costs[1] == costs[2]
 
 
-def test_each_branch_is_counted_when_it_is_asked_for(passes):
+def test_each_branch_is_counted_on_request(passes):
     unet = Toy()
     for numbers, counted in (((2,), 2), ((2,), 2), ((4, 2), 3), ((), 3), ((0, 1), 5)):
         costs = count_costs(unet, *CALL, numbers)
@@ -91,20 +91,20 @@ def test_each_branch_is_counted_when_it_is_asked_for(passes):
     assert len(passes) == 1 + len(SHALLOW)
 
 
-def test_what_is_handed_out_may_be_changed(passes):
+def test_the_result_can_be_changed(passes):
     unet = Toy()
     count_costs(unet, *CALL).shallow.clear()
     assert count_costs(unet, *CALL).shallow == SHALLOW
 
 
-def test_the_number_of_counts_that_are_kept_is_bounded(passes, monkeypatch):
+def test_the_number_of_cached_counts_is_bounded(passes, monkeypatch):
     monkeypatch.setattr(cost, "_MOST_COUNTED", 2)
     unet = Toy()
     for rows in (1, 2, 3, 2):
         count_costs(unet, (torch.zeros(rows, 2), 0), {}, ())
     assert len(cost._COUNTED) == 2
     assert len(passes) == 3
-    # The one that was not used for longest is counted again.
+    # The least recently used one is counted again.
     count_costs(unet, (torch.zeros(1, 2), 0), {}, ())
     assert len(passes) == 4
     count_costs(unet, (torch.zeros(2, 2), 0), {}, ())
@@ -119,7 +119,7 @@ def test_a_failed_count_is_not_kept(passes):
     assert count_costs(unet, *CALL).full == FULL
 
 
-def test_threads_that_ask_for_the_same_count_share_it(passes):
+def test_threads_that_request_the_same_count_share_it(passes):
     unet, found, start = Toy(), [], threading.Barrier(4)
 
     def ask():
@@ -135,7 +135,7 @@ def test_threads_that_ask_for_the_same_count_share_it(passes):
     assert [costs.shallow for costs in found] == [{1: SHALLOW[1]}] * 4
 
 
-def test_nothing_of_a_denoiser_is_kept(passes):
+def test_no_denoiser_is_kept_alive(passes):
     class OfANotebook(Toy):
         pass
 
@@ -193,14 +193,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_changes_the_structure_changes_the_key(change):
+def test_a_change_of_the_structure_changes_the_key(change):
     unet, other = settings(), settings()
     before = structure_key(unet)
     assert structure_key(other) == before
     change(other)
     assert structure_key(other) != before
     assert structure_key(unet) == before
-    # It stays what it is.
+    # The key is reproducible.
     assert structure_key(other) == structure_key(copy.deepcopy(other))
 
 
@@ -254,7 +254,7 @@ ARGUMENTS = {
 }
 
 
-def test_the_key_of_a_call_is_that_of_its_shapes_and_options():
+def test_the_key_of_a_call_depends_on_its_shapes_and_options():
     plain = ((torch.zeros(1, 4, 8, 8), 500), {"encoder_hidden_states": torch.zeros(1, 3, 8)})
     again = ((torch.ones(1, 4, 8, 8, dtype=torch.float16), 500), {"encoder_hidden_states": torch.ones(1, 3, 8)})
     assert call_key(*plain) == call_key(*again) == call_key(*map(on_meta, plain))
@@ -267,7 +267,7 @@ def test_a_named_tuple_among_the_arguments():
     assert (meta.one.shape, meta.one.device.type, meta.other) == ((2,), "meta", 3)
 
 
-def test_calls_of_one_size_with_prompts_of_two_lengths_each_count_by_their_own():
+def test_calls_with_prompts_of_two_lengths_are_counted_separately():
     """Two slots of one step, the second with a longer prompt."""
     pipe = tiny_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(2, cache_branch_id=1))
@@ -283,8 +283,8 @@ def test_calls_of_one_size_with_prompts_of_two_lengths_each_count_by_their_own()
     assert engine.stats.mac_share == spent / (2 * sum(each.full for each in costs))
 
 
-class TestReadingInMidRun:
-    """`stats` may be read at any place of a run, and what it says later is right all the same."""
+class TestReadingDuringARun:
+    """`stats` can be read anywhere in a run without affecting later values."""
 
     def _expected(self, pattern):
         inputs = {"encoder_hidden_states": torch.zeros(2, 3, 8)}
@@ -296,7 +296,7 @@ class TestReadingInMidRun:
     def test_in_a_hook(self, module, before):
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, DeepCacheConfig(3, cache_branch_id=1, forecast="none"))
-        clean = draw(pipe)
+        clean = generate(pipe)
         found = []
 
         def read(*_):
@@ -304,7 +304,7 @@ class TestReadingInMidRun:
 
         layer = pipe.unet.get_submodule(module)
         (layer.register_forward_pre_hook if before else layer.register_forward_hook)(read)
-        assert torch.equal(draw(pipe), clean)
+        assert torch.equal(generate(pipe), clean)
         assert {stats.uncounted for stats in found} <= {""}
         for stats in found:
             if stats.pattern:
@@ -321,12 +321,12 @@ class TestReadingInMidRun:
             found.append(engine.stats)
             return {}
 
-        draw(pipe, callback_on_step_end=read)
+        generate(pipe, callback_on_step_end=read)
         assert [stats.pattern for stats in found] == ["F..F.."[: step + 1] for step in range(6)]
         for stats in (*found, engine.stats):
             assert stats.mac_share == pytest.approx(self._expected(stats.pattern), rel=1e-12)
 
-    def test_a_count_that_fails_in_the_middle_of_a_run_does_not_spoil_later_ones(self, monkeypatch):
+    def test_a_count_that_fails_during_a_run_does_not_affect_later_ones(self, monkeypatch):
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, DeepCacheConfig(3, cache_branch_id=1))
         from DeepCache.engine import stats
@@ -336,13 +336,13 @@ class TestReadingInMidRun:
 
         with monkeypatch.context() as patched:
             patched.setattr(stats, "count_costs", fail)
-            draw(pipe)
+            generate(pipe)
             assert engine.stats.uncounted == "RuntimeError: not now"
         assert engine.stats.uncounted == ""
         assert engine.stats.mac_share == pytest.approx(self._expected("F..F.."), rel=1e-12)
 
 
-def test_a_call_that_a_gradient_flows_through_counts_as_a_full_one():
+def test_a_call_with_a_gradient_counts_as_a_full_one():
     pipe = tiny_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(3, cache_branch_id=1))
     pipe.scheduler.set_timesteps(3)
@@ -355,5 +355,5 @@ def test_a_call_that_a_gradient_flows_through_counts_as_a_full_one():
     stats = engine.stats
     share = count_costs(tiny_unet(), (torch.zeros(1, 4, 8, 8), 0, prompt), {}, (1,)).share(1)
     assert (stats.pattern, stats.full_steps, stats.shallow_steps) == ("F..", 1, 2)
-    assert stats.reasons == ((1, "a gradient is wanted"),)
+    assert stats.reasons == ((1, "a gradient is required"),)
     assert stats.mac_share == pytest.approx((2 + 2 * share) / 4, rel=1e-12)

@@ -15,7 +15,7 @@ from DeepCache.schedule import AdaptiveSchedule, ExplicitSchedule, Step, StepSch
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.no_transfers import NoTransfers
 from tests.engine.slots import kept_slots
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 from tests.releases import COMPILES, COUNTS, OFFLOADS_ALL
 
 pytestmark = [
@@ -29,7 +29,7 @@ SKIPPED = DeepCacheConfig(3, forecast="linear", between="skipped")
 
 
 def observe(unet):
-    """The modules of a U-Net that run, the U-Net itself among them."""
+    """The modules of a U-Net that run, including itself."""
     ran = []
     for name, module in unet.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -40,14 +40,14 @@ def run(pipe, steps=7, noisy=lambda step: 1.0):
     return [pipe.call(noisy(step), step) for step in range(steps)]
 
 
-# The U-Net makes 23 noisy + timestep.
+# The U-Net returns 23 noisy + timestep.
 @pytest.mark.parametrize(
     ("forecast", "expected"),
     [
         ("none", [23, 23, 24, 24, 27, 27, 32, 32]),
         ("linear", [23, 23, 24, 24.5, 27, 28.5, 32, 34.5]),
         ("quadratic", [23, 23, 24, 24.5, 27, 29.25, 32, 35.25]),
-        # Slopes of a half, of 3/2 (1 is the most), of 5/2.
+        # Slopes of 1/2, 3/2 (bounded to 1), 5/2.
         ("limited", [23, 23, 24, 24.5, 27, 28, 32, 34.5]),
     ],
 )
@@ -99,9 +99,9 @@ def test_kinds_of_steps_mixed_by_a_plan():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(schedule=StepSchedule(each)))
     found = run(pipe, noisy=lambda step: (1, 1, 2, 2, 4, 1, 1)[step])
-    # Deep features are 22 noisy + timestep. The shallow step's prediction is kept: 34, of a slope of 1/2 a step and a
-    # response of 1. At the last step the slope is 49/3, and twice that before it is the most, times what three of
-    # seven steps leave of it.
+    # Deep features are 22 noisy + timestep. The shallow step's prediction is stored: 34, with a slope of 1/2 per step
+    # and a response of 1. At the last step the slope is 49/3, bounded to twice the slope before it, times the factor of
+    # three of seven steps.
     assert found == pytest.approx([33, 33, 32 + 2, 34 + 0.5, 34 + 2, 83, 83 + (0.4 / (3 / 7)) ** 3])
     assert engine.stats.pattern == "F-.--F-"
 
@@ -110,7 +110,7 @@ def _by_input(args, kwargs):
     return float(args[0])
 
 
-def test_each_call_of_a_step_is_answered_with_its_own():
+def test_each_call_of_a_step_has_its_own_forecast():
     pipe = Pipeline(DummyUNet())
     ran = observe(pipe.unet.mid_block)
     engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast="linear", between="skipped"), slot_key=_by_input)
@@ -130,16 +130,16 @@ def test_both_calls_of_every_skipped_step_are_skipped(interval, ran):
     assert len(modules) == ran
 
 
-def test_a_call_that_comes_no_more_or_is_new_in_mid_run():
+def test_a_call_that_ends_or_begins_during_a_run():
     pipe = Pipeline(DummyUNet())
     apply_deepcache(pipe, DeepCacheConfig(2, forecast="none", between="skipped"), slot_key=_by_input)
     calls = (2, 2, 1, 1, 1, 2, 2)
     found = [[pipe.call(1 + call, step) for call in range(count)] for step, count in enumerate(calls)]
-    # At step 5 the second call is new, and has nothing to go on from.
+    # At step 5 the second call is new, and has no forecast.
     assert found == [[33, 56], [33, 56], [53], [53], [73], [73, 106], [93, 116]]
 
 
-def test_what_a_scheduler_does_to_a_prediction_or_its_input_changes_nothing():
+def test_a_scheduler_can_change_a_prediction_and_its_input_in_place():
     for forecast in ("none", "linear", "quadratic", "limited", "response"):
         found = []
         for spoils in (False, True):
@@ -186,7 +186,7 @@ def test_keyword_arguments_and_timesteps_that_are_numbers():
     assert engine.stats.pattern == "F--F--F"
 
 
-def test_runs_over_the_same_list_and_runs_that_are_broken_off():
+def test_runs_over_the_same_list_and_interrupted_runs():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, SKIPPED)
     assert run(pipe) == run(pipe) == [33, 33, 33, 63, 73, 83, 93]
@@ -199,7 +199,7 @@ def test_runs_over_the_same_list_and_runs_that_are_broken_off():
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("at", [0, 3])
-def test_nothing_of_a_run_that_raised_in_the_unet_is_used(error, at):
+def test_a_run_that_raised_in_the_unet_is_dropped(error, at):
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, SKIPPED)
     run(pipe, at)
@@ -211,7 +211,7 @@ def test_nothing_of_a_run_that_raised_in_the_unet_is_used(error, at):
     with pytest.raises(error):
         pipe.call(1, at)
     handle.remove()
-    # The rest of the run begins again from here, perhaps within a step: the second is full as well.
+    # A new run begins here, perhaps within a step: the second step is full as well.
     begun = 46 + 10 + 10 * (at + 1)
     assert [pipe.call(2, step) for step in range(at + 1, at + 4)] == [begun, begun + 10, begun + 10]
     pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
@@ -220,7 +220,7 @@ def test_nothing_of_a_run_that_raised_in_the_unet_is_used(error, at):
 
 
 @pytest.mark.parametrize("length", range(8))
-def test_the_unet_is_left_as_it_was_found_wherever_a_run_stopped(length):
+def test_the_unet_is_restored_at_any_step_of_a_run(length):
     pipe = Pipeline(DummyUNet())
     before = {module: dict(vars(module)) for module in pipe.unet.modules()}
     for config in (SKIPPED, DeepCacheConfig(4, between="alternating")):
@@ -233,7 +233,7 @@ def test_the_unet_is_left_as_it_was_found_wherever_a_run_stopped(length):
 
 
 @COMPILES
-def test_what_was_compiled_before_is_there_again():
+def test_compiled_code_is_restored():
     pipe = Pipeline(DummyUNet())
     calls = []
 
@@ -251,11 +251,11 @@ def test_what_was_compiled_before_is_there_again():
 
 
 @COMPILES
-def test_a_skipped_step_that_is_due_is_not_taken_for_a_compiled_unet():
+def test_a_pending_skipped_step_does_not_look_like_a_compiled_unet():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, SKIPPED)
     pipe.call(1, 0)
-    # It would be refused on a U-Net that is compiled.
+    # It would raise on a compiled U-Net.
     engine.configure(DeepCacheConfig(3, compile="default", between="skipped"))
     engine.configure(SKIPPED)
     pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
@@ -264,7 +264,7 @@ def test_a_skipped_step_that_is_due_is_not_taken_for_a_compiled_unet():
     apply_deepcache(pipe, DeepCacheConfig(3, compile="default", between="skipped"))
 
 
-def test_a_copy_in_mid_run_begins_a_run_of_its_own():
+def test_a_copy_during_a_run_begins_its_own_run():
     pipe = Pipeline(DummyUNet())
     apply_deepcache(pipe, SKIPPED)
     assert run(pipe, 4) == [33, 33, 33, 63]
@@ -278,7 +278,7 @@ def test_a_copy_in_mid_run_begins_a_run_of_its_own():
     assert [pipe.call(1, step) for step in (4, 5, 6)] == [73, 83, 93]
 
 
-def test_gradients_come_from_the_whole_unet_and_are_no_step():
+def test_gradients_come_from_the_whole_unet_and_are_not_a_step():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, SKIPPED)
     found = []
@@ -293,7 +293,7 @@ def test_gradients_come_from_the_whole_unet_and_are_no_step():
     assert engine.stats.pattern == "F--F--F"
 
 
-def test_nothing_is_taken_from_the_device(monkeypatch):
+def test_nothing_is_read_from_the_device(monkeypatch):
     for forecast in ("none", "linear", "limited", "response"):
         pipe = Pipeline(DummyUNet())
         engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast=forecast, between="skipped"))
@@ -304,7 +304,7 @@ def test_nothing_is_taken_from_the_device(monkeypatch):
         assert engine.stats.pattern == "F--F--F"
 
 
-def test_samples_at_several_timesteps_run_in_full_whatever_the_schedule():
+def test_samples_at_several_timesteps_run_in_full_with_any_schedule():
     for mode in ("uniform", "non-uniform", "adaptive"):
         pipe = Pipeline(DummyUNet())
         engine = apply_deepcache(pipe, DeepCacheConfig(3, skip_mode=mode, between="skipped"))
@@ -315,7 +315,7 @@ def test_samples_at_several_timesteps_run_in_full_whatever_the_schedule():
 
 
 class Answered:
-    """A pipeline whose U-Net runs at some calls only: the oracle for predictions that are re-used or forecast."""
+    """A pipeline whose U-Net runs at some calls only: the oracle for re-used and forecast predictions."""
 
     def __init__(self, pipe, pattern, forecast):
         forward, past, signs = pipe.unet.forward, [], iter(enumerate(pattern))
@@ -338,20 +338,20 @@ class Answered:
 @pytest.mark.parametrize("forecast", ["none", "linear"])
 @pytest.mark.parametrize("scheduler", [None, HeunDiscreteScheduler, PNDMScheduler])
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
-def test_diffusers_pipelines_get_the_predictions_that_they_would_forecast(scheduler, guidance_scale, forecast):
+def test_diffusers_pipelines_match_the_oracle(scheduler, guidance_scale, forecast):
     def pipeline():
         pipe = tiny_pipeline()
         if scheduler is not None:
             pipe.scheduler = scheduler()
         return pipe
 
-    # Heun's and PNDM's timesteps stand in the list more than once.
+    # Heun's and PNDM's timesteps are in the list more than once.
     calls = {None: 6, HeunDiscreteScheduler: 11, PNDMScheduler: 15}[scheduler]
     pattern = UniformSchedule(3).pattern(calls).replace(".", "-")
     pipe = pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast=forecast, between="skipped"))
     oracle = Answered(pipeline(), pattern, forecast).pipe
-    assert torch.equal(draw(pipe, guidance_scale=guidance_scale), draw(oracle, guidance_scale=guidance_scale))
+    assert torch.equal(generate(pipe, guidance_scale=guidance_scale), generate(oracle, guidance_scale=guidance_scale))
     assert engine.stats.pattern == pattern
 
 
@@ -365,17 +365,17 @@ def test_diffusers_pipelines_get_the_predictions_that_they_would_forecast(schedu
     ],
     ids=["skipped", "alternating", "adaptive"],
 )
-def test_a_second_run_with_other_settings_knows_nothing_of_the_first(config, second):
+def test_a_second_run_with_other_settings_is_independent_of_the_first(config, second):
     pipe, fresh = tiny_pipeline(), tiny_pipeline()
     for each in (pipe, fresh):
         engine = apply_deepcache(each, config)
-    draw(pipe)
-    assert torch.equal(draw(pipe, **second), draw(fresh, **second))
-    # The third of four adaptive steps is full, since nothing is known before.
+    generate(pipe)
+    assert torch.equal(generate(pipe, **second), generate(fresh, **second))
+    # The third of four adaptive steps is full, since no error is known before.
     assert engine.stats.skipped_steps > 0 or second == {"steps": 4}
 
 
-def test_image_to_image_starts_full_at_any_strength():
+def test_image_to_image_starts_with_a_full_step_at_any_strength():
     pipe = StableDiffusionImg2ImgPipeline(**tiny_pipeline().components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     engine = apply_deepcache(pipe, SKIPPED)
@@ -395,14 +395,14 @@ def test_the_cost_is_that_of_the_steps_that_ran():
     for between in ("shallow", "skipped", "alternating"):
         pipe = tiny_pipeline()
         engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="none", between=between))
-        draw(pipe)
+        generate(pipe)
         shares[between] = engine.stats.mac_share
     assert shares["skipped"] == 2 / 6
     assert shares["alternating"] == pytest.approx((shares["shallow"] + shares["skipped"]) / 2)
     assert "2 full, 2 shallow and 2 skipped steps" in str(engine.stats)
 
 
-def test_what_is_kept_is_counted_and_set_free():
+def test_stored_tensors_are_counted_and_freed():
     for forecast, tensors in (("none", 1), ("linear", 2), ("quadratic", 3), ("response", 4)):
         pipe = Pipeline(DummyUNet())
         engine = apply_deepcache(pipe, DeepCacheConfig(2, forecast=forecast, between="skipped"))
@@ -423,14 +423,14 @@ def test_offloading_changes_nothing(first):
     else:
         engine = apply_deepcache(pipe, SKIPPED)
         cpu_offload(pipe.unet, torch.device("cpu"))
-    expected = draw(plain)
-    assert torch.equal(draw(pipe), expected)
+    expected = generate(plain)
+    assert torch.equal(generate(pipe), expected)
     assert engine.stats.pattern == "F--F--"
     remove_hook_from_submodules(pipe.unet)
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
 
 
-def test_a_swapped_unet_has_its_steps_skipped_and_the_other_is_left_alone():
+def test_a_swapped_unet_has_its_steps_skipped_and_the_first_is_restored():
     pipe = Pipeline(DummyUNet())
     first = pipe.unet
     before = dict(vars(DummyUNet()))
@@ -448,11 +448,11 @@ def test_a_swapped_unet_has_its_steps_skipped_and_the_other_is_left_alone():
 def test_an_interval_of_one_changes_no_bit(mode, between):
     plain, pipe = tiny_pipeline(), tiny_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(1, skip_mode=mode, between=between))
-    assert torch.equal(draw(pipe, 4), draw(plain, 4))
+    assert torch.equal(generate(pipe, 4), generate(plain, 4))
     assert (engine.stats.pattern, engine.stats.bytes_kept) == ("FFFF", 0)
 
 
-def test_an_adaptive_schedule_of_interval_one_keeps_nothing():
+def test_an_adaptive_schedule_of_interval_one_stores_nothing():
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(schedule=AdaptiveSchedule(0.1, 1), between="skipped"))
     assert run(pipe) == [33, 43, 53, 63, 73, 83, 93]

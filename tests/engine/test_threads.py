@@ -1,4 +1,4 @@
-"""Threads that call one denoiser take turns, and each has a run of its own."""
+"""Threads that call one denoiser take turns, and each has its own run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from DeepCache import DeepCacheConfig, apply_deepcache
 from tests.engine.dummy_unet import DummyUNet, Pipeline
 from tests.engine.slots import kept_slots
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 
 STEPS = 7
 
 
 @pytest.mark.parametrize("between", ["shallow", "skipped"])
 def test_threads_that_call_in_turn_have_a_run_each(between):
-    """As the requests of a server do: over one list, with one prompt, a call of one between two of another's."""
+    """As the requests of a server: over one list, with one prompt, a call of one between two of another."""
     pipe = Pipeline(DummyUNet(), range(STEPS, 0, -1))
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="none", between=between))
     found = {start: [] for start in (1, 100, 10000)}
@@ -35,14 +35,14 @@ def test_threads_that_call_in_turn_have_a_run_each(between):
         thread.shutdown()
 
 
-def test_threads_that_call_at_once_draw_what_each_draws_alone():
+def test_threads_that_call_at_once_generate_what_each_generates_alone():
     pipe = tiny_pipeline()
     apply_deepcache(pipe, DeepCacheConfig(3))
-    alone = [draw(pipe, seed=seed) for seed in range(4)]
+    alone = [generate(pipe, seed=seed) for seed in range(4)]
 
     def request(seed):
         own = tiny_pipeline(pipe.unet)
-        return draw(own, seed=seed)
+        return generate(own, seed=seed)
 
     with ThreadPoolExecutor(4) as threads:
         for _ in range(3):
@@ -75,7 +75,7 @@ def test_an_interrupted_thread_does_not_end_another():
     assert pipe.call(9, 1) == alone.call(9, 1)
 
 
-def test_what_a_finished_thread_has_kept_is_dropped():
+def test_the_state_of_a_finished_thread_is_dropped():
     pipe = Pipeline(DummyUNet(), range(STEPS, 0, -1))
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     for _ in range(5):
@@ -91,7 +91,7 @@ def test_settings_cannot_change_within_a_call():
     pipe.call(1, 0)
     for change in (engine.detach, engine.end_run, lambda: engine.configure(DeepCacheConfig(2))):
         handle = pipe.unet.up_blocks[1].layers[1].register_forward_pre_hook(lambda *_, change=change: change())
-        with pytest.raises(RuntimeError, match="within a call of the DummyUNet: do it between two steps"):
+        with pytest.raises(RuntimeError, match=r"within a call of the DummyUNet\. Do it between two steps"):
             pipe.call(1, 1)
         handle.remove()
         pipe.call(1, 0)
@@ -99,8 +99,8 @@ def test_settings_cannot_change_within_a_call():
     assert pipe.call(1, 1) == Pipeline(DummyUNet()).call(1, 1)
 
 
-def test_a_call_that_nothing_has_wait_is_refused_while_another_is_in_flight():
-    """Where `torch.compile` calls the denoiser past its `__call__`."""
+def test_an_unguarded_call_is_refused_while_another_is_in_flight():
+    """`torch.compile` may call the denoiser without its `__call__`."""
     pipe = Pipeline(DummyUNet())
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="none"))
     refusals = []

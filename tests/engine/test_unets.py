@@ -1,4 +1,4 @@
-"""Which U-Nets of a pipeline DeepCache works on, and several of them in one pipeline."""
+"""The U-Nets that DeepCache finds in a pipeline, and several of them in one pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_counted")
 
 
 class TwoStages(DiffusionPipeline):
-    """A pipeline with two U-Nets one behind the other, and parts that resemble one."""
+    """A pipeline with two consecutive U-Nets, and components that resemble one."""
 
     def __init__(self, decoder, upscaler, motion_adapter, prior):
         super().__init__()
@@ -45,16 +45,16 @@ def pipe():
     return _two_stages(DummyUNet(), DummyUNet())
 
 
-def test_a_component_called_unet_is_the_one():
+def test_a_component_called_unet_is_the_denoiser():
     unet = tiny_unet()
     assert unets_of(SimpleNamespace(unet=unet, components={"unet": unet, "other": tiny_unet(1)})) == {"unet": unet}
 
 
-def test_without_it_every_component_of_the_shape_is_found(pipe):
+def test_without_it_every_component_of_the_structure_is_found(pipe):
     assert unets_of(pipe) == {"decoder": pipe.decoder, "upscaler": pipe.upscaler}
 
 
-def test_a_pipeline_without_one_is_refused_with_what_it_has():
+def test_a_pipeline_without_one_is_refused_with_its_components():
     pipe = _two_stages(None, None)
     with pytest.raises(
         TypeError, match=r"TwoStages has none among its components \(decoder, upscaler, motion_adapter, prior\)"
@@ -62,12 +62,12 @@ def test_a_pipeline_without_one_is_refused_with_what_it_has():
         apply_deepcache(pipe)
 
 
-def test_a_unet_that_is_no_torch_module_is_refused():
+def test_a_unet_that_is_not_a_torch_module_is_refused():
     with pytest.raises(TypeError, match="that of SimpleNamespace is of type str"):
         apply_deepcache(SimpleNamespace(unet="unet.onnx"))
 
 
-def test_every_unet_has_a_trajectory_of_its_own(pipe):
+def test_every_unet_has_its_own_run(pipe):
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     cached = pipe()
     assert {name: stats.pattern for name, stats in engine.unet_stats.items()} == {
@@ -83,9 +83,9 @@ def test_every_unet_has_a_trajectory_of_its_own(pipe):
     assert not any(unet._forward_hooks or unet._forward_pre_hooks for unet in (pipe.decoder, pipe.upscaler))
 
 
-def test_a_branch_must_be_there_in_all_of_them(pipe):
+def test_a_branch_must_exist_in_all_of_them(pipe):
     helper = DeepCacheSDHelper(_two_stages(tiny_unet(), DummyUNet()))
-    with pytest.raises(ValueError, match="from 0 to 3 for this DummyUNet, got 4"):
+    with pytest.raises(ValueError, match="between 0 and 3 for this DummyUNet, got 4"):
         helper.set_params(cache_interval=2, cache_branch_id=4)
 
 
@@ -101,7 +101,7 @@ def test_each_is_followed(pipe, name):
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
-def test_a_copy_is_a_pipeline_of_its_own(pipe, make):
+def test_a_copy_is_independent(pipe, make):
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     cached = pipe()
     other = make(pipe)
@@ -112,20 +112,21 @@ def test_a_copy_is_a_pipeline_of_its_own(pipe, make):
 
 
 def test_a_call_for_several_timesteps_at_once_is_full():
-    """ParaDiGMS runs a window of steps as one batch: nothing kept of one window fits the next."""
+    """ParaDiGMS runs a window of steps as one batch: nothing stored of one window fits the next."""
     pipe = SimpleNamespace(unet=DummyUNet(), scheduler=SimpleNamespace(timesteps=torch.arange(9, 0, -1)))
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     for first in range(0, 6, 2):
         window = pipe.scheduler.timesteps[first : first + 2].clone()
         pipe.unet(torch.ones(2), window)
     assert engine.stats.pattern == "FFF"
+    assert {reason for _, reason in engine.stats.reasons} == {"several timesteps in the batch"}
     pipe.unet(torch.ones(2), torch.tensor([3, 3]))
     assert engine.stats.pattern == "FFFF"
     pipe.unet(torch.ones(2), torch.tensor([2, 2]))
     assert engine.stats.pattern == "FFFF."
 
 
-def test_a_call_whose_gradient_is_wanted_runs_the_whole_unet_and_is_no_step():
+def test_a_call_with_a_gradient_runs_the_whole_unet_and_is_not_a_step():
     timesteps = torch.arange(4, 0, -1)
     unet = DummyUNet()
     engine = apply_deepcache(
@@ -134,16 +135,17 @@ def test_a_call_whose_gradient_is_wanted_runs_the_whole_unet_and_is_no_step():
     for t in timesteps[:3]:
         noisy = torch.ones(1, requires_grad=True)
         unet(noisy, t)[0].backward()
-        # The skip connections take it once, twice, four and eight times, and so does the mid block, eight times.
+        # The skip connections add it once, twice, four and eight times, and the mid block eight times.
         assert noisy.grad == 1 + 2 + 4 + 8 + 8
         with torch.no_grad():
             unet(noisy, t)
     assert engine.stats.pattern == "F.."
+    assert engine.stats.reasons == tuple((step, "a gradient is required") for step in (0, 1))
 
 
-def test_a_full_step_that_the_pipeline_leaves_out_is_made_up_for():
-    """RePaint puts noise back at some timesteps without calling the U-Net. In a loop of one's own, steps that are left
-    out may be those of another image."""
+def test_a_full_step_that_the_pipeline_omits_is_replaced():
+    """RePaint adds noise at some timesteps without calling the U-Net. In your own loop, omitted steps may be those of
+    another image."""
     timesteps = torch.arange(9, 0, -1)
 
     class Loop:
@@ -163,8 +165,8 @@ def test_a_full_step_that_the_pipeline_leaves_out_is_made_up_for():
         assert engine.stats.pattern == pattern
 
 
-def test_a_slot_that_a_step_did_not_have_is_another_when_it_comes_back():
-    """Guidance that another kind of guidance follows: the second call of a step is for something else then."""
+def test_a_slot_that_a_step_did_not_have_starts_again_later():
+    """One kind of guidance may follow another: the second call of a step is then for something else."""
     timesteps = torch.arange(6, 0, -1)
     unet = DummyUNet()
     ran = []
@@ -180,8 +182,8 @@ def test_a_slot_that_a_step_did_not_have_is_another_when_it_comes_back():
     assert pattern == "FF...." + "F" + ".."
 
 
-def test_a_layer_that_another_unet_borrows_keeps_nothing_there(pipe):
-    """Versatile Diffusion puts the attentions of one U-Net into another at every call."""
+def test_a_layer_that_another_unet_borrows_stores_nothing_there(pipe):
+    """Versatile Diffusion uses the attentions of one U-Net in another at every call."""
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     pipe.decoder.up_blocks[1].layers[0] = pipe.upscaler.up_blocks[1].layers[0]
     cache = engine._caches["upscaler"]

@@ -21,7 +21,7 @@ def tiny_unet(seed=0):
 
 
 def small_unet():
-    """As little as there can be, since tracing takes longer than running."""
+    """As small as possible, since tracing takes longer than running."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
         block_out_channels=(8, 16),
@@ -35,13 +35,13 @@ def small_unet():
 
 
 class _TextEncoder(torch.nn.Module):
-    """For releases of diffusers that ask it for its dtype and its LoRAs, and do not call it."""
+    """For releases of diffusers that read its dtype and its LoRAs, and do not call it."""
 
     dtype, device = torch.float32, torch.device("cpu")
 
 
 def _vae():
-    """None, but for releases of diffusers that ask it for its number of blocks."""
+    """None, except for releases of diffusers that read its number of blocks."""
     old = Version("0.33") > DIFFUSERS
     return AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=4) if old else None
 
@@ -61,7 +61,7 @@ def tiny_pipeline(unet=None):
     return pipe
 
 
-def draw(pipe, steps=6, seed=0, batch=1, size=64, **call):
+def generate(pipe, steps=6, seed=0, batch=1, size=64, **call):
     """The latents of a run with random prompt embeddings."""
     generator = torch.Generator().manual_seed(seed)
     prompt, negative = torch.randn(2, batch, 3, 8, generator=generator)
@@ -75,3 +75,6 @@ def draw(pipe, steps=6, seed=0, batch=1, size=64, **call):
         output_type="latent",
         **call,
     ).images
+
+
+draw = generate

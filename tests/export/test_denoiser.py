@@ -95,7 +95,7 @@ def test_threads_without_deepcache_do_not_mix(on_graphs):
 
 
 def test_another_branch_is_refused(on_graphs):
-    with pytest.raises(ValueError, match="cache_branch_id must be from 0 to 0"):
+    with pytest.raises(ValueError, match="cache_branch_id must be between 0 and 0"):
         apply_deepcache(on_graphs, DeepCacheConfig(cache_branch_id=2))
 
 

@@ -101,7 +101,7 @@ def test_graphs_are_the_engine_bit_by_bit(kind):
         feature = executor.take()[1]
         moved = feature + 0.1
         with executor.shallow(1, moved):
-            narrow = executor.cuts[1].narrow((), arguments)[1]
+            narrow = executor.patches[1].narrow((), arguments)[1]
             expected_shallow = unet(**narrow).sample
     executor.detach()
 

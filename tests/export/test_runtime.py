@@ -211,7 +211,7 @@ def test_what_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match=r"Call remove_deepcache\(pipe\) first"):
         use_runtime(pipe, "openvino")
     remove_deepcache(pipe)
-    with pytest.raises(ValueError, match="cache_branch_id must be from 0 to 1"):
+    with pytest.raises(ValueError, match="cache_branch_id must be between 0 and 1"):
         use_runtime(pipe, "openvino", DeepCacheConfig(cache_branch_id=9))
     export_graphs(pipe, tmp_path / "graphs", CALL(), format="torch")
     pipe.unet = load_graphs(tmp_path / "graphs")

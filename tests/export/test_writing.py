@@ -149,7 +149,7 @@ def test_other_names(tmp_path):
         ({"names": {"deepin": "a"}}, "names must be of .*deep_in, deep_out, prediction, got 'deepin'"),
         ({"names": {"deep_in": "sample"}}, "names must differ, got .*sample"),
         ({"int8": True}, "weights of eight bits are for format openvino, got 'torch'"),
-        ({"config": DeepCacheConfig(cache_branch_id=40)}, "cache_branch_id must be from 0 to"),
+        ({"config": DeepCacheConfig(cache_branch_id=40)}, "cache_branch_id must be between 0 and"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )

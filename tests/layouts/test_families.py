@@ -150,7 +150,7 @@ def test_a_skipped_step_runs_no_layer(family):
     denoiser = denoiser_of(family)
     engine = apply_deepcache(denoiser, _config(between="skipped"))
     if family.name == "UniDiffuser":
-        with pytest.raises(ValueError, match="this UniDiffuserModel returns 3; take between='shallow'"):
+        with pytest.raises(ValueError, match=r"this UniDiffuserModel returns 3\. Use between='shallow'"):
             _run(family, denoiser)
         return
     found = _run(family, denoiser)

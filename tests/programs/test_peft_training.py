@@ -205,4 +205,4 @@ def test_the_loop_of_a_program_that_forgets_no_grad():
             each.unet(latents, t, encoder_hidden_states=text(0)).sample.requires_grad_() for each in (pipe, plain)
         )
         assert torch.equal(found, expected)
-    assert {reason for _, reason in engine.stats.reasons} == {"a gradient is wanted"}
+    assert {reason for _, reason in engine.stats.reasons} == {"a gradient is required"}

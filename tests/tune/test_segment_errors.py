@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
+from DeepCache.engine.forecast import PredictionForecast
 from DeepCache.engine.guidance import output_tensor
 from DeepCache.engine.layouts import branch_of
-from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.schedule import FORECASTS, Step, StepSchedule
 from DeepCache.tune.best_schedules import predicted_error
 from DeepCache.tune.recording import draw_from, record

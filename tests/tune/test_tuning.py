@@ -463,7 +463,7 @@ def test_settings_that_are_none_are_refused(values, message):
 
 
 def test_a_branch_that_the_unet_lacks_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"must be from 0 to 3 .*got 4"):
+    with pytest.raises(ValueError, match=r"must be between 0 and 3 .*got 4"):
         Bench(tmp_path / "tuning").tune(branches=(0, 4))
     assert not list(tmp_path.iterdir())
 

@@ -26,6 +26,7 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import apply_deepcache, remove_deepcache
 from DeepCache.engine.checks import check_settings
 from DeepCache.engine.fingerprint import other_guidance, other_scheduler
+from DeepCache.engine.first_call import first_call
 from DeepCache.engine.unets import unets_of
 from DeepCache.generation.finite import check_finite
 from DeepCache.generation.painter import Painter
@@ -106,22 +107,11 @@ class AblationGroup:
 
     def _begin(self, config: DeepCacheConfig) -> None:
         """Begins to draw and goes no further than to the U-Net: only there it shows whether guidance can be reused."""
-
-        class Reached(Exception):
-            pass
-
-        def stop(*_: Any) -> None:
-            raise Reached
-
         apply_deepcache(self.pipe, config)
-        handles = [unet.register_forward_pre_hook(stop) for unet in unets_of(self.pipe).values()]
         try:
-            self._painter(self.settings.seeds[0]).draw_batch(0)
-        except Reached:
-            pass
+            unets = list(unets_of(self.pipe).values())
+            first_call(unets, lambda: self._painter(self.settings.seeds[0]).draw_batch(0), prepend=False)
         finally:
-            for handle in handles:
-                handle.remove()
             remove_deepcache(self.pipe)
 
     def expected_work(self) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.fingerprint import other_guidance, refuse
-from DeepCache.engine.stiffness import stiffness
+from DeepCache.engine.forecast import stiffness
 
 __all__ = ["Sampler", "guidance_scale_of", "sampler_of"]
 
@@ -28,7 +28,7 @@ class Sampler:
     """What a run needs to know of its sampler.
 
     Args:
-        stiffness: how strongly the run answers to an error, see `DeepCache.engine.stiffness`.
+        stiffness: how strongly the run answers to an error, see `DeepCache.engine.forecast.stiffness`.
         response: how a prediction answers to its input until that is measured, see `PredictionForecast`.
         steps: how many evaluations there are, where a plan or an adaptive schedule goes by that; else None.
         highest_sigma: the noise level from which on DeepCache is used; None for the highest there is.

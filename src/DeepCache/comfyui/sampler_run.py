@@ -18,9 +18,8 @@ from DeepCache.comfyui.model_call import Begun, ModelCall, positive_of_two
 from DeepCache.comfyui.sampler import Sampler
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.executor import Executor
-from DeepCache.engine.forecast import Forecast
+from DeepCache.engine.forecast import Forecast, PredictionForecast
 from DeepCache.engine.planner import Decision, Planner
-from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.engine.slot import Slot
 from DeepCache.engine.stats import RunRecord, TrajectoryStats
 from DeepCache.engine.torch_versions import not_compiled
@@ -183,7 +182,7 @@ class SamplerRun:
             self._model = weakref.ref(model)
         info = StepInfo(self._evaluation, self._calls, False)
         kwargs = {**call.others, "transformer_options": {"optimized_attention_override": counted_attention}}
-        self._record.note_call(info, decision, call.sample, (call.sample,), kwargs)
+        self._record.note_call(info, decision, (call.sample,), kwargs)
 
     def _executor(self, model: nn.Module) -> Executor:
         if model not in self._models:
@@ -196,7 +195,7 @@ class SamplerRun:
         feature = torch.cat(
             [self._slots[key].features[step.branch].at(self._number, step.forecast) for key in part.keys]
         )
-        narrowed = executor.cuts[step.branch].narrow((), {"control": part.control})[1]
+        narrowed = executor.patches[step.branch].narrow((), {"control": part.control})[1]
         left_out = len(model.output_blocks) - 1 - step.branch
         options = BlockNumbers(left_out, self._transformers).patched(part.options)
         executor.shallow(step.branch, feature)

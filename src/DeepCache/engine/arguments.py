@@ -1,38 +1,38 @@
-"""The arguments of a denoiser's call that the engine reads: the sample, the timestep and the conditioning."""
+"""The arguments of a denoiser's call: the sample, the timestep, the conditioning, and whether it needs a gradient."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Hashable
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import CheckpointFunction
 
 from DeepCache.engine.compilation import static_timestep
 from DeepCache.engine.guidance import tensors_in
 
-__all__ = ["CallArguments", "SlotName"]
-
 SlotName = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
-"""Names what a call is for by its positional and keyword arguments."""
+"""Names the purpose of a call, given its positional and keyword arguments."""
 
-# What guidance exchanges from call to call, in this order: the text, the class, or the image where there is no text.
+GRADIENT = "a gradient is required"
+TRAINING = "the denoiser is in training mode (call its eval())"
+
+# What guidance changes from call to call, in this order: the text, the class, or the image where there is no text.
 _CONDITIONINGS = ("encoder_hidden_states", "context", "class_labels", "y", "added_cond_kwargs")
+_CHECKPOINT = CheckpointFunction.forward.__code__
 
 
 class CallArguments:
     """Finds the sample, the timestep and the conditioning among the arguments of a denoiser.
 
-    The sample is the first argument. The timestep is the one called `timestep` or `timesteps`, else those whose names
-    begin with `timestep` (UniDiffuser has one for images and one for text), else the second.
-
-    Args:
-        denoiser: the denoiser, of whose class the signature is read.
-
-    Raises:
-        TypeError: it takes no sample and timestep.
+    The sample is the first argument. The timestep is the argument called `timestep` or `timesteps`, else those whose
+    names begin with `timestep` (UniDiffuser has one for images and one for text), else the second.
 
     Example:
         >>> class Denoiser(nn.Module):
@@ -42,7 +42,7 @@ class CallArguments:
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
-        # Off the class: offloading replaces `forward` on the instance.
+        # Of the class, since offloading replaces `forward` on the instance.
         parameters = list(inspect.signature(type(denoiser).forward).parameters.values())[1:]
         names = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         timesteps = [name for name in names if name in ("timestep", "timesteps")]
@@ -52,49 +52,34 @@ class CallArguments:
             raise TypeError(f"DeepCache needs a denoiser that is called with a sample and a timestep; {kind} is not")
         self._sample = (0, names[0])
         self._timesteps = [(names.index(name), name) for name in timesteps] or [(1, "timestep")]
-        # Beyond the last argument by position where the denoiser takes it by name alone.
+        # A keyword-only argument has an index beyond the last positional one.
         self._conditionings = [(names.index(name) if name in names else sys.maxsize, name) for name in _CONDITIONINGS]
 
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        """The sample.
-
-        Raises:
-            TypeError: the denoiser was called without it.
-        """
         sample: torch.Tensor = _argument(args, kwargs, *self._sample)
         return sample
 
     def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The timestep; of several, the first that is a tensor, since a number is one that stays.
-
-        Raises:
-            TypeError: the denoiser was called without it.
-        """
-        first = _argument(args, kwargs, *self._timesteps[0])
-        others = self._timesteps[1:]
-        if not others or isinstance(first, torch.Tensor):
-            return first
-        values = (_argument(args, kwargs, *place) for place in others)
-        return next((value for value in values if isinstance(value, torch.Tensor)), first)
-
-    def conditioning(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """What the call is conditioned on: the first tensor of the text, the class or the image; None without any."""
-        for index, name in self._conditionings:
-            tensor = next(tensors_in(args[index] if index < len(args) else kwargs.get(name)), None)
-            if tensor is not None:
-                return tensor
-        return None
+        """The timestep; of several, the first that is a tensor, since a plain number is a constant."""
+        values = [_argument(args, kwargs, *place) for place in self._timesteps]
+        return next((value for value in values if isinstance(value, torch.Tensor)), values[0])
 
     def name_or_conditioning(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], name: SlotName | None
     ) -> tuple[Hashable, torch.Tensor | None]:
-        """What a call is for, as the program names it; without names, what it is conditioned on."""
-        return (None, self.conditioning(args, kwargs)) if name is None else (name(args, kwargs), None)
+        """The name that the program gives the call; without one, the first tensor of the conditioning, if any."""
+        if name is not None:
+            return name(args, kwargs), None
+        for index, key in self._conditionings:
+            tensor = next(tensors_in(args[index] if index < len(args) else kwargs.get(key)), None)
+            if tensor is not None:
+                return None, tensor
+        return None, None
 
     def with_static_timestep(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: nn.Module, sample: torch.Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with the timestep as a graph takes it, see `static_timestep`."""
+        """The arguments with the timestep in the form that a graph needs, see `static_timestep`."""
         for index, name in self._timesteps:
             steady = static_timestep(_argument(args, kwargs, index, name), denoiser, sample)
             if index < len(args):
@@ -110,3 +95,36 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: s
     if name not in kwargs:
         raise TypeError(f"the denoiser was called without its argument {name!r}")
     return kwargs[name]
+
+
+def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Why a gradient may be taken through a call, so that it runs the whole denoiser and is not a step of a run.
+
+    Under `no_grad` the check takes the same time for any denoiser.
+
+    Example:
+        >>> layer = nn.Linear(2, 2).eval()
+        >>> why_differentiated(layer, (torch.zeros(2),), {})
+        'a gradient is required'
+        >>> with torch.no_grad():
+        ...     why_differentiated(layer, (torch.zeros(2),), {})
+        ''
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return GRADIENT
+    if not torch.is_grad_enabled():
+        return GRADIENT if _is_checkpointed() else ""
+    if denoiser.training:
+        return TRAINING
+    tensors = itertools.chain(tensors_in([args, kwargs]), denoiser.parameters())
+    return GRADIENT if any(tensor.requires_grad for tensor in tensors) else ""
+
+
+def _is_checkpointed() -> bool:
+    """Whether reentrant checkpointing makes the call: it runs under `no_grad` first, and with gradients later."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _CHECKPOINT:
+            return True
+        frame = frame.f_back
+    return False

@@ -18,8 +18,6 @@ from DeepCache.engine.stats import TrajectoryStats
 from DeepCache.engine.torch_versions import CALLS_WHAT_IS_COMPILED
 from DeepCache.engine.unets import component_of, unets_of
 
-__all__ = ["DeepCacheEngine", "apply_deepcache", "remove_deepcache"]
-
 _ENGINE = "_deepcache_engine"
 
 
@@ -27,13 +25,12 @@ class DeepCacheEngine:
     """DeepCache on one pipeline, or on one denoiser. Made by `apply_deepcache` and by `DeepCacheSDHelper`.
 
     Args:
-        pipe: a pipeline with one or more denoisers, see `DeepCache.engine.unets.unets_of`; any object with a `unet`
-            and, as a rule, a `scheduler`; or a denoiser by itself.
+        pipe: a pipeline with one or more denoisers, any object with a `unet` and usually a `scheduler`, or a denoiser.
         config: the settings.
         slot_key: see `apply_deepcache`.
 
     Raises:
-        TypeError: there is no denoiser, or one that DeepCache cannot cut, or the settings are not a `DeepCacheConfig`.
+        TypeError: there is no denoiser, it cannot be cut, or the settings are not a `DeepCacheConfig`.
         ValueError: the branch is too deep for a denoiser.
     """
 
@@ -53,7 +50,7 @@ class DeepCacheEngine:
 
     @property
     def pipe(self) -> Any:
-        """What the engine was made for."""
+        """The pipeline or the denoiser."""
         return self._pipe
 
     @property
@@ -63,25 +60,25 @@ class DeepCacheEngine:
 
     @property
     def attached(self) -> bool:
-        """Whether the engine is on the pipeline."""
+        """Whether the engine is attached to the pipeline."""
         return any(cache.attached for cache in self._caches.values())
 
     @property
     def stats(self) -> TrajectoryStats:
-        """What the last trajectory did; counting its multiply-accumulates takes a moment the first time. Of a pipeline
-        with several U-Nets, what the first of them did."""
-        return next(iter(self._caches.values())).stats
+        """Statistics of the last denoising run, for a pipeline with several U-Nets those of the first. Counting the
+        multiply-accumulates takes a moment the first time."""
+        return self._first.stats
 
     @property
     def pattern(self) -> str:
         """The `pattern` in `stats`, without counting anything."""
-        return next(iter(self._caches.values())).pattern
+        return self._first.pattern
 
     @property
     def places(self) -> tuple[int | None, int]:
-        """Where the first and the latest step of this thread's run stand in the list of timesteps, from 0; None and 0
-        where none is in progress. Of a pipeline with several U-Nets, those of the first."""
-        return next(iter(self._caches.values())).places
+        """Positions of the first and the latest step of this thread's run in the list of timesteps, starting at 0; None
+        and 0 if no run is in progress. For a pipeline with several U-Nets, those of the first."""
+        return self._first.places
 
     @property
     def unet_stats(self) -> dict[str, TrajectoryStats]:
@@ -89,12 +86,12 @@ class DeepCacheEngine:
         return {name: cache.stats for name, cache in self._caches.items()}
 
     def configure(self, config: DeepCacheConfig) -> None:
-        """Changes the settings; the next step is then the first of a new trajectory.
+        """Changes the settings; the next step is then the first of a new run.
 
         Raises:
-            ValueError: a branch is too deep for a U-Net, the plan is for another, or the U-Net is compiled already; the
-                settings stay as they were.
-            RuntimeError: it is called from within a call of the U-Net.
+            ValueError: a branch is too deep for a U-Net, the plan is for another, or the U-Net is compiled already. The
+                settings are unchanged.
+            RuntimeError: it is called within a call of the U-Net.
         """
         _check_config(config)
         with ExitStack() as stack:
@@ -109,7 +106,7 @@ class DeepCacheEngine:
                 self._recompile()
 
     def attach(self) -> None:
-        """Puts the engine on the pipeline's U-Nets, in the place of any other that is there. Twice is as good as once.
+        """Attaches the engine to the pipeline's U-Nets, replacing any other. Idempotent.
 
         Raises:
             TypeError: the pipeline has no U-Net that can be cut.
@@ -137,8 +134,8 @@ class DeepCacheEngine:
             raise
 
     def follow(self) -> None:
-        """Puts the engine on the U-Nets that the pipeline has now, and takes it off those that it had. Where one is
-        None, or cannot be cut as the settings ask for, the engine is on none until the next is assigned.
+        """Attaches the engine to the current U-Nets of the pipeline, and detaches it from the former ones. If one is
+        None, or cannot be cut as configured, the engine is detached from all until the next is assigned.
 
         Raises:
             TypeError: a U-Net cannot be cut.
@@ -154,24 +151,26 @@ class DeepCacheEngine:
             raise
 
     def detach(self) -> None:
-        """Takes the engine off and leaves the U-Nets as they were found. Twice is as good as once."""
+        """Detaches the engine and restores the U-Nets. Idempotent."""
         unfollow_unets(self._pipe, self)
         self._let_go()
 
     def end_run(self) -> None:
-        """Forgets the trajectory and its deep features. Called by diffusers at the end of a pipeline run."""
+        """Forgets the current run and its deep features. Diffusers does this at the end of a pipeline run."""
         for cache in self._caches.values():
             cache.end_run()
+
+    @property
+    def _first(self) -> DenoiserCache:
+        return next(iter(self._caches.values()))
 
     def _cache(self, unet: nn.Module, name: str) -> DenoiserCache:
         check_settings(self._config, unet, self._pipe, name)
         last = self._caches.get(name)
-        # With all that has been compiled, where the U-Net is the same.
-        return (
-            last
-            if last is not None and last.denoiser is unet
-            else DenoiserCache(unet, self._config, self._pipe, name, self._slot_key)
-        )
+        # The last one, if it is for this U-Net, has its compiled code.
+        if last is not None and last.denoiser is unet:
+            return last
+        return DenoiserCache(unet, self._config, self._pipe, name, self._slot_key)
 
     def _let_go(self) -> None:
         for cache in self._caches.values():
@@ -183,11 +182,11 @@ class DeepCacheEngine:
         if not CALLS_WHAT_IS_COMPILED and self._compiled_by_others():
             raise ValueError(f"DeepCache on a compiled U-Net requires torch 2.1, got {torch.__version__}")
         if config.compile != "none" and self._compiled_by_others():
-            raise ValueError(f"compile={config.compile!r} and the U-Net is compiled already: leave out one of the two")
+            raise ValueError(f"compile={config.compile!r} and the U-Net is compiled already: remove one of the two")
 
     def _recompile(self) -> None:
         if self._compiled_by_others():
-            # Of what was compiled before, nothing fits any more.
+            # Code compiled before does not fit any more.
             torch.compiler.reset()
 
     def _compiled_by_others(self) -> bool:
@@ -199,22 +198,22 @@ def apply_deepcache(
 ) -> DeepCacheEngine:
     """Applies DeepCache to a pipeline, or to a denoiser by itself.
 
-    A denoiser has one engine: a second `apply_deepcache`, or a `DeepCacheSDHelper` enabled on it, takes the place of
-    the first, whose `stats` stay readable.
+    A denoiser has one engine: a second `apply_deepcache`, or a `DeepCacheSDHelper` enabled on it, replaces the first,
+    whose `stats` stay readable.
 
     Args:
         pipe: any pipeline with a denoiser, any object with a `unet` and a `scheduler`, or the denoiser itself
-            (`pipe.unet`), for a loop of your own.
+            (`pipe.unet`), for your own loop.
         config: the settings; `DeepCacheConfig()` by default.
         slot_key: for programs that make several calls per step, a function of a call's positional and keyword
             arguments that returns a hashable name for the call. Calls with the same name are distinguished by their
             order within the step; by default, all calls are.
 
     Returns:
-        The engine, whose `stats` tell what the last trajectory did.
+        The engine, with the `stats` of the last denoising run.
 
     Raises:
-        TypeError: there is no denoiser, or one that DeepCache cannot cut, or the settings are not a `DeepCacheConfig`.
+        TypeError: there is no denoiser, it cannot be cut, or the settings are not a `DeepCacheConfig`.
         ValueError: the branch is too deep for the denoiser.
 
     Example:
@@ -233,7 +232,7 @@ def apply_deepcache(
 
 
 def remove_deepcache(pipe: Any) -> None:
-    """Removes DeepCache from a pipeline or a denoiser, whichever interface applied it; without effect where none did.
+    """Removes DeepCache from a pipeline or a denoiser, whichever interface applied it. Idempotent.
 
     Raises:
         TypeError: the pipeline has no U-Net.

@@ -1,10 +1,9 @@
-"""Attention that a pipeline listens to, in layers that a shallow step leaves out.
+"""Attention that a pipeline reads, in layers that a shallow step does not run.
 
-Some pipelines read attention maps off the U-Net: self-attention guidance, Pix2Pix-Zero, LEDITS++. They give its
-attention layers processors that write down what they see, at every step. A shallow step runs no deep layer, so these
-would write nothing and the pipeline would read the maps of another call or none. What they saw belongs to the deep
-part: with the deep feature of a full step the inputs of those layers are kept, and on a shallow step the layers attend
-to them once more. What they return is dropped.
+Some pipelines read attention maps of the U-Net at every step: self-attention guidance, Pix2Pix-Zero, LEDITS++. Their
+attention processors store what they see. A shallow step runs no deep layer, so the pipeline would read the maps of
+another call or none. Therefore the inputs of those layers at a full step are kept with its deep feature, and on a
+shallow step the layers are called with them again. Their output is discarded.
 """
 
 from __future__ import annotations
@@ -18,19 +17,13 @@ from torch import nn
 
 from DeepCache.engine.torch_versions import bytes_of
 
-__all__ = ["AttentionCalls", "Listener", "copy_processor", "may_write"]
-
 _PLAIN = (bool, int, float, str)
-# From a processor over its store and the store's dictionary of lists to the maps.
+# From a processor through its store and the store's dictionary of lists to the maps.
 _LEVELS = 4
 
 
 class AttentionCalls:
-    """Calls of attention layers, to be made again.
-
-    Args:
-        calls: layers with the arguments they were called with, in order.
-    """
+    """Calls of attention layers to repeat: layers with the arguments they were called with, in order."""
 
     def __init__(self, calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]) -> None:
         self._calls = calls
@@ -38,17 +31,11 @@ class AttentionCalls:
     @property
     def bytes(self) -> int:
         """Size of the tensors that are kept for it."""
-        kept = {
-            id(value): bytes_of(value)
-            for _, args, kwargs in self._calls
-            for value in (*args, *kwargs.values())
-            if isinstance(value, torch.Tensor)
-        }
-        return sum(kept.values())
+        values = [value for _, args, kwargs in self._calls for value in (*args, *kwargs.values())]
+        return sum({id(value): bytes_of(value) for value in values if isinstance(value, torch.Tensor)}.values())
 
     def repeat(self, layers: list[nn.Module], attention_kwargs: dict[str, Any]) -> None:
-        """Calls the layers again, as far as they are among these, with the `cross_attention_kwargs` of this U-Net call
-        instead of those of then."""
+        """Repeats the calls of these layers, with the `cross_attention_kwargs` of the current U-Net call."""
         for layer, args, kwargs in self._calls:
             if layer in layers:
                 layer(*args, **kwargs | {name: value for name, value in attention_kwargs.items() if name in kwargs})
@@ -58,27 +45,23 @@ class AttentionCalls:
 
 
 class Listener:
-    """Notes the calls of attention layers whose processors write something down, for the length of one U-Net call.
-
-    Args:
-        layers: layers whose processors `may_write`.
-    """
+    """Records, for one U-Net call, the calls of attention layers whose processors `may_write`."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self._calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-        self._before = {layer: _holdings(layer.processor) for layer in layers}
+        self._before = {layer: _contents(layer.processor) for layer in layers}
         self._handles = [layer.register_forward_pre_hook(self._note, with_kwargs=True) for layer in self._before]
 
     def stop(self) -> AttentionCalls:
         """The calls of those layers whose processors did write."""
         for handle in self._handles:
             handle.remove()
-        wrote = {layer for layer, before in self._before.items() if _differ(before, _holdings(layer.processor))}
+        wrote = {layer for layer, before in self._before.items() if _differ(before, _contents(layer.processor))}
         copies: dict[int, Any] = {}
 
         def copied(value: Any) -> Any:
             if isinstance(value, torch.Tensor) and id(value) not in copies:
-                # A CUDA graph writes over it at the next step.
+                # A CUDA graph overwrites it at the next step.
                 copies[id(value)] = value.clone()
             return copies.get(id(value), value)
 
@@ -96,13 +79,9 @@ class Listener:
 
 
 def copy_processor(processor: Any, copies: dict[int, Any]) -> Any:
-    """A copy of an attention processor that writes into a store of its own, for use on the meta device.
-
-    Args:
-        processor: the processor.
-        copies: what was copied for other processors of the same U-Net, which may share a store.
-    """
-    for item in _holdings(processor):
+    """A copy of an attention processor for the meta device, with a store of its own. `copies` holds what has been
+    copied for other processors of the same U-Net, which may share a store."""
+    for item in _contents(processor):
         if isinstance(item, nn.Module):
             copies[id(item)] = item
         elif isinstance(item, torch.Tensor):
@@ -111,8 +90,8 @@ def copy_processor(processor: Any, copies: dict[int, Any]) -> Any:
 
 
 def may_write(layer: nn.Module) -> bool:
-    """Whether the processor of an attention layer holds anything but settings. Adapters' processors are modules: what
-    these hold are weights."""
+    """Whether the processor of an attention layer holds anything but settings. Processors of adapters are modules and
+    hold weights."""
     processor: Any = layer.processor
     return not isinstance(processor, nn.Module) and any(
         not isinstance(value, _PLAIN) for value in getattr(processor, "__dict__", {}).values()
@@ -120,14 +99,14 @@ def may_write(layer: nn.Module) -> bool:
 
 
 def counting_editor(modules: Iterable[nn.Module]) -> str:
-    """The class of an editor that has replaced the `forward` of attention layers and counts their calls to know which
-    layer it is at (Prompt-to-Prompt, MasaCtrl); an empty string where there is none."""
+    """The class of an editor that has replaced the `forward` of attention layers and counts their calls to identify the
+    layer (Prompt-to-Prompt, MasaCtrl); an empty string if there is none."""
     for module in modules:
         for cell in getattr(vars(module).get("forward"), "__closure__", None) or ():
             try:
                 held = cell.cell_contents
             except ValueError:
-                # A name that is not bound.
+                # An unbound name.
                 continue
             if hasattr(held, "num_att_layers"):
                 return type(held).__name__
@@ -138,7 +117,7 @@ def _without_history(value: Any) -> Any:
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
-def _holdings(processor: Any) -> list[Any]:
+def _contents(processor: Any) -> list[Any]:
     return list(_walk(processor, _LEVELS))
 
 

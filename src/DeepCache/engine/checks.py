@@ -1,4 +1,4 @@
-"""What is refused: settings that are not for a denoiser, and runs that they are not for."""
+"""Checks that raise: settings that do not suit a denoiser, and runs that do not suit the settings."""
 
 from __future__ import annotations
 
@@ -17,27 +17,14 @@ from DeepCache.engine.guidance import counts_parts, several_prompts, table_of_un
 from DeepCache.engine.layouts import branch_of
 from DeepCache.engine.unets import scheduler_of
 
-__all__ = ["check_run", "check_settings", "refuse_another_thread", "refuse_within_a_call"]
-
 
 def check_settings(config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, name: str = "unet") -> None:
-    """Refuses settings that are not for this denoiser.
-
-    Args:
-        config: the settings.
-        denoiser: the denoiser.
-        pipe: its pipeline.
-        name: what the pipeline calls it.
-
-    Raises:
-        ValueError: a branch is too deep, the plan is for another model or scheduler, or there is nothing in the
-            denoiser that could be compiled as asked for.
-        TypeError: the denoiser cannot be cut.
-    """
+    """Raises a `ValueError` if a branch is too deep, the plan is for another model or scheduler, or the denoiser cannot
+    be compiled as configured; a `TypeError` if it cannot be cut. `name` is the pipeline's name for it."""
     Compilation(denoiser, config.compile)
     if config.plan is not None and not config.force_plan:
         refuse(other_model(config.plan, denoiser) or other_scheduler(config.plan, scheduler_of(pipe, name)))
-    # A branch that is too deep is an error where nothing is cached too.
+    # A branch that is too deep is an error even if nothing is cached.
     for number in config.branches or (config.cache_branch_id,):
         branch_of(denoiser, number)
 
@@ -45,33 +32,24 @@ def check_settings(config: DeepCacheConfig, denoiser: nn.Module, pipe: Any, name
 def check_run(
     config: DeepCacheConfig, executor: Executor, denoiser: nn.Module, pipe: Any, scheduler: Any, call: Sequence[Any]
 ) -> None:
-    """Refuses a run that the settings are not for, before anything has run. Of the scheduler and the guidance scale
-    nothing is known before a run.
+    """Raises a `ValueError` if a run does not suit the plan, shallow or skipped steps, or guidance reuse, before any
+    layer has run.
 
-    Args:
-        config: the settings.
-        executor: the cuts of the denoiser.
-        denoiser: the denoiser.
-        pipe: its pipeline.
-        scheduler: the scheduler of the run.
-        call: the sample of the first call, its positional and its keyword arguments; empty where the samples of the
-            batch stand at several timesteps, so that every step is full.
-
-    Raises:
-        ValueError: it does not suit the plan, shallow or skipped steps, or guidance reuse.
+    `call` is the sample of the first call, its positional and its keyword arguments; empty if the samples of the batch
+    have several timesteps, so that every step is full.
     """
     if config.plan is not None and not config.force_plan:
         refuse(other_scheduler(config.plan, scheduler) or other_guidance(config.plan, guidance_scale(pipe)))
-    editor = counting_editor(executor.modules) if executor.cuts or config.any_skipped else ""
+    editor = counting_editor(executor.modules) if executor.patches or config.any_skipped else ""
     if editor:
         raise ValueError(
-            f"a {editor} counts the calls of attention layers, of which a shallow step makes fewer, and would edit at "
-            "the wrong layers; disable DeepCache for it"
+            f"a {editor} counts the calls of attention layers; a shallow step makes fewer calls, so it would edit the "
+            "wrong layers. Disable DeepCache for it"
         )
     if config.any_skipped and any(map(may_write, executor.attention)):
         raise ValueError(
-            "a skipped step runs no layer, and the pipeline reads the attention maps of the U-Net; "
-            "take between='shallow'"
+            "a skipped step runs no layer, and the pipeline reads the attention maps of the U-Net. "
+            "Use between='shallow'"
         )
     if config.any_guidance_reuse and call:
         reason = _why_no_guidance_reuse(executor, denoiser, pipe, *call)
@@ -98,35 +76,19 @@ def _why_no_guidance_reuse(
 
 
 def refuse_another_thread(calling: int, denoiser: nn.Module) -> None:
-    """Refuses a call while a call of another thread is in flight and nothing has it wait for its turn.
-
-    Args:
-        calling: the thread whose call has begun and not ended; it may have ended with the thread.
-        denoiser: the denoiser.
-
-    Raises:
-        RuntimeError: that thread is alive and another one.
-    """
+    """Raises a `RuntimeError` if the thread whose call has not ended is another one, and alive."""
     others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
     if calling in others:
         raise RuntimeError(
             f"two threads call this {type(denoiser).__name__} at once, and DeepCache changes it for the length of a "
-            "call: have them take turns, or give each a copy of its own"
+            "call. Make them take turns, or give each its own copy"
         )
 
 
 def refuse_within_a_call(calling: int | None, denoiser: nn.Module) -> None:
-    """Refuses to change what a call in flight works with.
-
-    Args:
-        calling: the thread whose call is in flight; None where there is none.
-        denoiser: the denoiser.
-
-    Raises:
-        RuntimeError: it is this thread.
-    """
+    """Raises a `RuntimeError` if this thread's call is in flight."""
     if calling == threading.get_ident():
         raise RuntimeError(
-            f"DeepCache cannot be changed or removed within a call of the {type(denoiser).__name__}: do it between two "
+            f"DeepCache cannot be changed or removed within a call of the {type(denoiser).__name__}. Do it between two "
             "steps, for instance in callback_on_step_end"
         )

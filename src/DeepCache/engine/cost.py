@@ -1,4 +1,4 @@
-"""What full and shallow steps cost, in multiply-accumulates counted on meta tensors: no weights, no arithmetic."""
+"""Multiply-accumulates of full and shallow steps, counted on meta tensors: no weights, no arithmetic."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from DeepCache.engine.attention import copy_processor
 from DeepCache.engine.cost_key import attributes_of, call_key, structure_key
 from DeepCache.engine.first_call import first_call
+from DeepCache.engine.guidance import output_tensor
 from DeepCache.engine.layouts import Layout, SkipBranch, layout_of
 from DeepCache.engine.patch import ShallowPatch
 
 __all__ = ["Costs", "capture_unet_call", "copy_on_meta", "count_costs", "on_meta"]
 
-# Torch notes for all threads together whether a dispatch mode is on. Two that count side by side may leave it noted for
-# good (seen with torch 2.6), and then nothing is compiled any more.
+# Torch records for all threads together whether a dispatch mode is on. Two threads that count at once may leave it
+# recorded for good (seen with torch 2.6), and then nothing is compiled any more.
 _ONE_AT_A_TIME = Lock()
 
 
@@ -46,20 +47,15 @@ class Costs:
 
 @dataclass
 class _Counted:
-    """What has been counted of one structure and one call.
-
-    Args:
-        full: multiply-accumulates of a full step.
-        features: shape and type of the deep feature, by the number of the skip branch.
-        shallow: multiply-accumulates of a shallow step, for the branches that somebody has asked for.
-    """
+    """The counts of one structure and one call: shape and dtype of every deep feature, and the multiply-accumulates of
+    the shallow steps that have been requested, by the number of the skip branch."""
 
     full: int
     features: dict[int, tuple[torch.Size, torch.dtype]]
     shallow: dict[int, int] = field(default_factory=dict)
 
 
-# The latest to be used comes last.
+# The most recently used one is the last.
 _COUNTED: OrderedDict[tuple[str, str], _Counted] = OrderedDict()
 _MOST_COUNTED = 64
 
@@ -67,7 +63,7 @@ _MOST_COUNTED = 64
 def count_costs(
     unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], branches: Iterable[SkipBranch | int] | None = None
 ) -> Costs:
-    """Counts what a U-Net call costs as a full step and as a shallow one, once for a structure and arguments' shapes.
+    """Counts the cost of a U-Net call as a full step and as a shallow one, once per structure and shapes of arguments.
 
     Args:
         unet: the U-Net, or graphs of it; neither its weights nor its hooks are touched.
@@ -90,7 +86,7 @@ def count_costs(
     if branches is not None:
         wanted = [branch.number if isinstance(branch, SkipBranch) else branch for branch in branches]
     key = structure_key(unet), call_key(args, kwargs)
-    # Whoever asks for what is being counted waits for it.
+    # A second request for the same count waits for the first.
     with _ONE_AT_A_TIME:
         counted = _COUNTED.get(key)
         if counted is None or not counted.shallow.keys() >= set(counted.features if wanted is None else wanted):
@@ -113,7 +109,7 @@ def _count_missing(
     counted: _Counted | None,
     wanted: list[int] | None,
 ) -> _Counted:
-    """Counts what is not yet known of these branches, or of all of them."""
+    """Counts what is not yet known of these branches, or of all."""
     clone = copy_on_meta(unet)
     layout = layout_of(clone)
     if counted is None:
@@ -124,52 +120,44 @@ def _count_missing(
             shape, dtype = counted.features[number]
             patch = ShallowPatch(layout, branch)
             patch.apply(torch.empty(shape, dtype=dtype, device="meta"))
-            counted.shallow[number] = _count(clone, *layout.narrow_call(branch, args, kwargs))
+            counted.shallow[number] = _count(clone, *patch.narrow(args, kwargs))
             patch.remove()
     return counted
 
 
 def _count_full(clone: nn.Module, layout: Layout, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Counted:
-    """Counts a full step and notes what the deep features are like."""
-    found: dict[int, tuple[torch.Size, torch.dtype]] = {}
-
-    def note(number: int, output: Any) -> None:
-        tensor = output if isinstance(output, torch.Tensor) else output[0]
-        found[number] = tensor.shape, tensor.dtype
-
+    """Counts a full step and records shape and dtype of the deep features."""
+    found: dict[int, torch.Tensor] = {}
     handles = [
-        module.register_forward_hook(lambda module, args, output, number=branch.number: note(number, output))
+        module.register_forward_hook(lambda _, __, output, number=branch.number: found.update({number: output}))
         for branch in layout.branches
         for module in layout.tapped(branch)
     ]
     full = _count(clone, args, kwargs)
     for handle in handles:
         handle.remove()
-    return _Counted(full, {branch.number: found[branch.number] for branch in layout.branches})
+    features = {branch.number: output_tensor(found[branch.number]) for branch in layout.branches}
+    return _Counted(full, {number: (tensor.shape, tensor.dtype) for number, tensor in features.items()})
 
 
 def capture_unet_call(pipe: Any, unet: nn.Module, **call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the first call of a U-Net that a pipeline call makes, on meta tensors.
-
-    The pipeline runs up to that call and no further.
+    """The arguments of the first call of a U-Net in a pipeline call, on meta tensors. The pipeline stops there.
 
     Args:
         pipe: a pipeline.
         unet: the U-Net of the pipeline.
-        call: what the pipeline is called with.
+        call: the arguments of the pipeline call.
     """
-
     args, kwargs = first_call(unet, lambda: pipe(**call))
     return on_meta(args), on_meta(kwargs)
 
 
 def on_meta(value: Any) -> Any:
-    """The same value with every tensor in it replaced by an empty one on the meta device, of float32 where it is one of
-    floating-point numbers: what is stored in one type may be computed in another (layerwise casting, quantisation)."""
+    """The same value with every tensor in it replaced by an empty one on the meta device. Floating-point tensors become
+    float32: a stored dtype need not be the one of the computation (layerwise casting, quantisation)."""
     if isinstance(value, torch.Tensor):
-        return torch.empty(
-            value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype, device="meta"
-        )
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        return torch.empty(value.shape, dtype=dtype, device="meta")
     if isinstance(value, dict):
         return {key: on_meta(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -182,26 +170,26 @@ def _count(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
     try:
         from torch.utils.flop_counter import FlopCounterMode
     except ModuleNotFoundError:
-        raise NotImplementedError(f"torch {torch.__version__} counts no operations, torch 2.1 does") from None
+        raise NotImplementedError(f"counting operations requires torch 2.1, got {torch.__version__}") from None
     with torch.no_grad(), FlopCounterMode(display=False) as counter, _PlainNorms():  # type: ignore[no-untyped-call]
         unet(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 
 
 class _PlainNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers normalisations, which have no multiply-accumulates to count, by an empty tensor: on the meta device torch
+    """Replaces normalisations, which have no multiply-accumulates to count, by empty tensors: on the meta device torch
     runs them in Python, operation by operation, which takes a third of the time of a count."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.native_group_norm.default or func is torch.ops.aten.native_layer_norm.default:
-            # The mean and the deviation are for the backward pass alone.
+            # The mean and the deviation are for the backward pass only.
             return tuple(torch.empty_like(args[0]) for _ in range(3))
         return func(*args, **kwargs or {})
 
 
 def copy_on_meta(module: nn.Module) -> nn.Module:
-    """A copy of a module tree with meta parameters and no hooks, whoever put them there (offloading replaces `forward`
-    on the instance), and with attention processors that write nothing into a pipeline's store."""
+    """A copy of a module tree with meta parameters, without hooks (offloading also replaces `forward` on the instance),
+    and with attention processors that do not write into a pipeline's store."""
     return _copy_on_meta(module, {}, {})
 
 

@@ -1,7 +1,7 @@
-"""What the multiply-accumulates of a call depend on, as a short text: the structure of the denoiser and the arguments.
+"""Keys of everything that the multiply-accumulates of a call depend on: the structure of the denoiser, the arguments.
 
-Two denoisers of one structure get the same key, whatever their weights, dtype and device. A key holds no reference to
-a module or a tensor.
+Two denoisers of one structure have the same key, regardless of their weights, dtype and device. A key holds no
+reference to a module or a tensor.
 """
 
 from __future__ import annotations
@@ -23,44 +23,35 @@ from torch import nn
 from DeepCache.engine import layouts
 from DeepCache.engine.layouts import CachedFeature
 
-__all__ = ["attributes_of", "call_key", "structure_key"]
-
-# What every module has (hooks, caches of torch), but for the flag of the training mode.
-_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
-# Attributes of other programs and of this one that do not change what a call computes: hooks of accelerate and of
-# diffusers with what they hold, DeepCache itself, `forward` on an instance (offloading), what is compiled.
-_OF_OTHERS = {"forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl"}
-_OF_OTHERS |= {"_deepcache_engine", "_reset_stateful_cache"}
-_LEFT_OUT = _OF_EVERY_MODULE | _OF_OTHERS
+# Attributes that do not change what a call computes: those of every module (hooks, caches of torch) except the training
+# flag, hooks of accelerate and diffusers, DeepCache itself, `forward` on an instance (offloading), compiled code.
+_IGNORED = frozenset(nn.Module().__dict__) - {"training"}
+_IGNORED |= {"forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl"}
+_IGNORED |= {"_deepcache_engine", "_reset_stateful_cache"}
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device})
-# From a processor over what it holds to the settings in there.
+# From a processor through its contents to the settings in there.
 _LEVELS = 5
 
 
-class _Numbers:
-    """A number for each class and function, which is never given to another one. Names do not tell them apart: a class
-    may be defined again in a notebook."""
-
-    def __init__(self) -> None:
-        self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        self._next = itertools.count()
-        self._lock = Lock()
-
-    def __call__(self, item: Any) -> int:
-        with self._lock:
-            number = self._numbers.get(item)
-            if number is None:
-                number = self._numbers[item] = next(self._next)
-            return number
+_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_next = itertools.count()
+_lock = Lock()
 
 
-_number = _Numbers()
+def _number(item: Any) -> int:
+    """A number for each class and function, never used for another one. Names are not unique: a class may be defined
+    again in a notebook."""
+    with _lock:
+        number = _numbers.get(item)
+        if number is None:
+            number = _numbers[item] = next(_next)
+        return number
 
 
 def structure_key(denoiser: nn.Module) -> str:
-    """The key of the structure of a denoiser: the class of every module in it and the code that it runs, its settings,
-    the shapes of its tensors, its attention processors."""
+    """The key of a denoiser: the class of every module in it and the code that it runs, its settings, the shapes of its
+    tensors, its attention processors."""
     description: list[Any] = [_number(layout) for layout in layouts._LAYOUTS]
     _add_modules(denoiser, description, {}, {})
     return _digest(description)
@@ -72,8 +63,8 @@ def call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module as they are outside of a shallow step, whose patch hides children behind others."""
-    # In one go: a call in another thread may add and remove attributes meanwhile.
+    """The attributes of a module as they are outside of a shallow step, whose patch hides children."""
+    # A copy: a call in another thread may add and remove attributes meanwhile.
     attributes = module.__dict__.copy()
     for name in attributes.keys() & module._modules.keys():
         del attributes[name]
@@ -86,14 +77,14 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
 def _add_modules(
     module: nn.Module, description: list[Any], places: dict[nn.Module, int], kinds: dict[type, tuple[int, int]]
 ) -> None:
-    """Adds a description of each module of a tree; of one that is in it several times, its place from then on."""
+    """Adds a description of each module of a tree; for one that is in it several times, later its place."""
     places[module] = len(places)
     kind = type(module)
     if kind not in kinds:
         kinds[kind] = _number(kind), _number(kind.forward)
     description.append(kinds[kind])
     attributes = module.__dict__.copy()
-    for name in sorted(attributes.keys() - _LEFT_OUT - module._modules.keys()):
+    for name in sorted(attributes.keys() - _IGNORED - module._modules.keys()):
         description += (name, _describe(attributes[name], _LEVELS))
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
@@ -102,7 +93,7 @@ def _add_modules(
         description += (name, None if child is None else places.get(child))
         if child is not None and child not in places:
             _add_modules(child, description, places, kinds)
-    # Where the children end.
+    # The end of the children.
     description.append(None)
 
 
@@ -111,14 +102,13 @@ def _shape(tensor: torch.Tensor) -> Any:
 
 
 def _describe(value: Any, levels: int) -> Any:
-    """A value as nested tuples of plain values. Where objects hold one another, the first levels alone."""
+    """A value as nested tuples of plain values, a limited number of levels deep."""
     kind = type(value)
     if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
         return value
     if isinstance(value, torch.Tensor):
         return "tensor", _shape(value)
     if isinstance(value, CachedFeature):
-        # Stands for no value.
         return None
     if isinstance(value, Enum):
         return _number(kind), value.name
@@ -139,10 +129,10 @@ def _inside(value: Any, levels: int) -> Iterator[Any]:
     elif isinstance(value, functools.partial):
         yield from (_describe(each, levels) for each in (value.func, value.args, value.keywords))
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
-        # Of NumPy.
+        # A NumPy value.
         yield repr((value.shape, value.dtype)) if value.shape else repr(value)
     elif isinstance(value, (str, int, float)):
-        # Of a subclass.
+        # A value of a subclass.
         yield repr(value)
     else:
         attributes = dict(getattr(value, "__dict__", {}))
@@ -160,7 +150,7 @@ def _code(value: Any) -> Any:
     try:
         return "code", _number(value)
     except TypeError:
-        # Of C: there is one of each name.
+        # Written in C: names are unique.
         return "code", getattr(value, "__module__", None), getattr(value, "__qualname__", repr(value))
 
 

@@ -11,13 +11,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from DeepCache.config import DeepCacheConfig
-from DeepCache.engine.arguments import CallArguments, SlotName
+from DeepCache.engine.arguments import CallArguments, SlotName, why_differentiated
 from DeepCache.engine.call_guard import CallGuard
 from DeepCache.engine.checks import check_run, refuse_another_thread, refuse_within_a_call
 from DeepCache.engine.compilation import is_compiled
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale, warn_of_unknown_guidance
-from DeepCache.engine.gradients import why_differentiated
 from DeepCache.engine.planner import NOT_ANSWERED, Decision
 from DeepCache.engine.progress import Progress, Threads
 from DeepCache.engine.run import Call, Run
@@ -26,8 +25,6 @@ from DeepCache.engine.torch_versions import ALWAYS_CALLED, not_compiled
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.engine.unets import component_of, scheduler_of
 from DeepCache.schedule import Step
-
-__all__ = ["DenoiserCache"]
 
 _END_OF_RUN = "_reset_stateful_cache"
 
@@ -38,13 +35,9 @@ class DenoiserCache:
     Args:
         denoiser: the module.
         config: the settings.
-        pipe: the pipeline that it belongs to, which has, as a rule, a `scheduler`; or the denoiser itself.
-        name: what the pipeline calls it.
-        slot_key: names what a call is for.
-
-    Raises:
-        TypeError: the denoiser cannot be cut.
-        ValueError: a branch is too deep for it, or it cannot be compiled as asked for.
+        pipe: the pipeline that it belongs to, or the denoiser itself.
+        name: the pipeline's name for it.
+        slot_key: names the purpose of a call.
     """
 
     def __init__(
@@ -66,7 +59,6 @@ class DenoiserCache:
 
     @property
     def pattern(self) -> str:
-        """One character a step of the last run."""
         return self._latest.record.pattern
 
     @property
@@ -78,7 +70,7 @@ class DenoiserCache:
         return self._threads.here().places
 
     def configure(self, config: DeepCacheConfig) -> None:
-        """Changes the settings, which are fit for the denoiser. What is compiled is kept where it fits the new ones."""
+        """Changes the settings, which have been checked. Compiled code is kept if it fits the new ones."""
         with self.between_calls():
             self._forget()
         before, self._config, self._warned_of_guidance = self._config, config, False
@@ -86,7 +78,7 @@ class DenoiserCache:
             self._prepare_again()
 
     def attach(self) -> None:
-        """Registers the hooks; without effect where they are. Where that fails, nothing is left of it."""
+        """Registers the hooks. Idempotent; a failure leaves no hook behind."""
         if self.attached:
             return
         if self._executor.out_of_date:
@@ -102,7 +94,7 @@ class DenoiserCache:
             raise
 
     def detach(self) -> None:
-        """Removes the hooks and leaves the denoiser as it was found; without effect where they are not on."""
+        """Removes the hooks and restores the denoiser. Idempotent."""
         with self.between_calls():
             self._forget()
             for handle in self._handles:
@@ -119,7 +111,7 @@ class DenoiserCache:
 
     @contextmanager
     def between_calls(self) -> Iterator[None]:
-        """A time at which no thread calls the denoiser. Refused within a call."""
+        """Keeps all threads from calling the denoiser; raises within a call."""
         with self._guard.turn:
             refuse_within_a_call(self._calling, self.denoiser)
             yield
@@ -131,13 +123,13 @@ class DenoiserCache:
 
     def _reset(self, *args: Any, **kwargs: Any) -> None:
         self._threads.here().finish()
-        # A denoiser that has a method of this name has state of its own.
+        # A denoiser with a method of this name has its own state.
         own = getattr(type(self.denoiser), _END_OF_RUN, None)
         if own is not None:
             own(self.denoiser, *args, **kwargs)
 
     def _prepare(self) -> None:
-        """Makes the cuts of the configured branches; nothing on the denoiser changes yet."""
+        """Makes the patches of the configured branches; nothing on the denoiser changes yet."""
         self._executor = Executor(self.denoiser, self._config.branches, self._config.compile)
 
     def _prepare_again(self) -> None:
@@ -147,7 +139,7 @@ class DenoiserCache:
             self._attach_to_calls()
 
     def _attach_to_calls(self) -> None:
-        """Has calls of the denoiser compiled and guarded, in this order. A copied or unpickled one has lost both."""
+        """Compiles and then guards the calls of the denoiser. A copied or unpickled one has lost both."""
         called = component_of(self._pipe, self._name)
         self._guard.detach()
         self._executor.attach()
@@ -166,17 +158,17 @@ class DenoiserCache:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._calling is not None:
             refuse_another_thread(self._calling, self.denoiser)
-            # The call before this one never came back: nothing it left is to be trusted.
+            # The call before this one did not return, so its state cannot be trusted.
             self._forget()
         progress = self._threads.here()
         call, progress.begun = progress.begun or self._begin(progress, args, kwargs), None
         if call is not None and call.decision.step.skipped:
-            # No guard stands around this call: `torch.compile` is around the denoiser, where nothing tells of it.
+            # No guard is around this call: `torch.compile` is around the denoiser without its knowledge.
             call = call._replace(decision=Decision(Step(True), NOT_ANSWERED))
         progress.call, self._calling = call, threading.get_ident()
         if call is None:
             return None
-        progress.run.record.note_call(call.info, call.decision, call.sample, args, kwargs)
+        progress.run.record.note_call(call.info, call.decision, args, kwargs)
         if progress.run.compiled:
             args, kwargs = self._arguments.with_static_timestep(args, kwargs, denoiser, call.sample)
         return progress.run.begin(call, args, kwargs)
@@ -191,7 +183,7 @@ class DenoiserCache:
         return None if call is None else progress.run.keep(denoiser, call, output)
 
     def _interrupted(self) -> None:
-        """Ends the run, unless the call that broke off is another thread's than the one in flight."""
+        """Ends the run, unless another thread's call is in flight."""
         if self._calling in (None, threading.get_ident()):
             self._executor.reset()
             self._calling = None
@@ -199,7 +191,7 @@ class DenoiserCache:
 
     @not_compiled
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of a skipped step, without the denoiser; None where the call is another kind of step."""
+        """The output of a skipped step, without the denoiser; None for another kind of step."""
         if self._calling is not None or why_differentiated(self.denoiser, args, kwargs):
             return None
         progress = self._threads.here()
@@ -207,11 +199,11 @@ class DenoiserCache:
         if call is None or not call.decision.step.skipped:
             progress.begun = call
             return None
-        progress.run.record.note_call(call.info, call.decision, call.sample, args, kwargs)
+        progress.run.record.note_call(call.info, call.decision, args, kwargs)
         return progress.run.answer(self.denoiser, call)
 
     def _begin(self, progress: Progress, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """Where a call stands and what it does; None where it is no step of the run."""
+        """Locates a call and decides what it does; None if it is not a step of the run."""
         reason = why_differentiated(self.denoiser, args, kwargs)
         if reason:
             if not progress.running:
@@ -233,7 +225,7 @@ class DenoiserCache:
     def _start_run(self, progress: Progress, info: StepInfo, call: Sequence[Any]) -> None:
         config, pipe = self._config, progress.pipe
         scheduler = scheduler_of(pipe, self._name)
-        # Somebody may have replaced a block or a layer since the last run.
+        # A block or a layer may have been replaced since the last run.
         if self._executor.out_of_date:
             self._prepare_again()
         self._attach_to_calls()

@@ -1,12 +1,11 @@
 """Decides during a run which steps are full, from how fast the error of a forecast grows.
 
-At a full step both the truth and what a forecast would have said are at hand. Their difference over the distance that
-the U-Net's input has moved since the full step before is a rate, and the rate times the distance moved since is the
-error to expect. EasyCache and TeaCache decide by accumulated change in a like way; here it is the error of the
-forecast itself that is accumulated.
+At a full step both the truth and the forecast are known. Their difference over the distance that the U-Net's input has
+moved since the last full step is a rate, and the rate times the distance moved since is the expected error. EasyCache
+and TeaCache decide by accumulated change in a similar way; here the error of the forecast itself is accumulated.
 
-The numbers come from the device. A decision reads only those that earlier steps have left, copied without waiting: the
-distances up to the last step, whose input was there before its layers ran, and the errors up to the last step but one.
+The numbers come from the device. A decision reads only those of earlier steps, copied without waiting: the distances up
+to the last step, whose input existed before its layers ran, and the errors up to the last step but one.
 """
 
 from __future__ import annotations
@@ -15,14 +14,9 @@ import torch
 
 from DeepCache.schedule import AdaptiveSchedule
 
-__all__ = ["ErrorGrowth", "relative_error"]
-
 
 class ErrorGrowth:
     """The decisions of one run.
-
-    Args:
-        schedule: what to decide by.
 
     Example:
         >>> growth = ErrorGrowth(AdaptiveSchedule(threshold=0.1, interval=8))
@@ -43,7 +37,7 @@ class ErrorGrowth:
         self._due: dict[int, bool] = {}
 
     def note_input(self, step: int, sample: torch.Tensor) -> None:
-        """Takes the input of a step; of several calls at a step only the first counts."""
+        """Records the input of a step; of several calls at a step only the first counts."""
         if step in self._distances:
             return
         sample = sample.detach()
@@ -52,7 +46,7 @@ class ErrorGrowth:
         self._input = sample.clone()
 
     def note_full(self, step: int, error: torch.Tensor | None) -> None:
-        """Takes the error that the forecast would have had at a full step, as `relative_error` gives it."""
+        """Records the `relative_error` that the forecast would have had at a full step."""
         if error is not None and step > self._last_full:
             self._errors.append((self._last_full, step, _Late(error)))
         self._last_full = max(step, self._last_full)
@@ -71,7 +65,7 @@ class ErrorGrowth:
             return True
         start, end, error = known[-1]
         spanned = sum(self._distance(number) for number in range(start + 1, end + 1))
-        # The step's own distance is not known yet: the last one stands for it.
+        # The step's own distance is not known yet; the last one is used for it.
         moved = [self._distance(min(number, step - 1)) for number in range(self._last_full + 1, step + 1)]
         return error.read() * sum(moved) > self._schedule.threshold * spanned
 
@@ -81,7 +75,7 @@ class ErrorGrowth:
 
 
 class _Late:
-    """A number on its way from the device."""
+    """A number that is being copied from the device."""
 
     def __init__(self, value: torch.Tensor | None) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -101,7 +95,7 @@ class _Late:
 
 
 def relative_error(forecast: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """The norm of the error as a share of the truth's, a scalar on the device; sums in float32."""
+    """The norm of the error divided by that of the truth, a scalar on the device; sums in float32."""
     return _norm(forecast - truth) / _norm(truth).clamp_min(torch.finfo(torch.float32).tiny)
 
 

@@ -1,4 +1,4 @@
-"""Tells one model, one scheduler's settings and one guidance scale from another: what a plan was tuned on."""
+"""Distinguishes models, settings of schedulers and guidance scales: what a plan was tuned on."""
 
 from __future__ import annotations
 
@@ -13,33 +13,22 @@ from torch import nn
 from DeepCache.engine.offload import offloaded_to_disk
 from DeepCache.plan import Plan
 
-__all__ = [
-    "fingerprint",
-    "guidance_scale",
-    "other_guidance",
-    "other_model",
-    "other_scheduler",
-    "refuse",
-    "scheduler_settings",
-    "warn_of_unknown_guidance",
-]
-
 _SAMPLED_WEIGHTS = 64
 # Rounding to bfloat16 changes a weight by a 256th at most; fine-tuning changes it by more.
 _TOLERANCE = 2**-7
-# How far beyond the scales that it was tuned at a plan holds, as a share of them.
+# How far beyond the guidance scales that it was tuned at a plan holds, as a share of them.
 _GUIDANCE_TOLERANCE = 0.1
 
 
 def fingerprint(unet: nn.Module) -> dict[str, Any]:
-    """What tells a U-Net from others, whatever its dtype and device: its class, its structure and some of its weights.
+    """Identifies a U-Net regardless of its dtype and device, by its class, its structure and some of its weights.
 
-    Adapters beside the weights (LoRA of PEFT) are left out: a plan is as good with a LoRA as without. Those that are
-    fused into the weights change them, see `other_model`.
+    Adapters beside the weights (LoRA of PEFT) are ignored: a plan holds with a LoRA as without. Those that are fused
+    into the weights change them, see `other_model`.
 
     Returns:
         `unet`, the class; `structure`, a hash of the names and shapes of all weights; `weights`, a few of them, or an
-        empty list where they are out of reach (offloaded in sequence or to disk, quantised, of eight bits).
+        empty list if they cannot be read (offloaded sequentially or to disk, quantised, of eight bits).
     """
     # Graphs that were exported from a denoiser have no weights of their own.
     exported: dict[str, Any] | None = getattr(unet, "deepcache_fingerprint", None)
@@ -70,12 +59,15 @@ def _chosen(named: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
     return [named[index * len(named) // _SAMPLED_WEIGHTS][1] for index in range(min(_SAMPLED_WEIGHTS, len(named)))]
 
 
-def refuse(reason: str) -> None:
-    """Raises where a plan does not fit, for a reason that `other_model`, `other_scheduler` or `other_guidance` gave.
+def _middle(weight: nn.Parameter) -> float:
+    """The element in the middle, or 0 of an empty tensor."""
+    flat = weight.detach().reshape(-1)
+    return float(flat[len(flat) // 2]) if len(flat) else 0.0
 
-    Raises:
-        ValueError: there is a reason.
-    """
+
+def refuse(reason: str) -> None:
+    """Raises a `ValueError` if there is a reason why a plan does not fit: that of `other_model`, `other_scheduler` or
+    `other_guidance`."""
     if reason:
         raise ValueError(
             f"the plan was tuned for something else: {reason}; tune one for this, or force it (force_plan=True, "
@@ -84,7 +76,7 @@ def refuse(reason: str) -> None:
 
 
 def other_model(plan: Plan, unet: nn.Module) -> str:
-    """In what a U-Net differs from that of a plan; an empty string where it does not.
+    """How a U-Net differs from that of a plan; an empty string if it does not.
 
     One with a LoRA fused into its weights does not: a LoRA changes matrices and kernels, and neither biases nor norms,
     which differ from model to model.
@@ -109,7 +101,7 @@ def _differ(here: list[float], there: list[float]) -> bool:
 
 
 def other_scheduler(plan: Plan, scheduler: Any) -> str:
-    """In what a scheduler differs from that of a plan; an empty string where it does not."""
+    """How a scheduler differs from that of a plan; an empty string if it does not."""
     found, expected = scheduler_settings(scheduler), plan.scheduler
     if found["class"] != expected.get("class"):
         return f"the scheduler is a {found['class']} and not a {expected.get('class')}"
@@ -121,14 +113,9 @@ def other_scheduler(plan: Plan, scheduler: Any) -> str:
 
 
 def other_guidance(plan: Plan, scale: float | None) -> str:
-    """In what a guidance scale differs from those of a plan; an empty string where it does not.
+    """How a guidance scale differs from those of a plan; an empty string if it does not, or if either is unknown.
 
-    A scale fits up to a tenth below the lowest and above the highest that the plan was tuned at. Where the scale or
-    those of the plan are unknown, nothing is known to differ.
-
-    Args:
-        plan: the plan.
-        scale: the guidance scale of a run; see `guidance_scale`.
+    A scale fits up to a tenth below the lowest and above the highest that the plan was tuned at.
     """
     if plan.guidance is None or scale is None:
         return ""
@@ -140,8 +127,8 @@ def other_guidance(plan: Plan, scale: float | None) -> str:
 
 
 def guidance_scale(pipe: Any) -> float | None:
-    """The guidance scale of the run that a pipeline is in: 1 where classifier-free guidance is disabled, None where the
-    pipeline has no scale or keeps it to itself."""
+    """The guidance scale of the current run of a pipeline: 1 if classifier-free guidance is disabled, None if the
+    pipeline does not provide it."""
     scale = getattr(pipe, "guidance_scale", None)
     if not isinstance(scale, Real):
         return None
@@ -149,15 +136,7 @@ def guidance_scale(pipe: Any) -> float | None:
 
 
 def warn_of_unknown_guidance(plan: Plan, scale: float | None) -> bool:
-    """Warns where a run has a guidance scale and the plan does not say for which ones it holds.
-
-    Args:
-        plan: the plan.
-        scale: the guidance scale of the run; see `guidance_scale`.
-
-    Returns:
-        Whether it warned.
-    """
+    """Warns if a run has a guidance scale and the plan does not record any, and returns whether it did."""
     if plan.guidance is not None or scale is None:
         return False
     warnings.warn(
@@ -170,17 +149,10 @@ def warn_of_unknown_guidance(plan: Plan, scale: float | None) -> bool:
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, Any]:
-    """The class of a scheduler and its configuration, as far as JSON can hold it; of infinity, which it cannot, the
-    name."""
+    """The class of a scheduler and its configuration, as far as JSON can represent it; infinity as its name."""
     config = {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in getattr(scheduler, "config", {}).items()
         if not name.startswith("_") and isinstance(value, (bool, int, float, str, type(None)))
     }
     return {"class": type(scheduler).__name__, "config": dict(sorted(config.items()))}
-
-
-def _middle(weight: nn.Parameter) -> float:
-    """One element, or 0 of an empty tensor: that in the middle."""
-    flat = weight.detach().reshape(-1)
-    return float(flat[len(flat) // 2]) if len(flat) else 0.0

@@ -7,23 +7,15 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["first_call"]
 
+def first_call(
+    denoisers: nn.Module | list[nn.Module], run: Callable[[], Any], prepend: bool = True
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Runs a pipeline up to the first call of its denoiser, or of any of several, and returns the arguments.
 
-def first_call(denoiser: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Runs a pipeline up to the first call of its denoiser and no further.
-
-    What the pipeline notes about the run until then (its guidance scale, the scheduler's timesteps) stays.
-
-    Args:
-        denoiser: the denoiser.
-        run: runs the pipeline.
-
-    Returns:
-        The positional and the keyword arguments.
-
-    Raises:
-        RuntimeError: the pipeline ended without calling it.
+    What the pipeline records about the run until then (its guidance scale, the scheduler's timesteps) stays. The hooks
+    that are already on the denoiser run first with `prepend=False`, and not at all otherwise. Raises a `RuntimeError`
+    if the pipeline ends without a call.
 
     Example:
         >>> layer = nn.Identity()
@@ -40,13 +32,15 @@ def first_call(denoiser: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, 
         found.append((args, kwargs))
         raise Reached
 
-    handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    modules = denoisers if isinstance(denoisers, list) else [denoisers]
+    handles = [module.register_forward_pre_hook(stop, with_kwargs=True, prepend=prepend) for module in modules]
     try:
         run()
     except Reached:
         pass
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     if not found:
-        raise RuntimeError(f"the pipeline ended without calling its {type(denoiser).__name__}")
+        raise RuntimeError(f"the pipeline ended without calling its {type(modules[0]).__name__}")
     return found[0]

@@ -1,7 +1,7 @@
 """Diffusers' group offloading with several blocks a group.
 
-The first block of a group loads it and the last one puts it away. A shallow step may run a block of a group and leave
-out its first or its last.
+The first block of a group loads it and the last one offloads it. A shallow step may run a block of a group without its
+first or its last.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["are_grouped", "load_groups", "offloaded_to_disk"]
-
 
 def are_grouped(blocks: Sequence[nn.Module]) -> bool:
     """Whether any of these blocks is offloaded in a group."""
@@ -20,15 +18,10 @@ def are_grouped(blocks: Sequence[nn.Module]) -> bool:
 
 
 def load_groups(blocks: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> list[Any]:
-    """Loads the groups of blocks whose first block is not among those that run.
+    """Loads the groups of the blocks that a shallow step runs, where the first block of a group is not among them.
 
-    Args:
-        blocks: the blocks of a U-Net that a shallow step runs.
-        others: blocks of which some layers are called by themselves, before any block runs.
-
-    Returns:
-        The groups that are still loaded when all these have run, because their last block is not among them; each has
-        a method `offload_`.
+    Some layers of the blocks in `others` are called directly, before any block runs. Returns the groups whose last
+    block does not run, so that the caller has to `offload_` them.
     """
     groups = {id(group): group for block in (*blocks, *others) if (group := _group_of(block)) is not None}
     for group in groups.values():
@@ -38,7 +31,7 @@ def load_groups(blocks: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -
 
 
 def offloaded_to_disk(unet: nn.Module) -> bool:
-    """Whether weights of a U-Net lie in files until they are needed, so that what is in memory means nothing."""
+    """Whether weights of a U-Net stay in files until they are needed, so that what is in memory means nothing."""
     groups = (_group_of(module) for module in unet.modules())
     return any(getattr(group, "offload_to_disk_path", None) is not None for group in groups)
 

@@ -1,9 +1,8 @@
 """The patch of a denoiser for a shallow step: the same module with some children hidden for the length of one call.
 
-A shallow step must run the layers above its skip branch and nothing else. A denoiser loops over its blocks, so it is
-enough to show it shorter lists. The patch puts such lists over the real children as instance attributes, which Python
-finds before it looks among a module's registered children. What is registered (parameters, buffers, `state_dict`,
-`to`) is never touched.
+A denoiser loops over its blocks, so a shallow step only has to see shorter lists. The patch sets such lists as instance
+attributes, which Python finds before a module's registered children. What is registered (parameters, buffers,
+`state_dict`, `to`) is never touched.
 """
 
 from __future__ import annotations
@@ -11,23 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from DeepCache.engine.layouts import CachedFeature, Layout, SkipBranch
-
-__all__ = ["ClassSwap", "ShallowPatch"]
 
 _ABSENT = object()
 
 
 class ClassSwap:
-    """Gives modules a class of their own for the length of a call, which is like theirs in all but its identity.
+    """Gives modules, for the length of a call, a class that differs from their own in nothing but its identity.
 
-    `torch.compile` guards on the class before anything else, and not on hooks or on attributes that hide a child: this
-    keeps its graphs of one kind of step from being taken for another kind, or for another denoiser.
-
-    Args:
-        modules: the modules.
+    `torch.compile` guards on the class first, and not on hooks or on attributes that hide a child. The swap keeps the
+    graphs of one kind of step from being used for another kind, or for another denoiser.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -36,7 +31,6 @@ class ClassSwap:
         self._before: list[tuple[nn.Module, Any]] = []
 
     def apply(self) -> None:
-        """Changes the classes."""
         for module in self._modules:
             kind: Any = type(module)
             if kind not in self._classes:
@@ -46,29 +40,71 @@ class ClassSwap:
             object.__setattr__(module, "__class__", self._classes[kind])
 
     def remove(self) -> None:
-        """Changes them back. Safe where nothing was changed, or only a part."""
+        """Restores the classes; safe after a partial `apply` or none."""
         while self._before:
             module, kind = self._before[-1]
             object.__setattr__(module, "__class__", kind)
             self._before.pop()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Classes that are made here cannot be pickled.
+        # Classes made at run time cannot be pickled.
         return self.__dict__ | {"_classes": {}}
 
 
-class ShallowPatch:
-    """What a shallow step at one skip branch hides of a denoiser.
+def refuse_further_states(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """A forward hook that raises where a block returns more than its hidden states, as those of IDM-VTON do."""
+    if not isinstance(output, tuple) or len(output) < 2:
+        return
+    # A mid block may be called with the hidden states of two paths (ControlNet-XS), see `CachedFeature`.
+    if len(output) > sum(name.startswith("hidden_states") for name in kwargs):
+        raise TypeError(
+            f"DeepCache cannot cut this denoiser: its {type(module).__name__} returns {len(output)} values, and a "
+            "shallow step has the hidden states alone. Disable DeepCache for it"
+        )
 
-    Args:
-        layout: the layout of the denoiser.
-        branch: one of its skip branches.
+
+class FeatureCapture:
+    """A forward hook that keeps a copy of the latest output of the modules it is registered on.
+
+    A layer is several modules (resnet, attention, motion module, …). The hook is on each of them and the last one to
+    run wins, so that their order need not be known.
 
     Attributes:
-        owners: the modules that have something hidden, the denoiser among them.
+        open: whether outputs are kept. Modules that another U-Net borrows (Versatile Diffusion) are ignored there.
+    """
+
+    def __init__(self) -> None:
+        # A fixed attribute rather than an entry of a dictionary: torch.compile would guard on the keys.
+        self.tensor: torch.Tensor | None = None
+        self.open = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self.open:
+            return
+        refuse_further_states(module, args, kwargs, output)
+        tensor = output if isinstance(output, torch.Tensor) else output[0]
+        # A copy, since FreeU and adapters change hidden states in place.
+        self.tensor = tensor.detach().clone()
+
+    def take(self) -> torch.Tensor | None:
+        """Returns the tensor and forgets it."""
+        tensor, self.tensor = self.tensor, None
+        return tensor
+
+
+class ShallowPatch:
+    """The patch of a denoiser for shallow steps at one skip branch, and the capture of the deep feature for it.
+
+    Attributes:
+        branch: the skip branch.
+        owners: the modules that have a child hidden, the denoiser among them.
         kept: the entries of their lists that a shallow step runs, some of them in part.
-        hidden: those that it leaves out.
-        replaced: those in whose place it has the deep feature.
+        hidden: the entries that it does not run.
+        replaced: the entries that the stored deep feature replaces.
+        capture: keeps the deep feature of a step that renews it.
+        tapped: the modules that the capture is to be registered on.
+        buffers: see `buffered`.
+        grouped: whether any block is offloaded in a group, found out at the start of a run.
 
     Example:
         >>> from diffusers import UNet2DConditionModel
@@ -85,23 +121,34 @@ class ShallowPatch:
     """
 
     def __init__(self, layout: Layout, branch: SkipBranch) -> None:
+        self._layout, self.branch = layout, branch
         self._cached = CachedFeature()
         self._overlays = list(layout.overlays(branch, self._cached))
         self._originals: list[tuple[dict[str, Any], str, Any]] = []
         self.owners = list(dict.fromkeys(overlay.owner for overlay in self._overlays))
         self._swap = ClassSwap(self.owners)
-        shown = {entry for overlay in self._overlays for entry in _entries(overlay.value)}
-        self.kept = [entry for entry in self.entries() if entry in shown]
-        self.hidden = [entry for entry in self.entries() if entry not in shown]
+        entries = self._entries()
+        shown = {entry for overlay in self._overlays for entry in _flat(overlay.value)}
+        self.kept = [entry for entry in entries if entry in shown]
+        self.hidden = [entry for entry in entries if entry not in shown]
         places = [overlay for overlay in self._overlays if overlay.value is self._cached]
-        self.replaced = [entry for owner, name, _ in places for entry in _entries(getattr(owner, name))]
+        self.replaced = [entry for owner, name, _ in places for entry in _flat(getattr(owner, name))]
+        self.capture, self.tapped = FeatureCapture(), list(layout.tapped(branch))
+        self.buffers: dict[Any, torch.Tensor] = {}
+        self.grouped = False
 
-    def entries(self) -> list[nn.Module]:
-        """What the patch was made of, as it is now: other modules where somebody has replaced a block or a layer."""
-        return [entry for owner, name, _ in self._overlays for entry in _entries(getattr(owner, name, None))]
+    @property
+    def deep_attention(self) -> list[nn.Module]:
+        """The attention layers, those with a processor, that a shallow step does not run."""
+        inside = dict.fromkeys(module for entry in self.hidden for module in entry.modules())
+        return [module for module in inside if hasattr(module, "processor")]
+
+    def parts(self) -> list[nn.Module]:
+        """The modules that the patch was made of, as they are now."""
+        return [*self._entries(), *self._layout.tapped(self.branch)]
 
     def apply(self, feature: Any, meanwhile: Callable[[], None] | None = None) -> None:
-        """Hides the deep part, in whose place `meanwhile` is called and `feature` returned."""
+        """Hides the deep part; where it would run, `meanwhile` is called and `feature` returned."""
         self._cached.hold(feature, meanwhile)
         for owner, name, value in self._overlays:
             attributes = owner.__dict__
@@ -111,7 +158,7 @@ class ShallowPatch:
         self._swap.apply()
 
     def remove(self) -> None:
-        """Shows it again. Safe where nothing was hidden, or only a part."""
+        """Shows the deep part again; safe after a partial `apply` or none."""
         while self._originals:
             attributes, name, original = self._originals[-1]
             if original is _ABSENT:
@@ -122,9 +169,26 @@ class ShallowPatch:
         self._swap.remove()
         self._cached.hold(None)
 
+    def narrow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call without those of the deep part."""
+        return self._layout.narrow_call(self.branch, args, kwargs)
 
-def _entries(value: nn.Module | None) -> list[nn.Module]:
+    def buffered(self, feature: torch.Tensor) -> torch.Tensor:
+        """The deep feature in a buffer with a fixed address: a CUDA graph reads a tensor where it was at capture, and
+        is captured again when it has moved."""
+        key = (feature.shape, feature.dtype, feature.device)
+        if key not in self.buffers:
+            # A later run need not be in inference mode where this one is.
+            with torch.inference_mode(False):
+                self.buffers[key] = torch.empty_like(feature)
+        return self.buffers[key].copy_(feature)
+
+    def _entries(self) -> list[nn.Module]:
+        return [entry for owner, name, _ in self._overlays for entry in _flat(getattr(owner, name, None))]
+
+
+def _flat(value: nn.Module | None) -> list[nn.Module]:
     """A module, or those in a list of modules or of lists of them."""
     if isinstance(value, nn.ModuleList):
-        return [entry for each in value for entry in _entries(each)]
+        return [entry for each in value for entry in _flat(each)]
     return [] if value is None else [value]

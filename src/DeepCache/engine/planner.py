@@ -1,4 +1,4 @@
-"""Decides what a call does: what the schedule says, if something is stored that fits the call.
+"""Decides what a call does: what the schedule says, if the stored tensors fit the call.
 
 Otherwise the step is full. That costs time, whereas a deep feature of another call would spoil the image.
 """
@@ -16,25 +16,18 @@ from DeepCache.engine.slot import Slot
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import AdaptiveSchedule, Step
 
-__all__ = ["NEW_SLOT", "NOT_ANSWERED", "WHICH_CALL", "Decision", "Planner"]
-
 FIRST = "first of the run"
 NEW_SLOT = "first call of its slot"
 OTHER_SHAPE = "other shape, dtype or device"
-LEFT_OUT = "makes up for a full step that was left out"
-WHICH_CALL = "which of several calls of the step before it follows is not known yet"
+FULL_STEP_OMITTED = "replaces a full step that was omitted"
+WHICH_CALL = "not known yet which call of the step before it continues"
 NOT_ANSWERED = "called where it could not be skipped"
 
 _FULL = Step(True)
 
 
 class Decision(NamedTuple):
-    """What a call does.
-
-    Args:
-        step: what it does.
-        reason: why it is full although the schedule does not say so; else an empty string.
-    """
+    """What a call does, and why it is full although the schedule does not say so (else an empty string)."""
 
     step: Step
     reason: str = ""
@@ -42,9 +35,6 @@ class Decision(NamedTuple):
 
 class Planner:
     """The decisions of one run.
-
-    Args:
-        config: the settings.
 
     Example:
         >>> planner = Planner(DeepCacheConfig(cache_interval=2))
@@ -59,27 +49,16 @@ class Planner:
         self._steps: tuple[Step, ...] = ()
 
     def scheduled(self, number: int, steps: int | None) -> Step:
-        """What the schedule says of a step.
-
-        Raises:
-            ValueError: it says nothing of a run of so many steps.
-        """
+        """The step of the schedule; a `ValueError` if the schedule does not fit a run of so many steps."""
         if steps is None:
             return self._config.step(number, None)
         if len(self._steps) != steps:
             self._steps = self._config.steps(steps)
-        # Steps beyond the end are none that the schedule knows of.
+        # Steps beyond the end are not in the schedule.
         return self._steps[number] if number < steps else _FULL
 
     def decide(self, info: StepInfo, slot: Slot | None, sample: torch.Tensor, missing: str = NEW_SLOT) -> Decision:
-        """What a call does.
-
-        Args:
-            info: where it stands.
-            slot: what is kept for it.
-            sample: its input.
-            missing: why there is no slot, where there is none after the first step.
-        """
+        """What a call does, given its slot and its sample. `missing` is why it has no slot after the first step."""
         if self._growth is not None:
             self._growth.note_input(info.step, sample)
         if info.belongs_to_no_run:
@@ -91,29 +70,21 @@ class Planner:
         if self._growth is not None and not step.full:
             due = self._growth.is_due(info.step)
             step = _FULL if due else self._config.step(info.step, info.steps, info.step - slot.last_full)
-        if not step.full and info.step > slot.last_full + 1 and self._left_out(info, slot):
-            return Decision(_FULL, LEFT_OUT)
+        if not step.full:
+            between = range(slot.last_full + 1, info.step)
+            # The pipeline has omitted a full step, or did not make this call at it.
+            if any(self.scheduled(number, info.steps).full for number in between):
+                return Decision(_FULL, FULL_STEP_OMITTED)
         if step.guidance_reuse and slot.guidance is None:
-            # Guidance was cut off in mid-run: there is no other half.
+            # Guidance was disabled during the run: there is no other half.
             step = replace(step, guidance_reuse=False)
         return Decision(step)
 
     def measures(self, info: StepInfo, step: Step) -> bool:
-        """Whether the schedule decides by the error that a forecast would have had at this call."""
+        """Whether the schedule needs the error that a forecast would have had at this call."""
         return self._growth is not None and step.full and info.slot == 0 and info.step > 0
 
     def note_error(self, info: StepInfo, forecast: torch.Tensor | None, truth: torch.Tensor) -> None:
-        """Takes what a call that `measures` found.
-
-        Args:
-            info: where it stands.
-            forecast: what would have been forecast; None where there is nothing to go on from.
-            truth: what was computed.
-        """
+        """Records a forecast, None if there was none, and the truth at a call that `measures`."""
         assert self._growth is not None
         self._growth.note_full(info.step, None if forecast is None else relative_error(forecast, truth))
-
-    def _left_out(self, info: StepInfo, slot: Slot) -> bool:
-        """Whether the pipeline has left out a full step, or had no such slot at it."""
-        between = range(slot.last_full + 1, info.step)
-        return any(self.scheduled(number, info.steps).full for number in between)

@@ -1,4 +1,4 @@
-"""One denoising run of a denoiser: what is decided, kept and noted of it."""
+"""One denoising run of a denoiser: its planner, its store and its record."""
 
 from __future__ import annotations
 
@@ -11,28 +11,17 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attention import may_write
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale
+from DeepCache.engine.forecast import PredictionForecast, stiffness
 from DeepCache.engine.guidance import conditional_half, latents, output_tensor, why_not_two_halves, with_tensor
 from DeepCache.engine.planner import NEW_SLOT, WHICH_CALL, Decision, Planner
-from DeepCache.engine.prediction import PredictionForecast
 from DeepCache.engine.slot import Slot
 from DeepCache.engine.stats import RunRecord
-from DeepCache.engine.stiffness import stiffness
 from DeepCache.engine.store import Purpose, SlotKey, Store
 from DeepCache.engine.trajectory import StepInfo
 
-__all__ = ["Call", "Run"]
-
 
 class Call(NamedTuple):
-    """A call of the denoiser that has begun, and is a step of the run.
-
-    Args:
-        sample: its sample.
-        info: where it stands.
-        key: the key of its slot.
-        slot: what is kept for it; None where nothing is.
-        decision: what it does.
-    """
+    """A call of the denoiser that is a step of the run; its slot is None if nothing is stored for it."""
 
     sample: torch.Tensor
     info: StepInfo
@@ -46,20 +35,12 @@ class Run:
 
     Args:
         config: the settings.
-        executor: the cuts of the denoiser.
-        pipe: its pipeline.
-        scheduler: the pipeline's scheduler for it.
+        executor: the patches of the denoiser.
+        pipe: the pipeline that runs.
+        scheduler: the pipeline's scheduler for the denoiser.
         compiled: whether `torch.compile` is on the denoiser.
         ordered: see `Store`.
         partial: see `Store`.
-
-    Attributes:
-        planner: decides what each call does.
-        store: what is kept.
-        record: what is noted.
-        any_skipped: whether any step may run no layer.
-        any_guidance_reuse: whether any step runs half of a guided batch.
-        listening: deep attention layers whose calls may be made again on shallow steps.
     """
 
     def __init__(
@@ -75,23 +56,17 @@ class Run:
         self._config, self._executor, self._pipe, self._scheduler = config, executor, pipe, scheduler
         self.compiled, self._ordered, self._partial = compiled, ordered, partial
         self.forget()
-        self.record = RunRecord(tuple(executor.cuts))
-        self.listening = [layer for layer in executor.deep_attention if may_write(layer)]
-        self.any_skipped, self.any_guidance_reuse = config.any_skipped, config.any_guidance_reuse
-        self._keeps = bool(executor.cuts) or self.any_guidance_reuse or self.any_skipped
+        self.record = RunRecord(tuple(executor.patches))
+        self._listening = [layer for layer in executor.deep_attention if may_write(layer)]
+        self._any_skipped, self._any_guidance_reuse = config.any_skipped, config.any_guidance_reuse
+        self._keeps = bool(executor.patches) or self._any_guidance_reuse or self._any_skipped
 
     def forget(self) -> None:
-        """Drops all that is kept; what was noted stays."""
+        """Drops all that is stored; the record stays."""
         self.planner, self.store = Planner(self._config), Store(self._ordered, self._partial)
 
     def call(self, sample: torch.Tensor, info: StepInfo, purpose: Purpose) -> Call:
-        """What a call does, and with what of that which is kept.
-
-        Args:
-            sample: its sample.
-            info: where it stands.
-            purpose: what it is for.
-        """
+        """Decides what a call does, and with which slot."""
         if info.slot == 0:
             self.store.begin_step()
         key = self.store.key(purpose)
@@ -102,25 +77,25 @@ class Run:
     def begin(
         self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Changes the denoiser for a call, and returns the arguments for what it runs."""
+        """Changes the denoiser for a call, and returns the arguments for the part that runs."""
         step, executor = call.decision.step, self._executor
         if step.guidance_reuse:
             args, kwargs = conditional_half(args, kwargs, call.sample, executor.layout.prompt_half)
         if step.full or call.slot is None:
-            executor.full(self.listening)
+            executor.full(self._listening)
             return args, kwargs
         attention = call.slot.attention
         if attention:
             self.record.note_attention()
         feature = call.slot.feature(call.info.step, step)
         executor.shallow(step.branch, feature, self.compiled, attention, kwargs.get("cross_attention_kwargs"))
-        return executor.cuts[step.branch].narrow(args, kwargs)
+        return executor.patches[step.branch].narrow(args, kwargs)
 
     def keep(self, denoiser: nn.Module, call: Call, output: Any) -> Any:
-        """Keeps what a call has computed, and returns its output for the whole batch."""
+        """Stores what a call has computed, and returns its output for the whole batch."""
         info, step = call.info, call.decision.step
         if self.compiled:
-            # A CUDA graph writes over its output at the next step, and a second slot or a scheduler may still want it.
+            # A CUDA graph overwrites its output at the next step; a second slot or a scheduler may still need it.
             output = with_tensor(output, output_tensor(output).clone())
         if not self._keeps:
             return output
@@ -131,7 +106,7 @@ class Run:
         renewed = self._keep_features(call, slot)
         output = slot.guided(info.step, step, output)
         if slot.prediction is not None:
-            self._keep_prediction(denoiser, call, slot, output)
+            self._keep_prediction(denoiser, call, slot, slot.prediction, output)
         changed = slot.guidance is not None or slot.prediction is not None or step.forecast == "limited"
         if renewed or changed or self.compiled:
             buffers = self._executor.buffer_bytes if self.compiled else 0
@@ -149,18 +124,18 @@ class Run:
         return output
 
     def _keep_features(self, call: Call, slot: Slot) -> bool:
-        """Keeps the deep features that a call has renewed, and says whether there are any."""
-        number, step = call.info.step, call.decision.step
+        """Stores the deep features that a call has renewed, and returns whether there are any."""
+        number, step, patches = call.info.step, call.decision.step, self._executor.patches
         taken = self._executor.take()
-        if step.full and len(taken) < len(self._executor.cuts):
-            missing = next(cut.name for branch, cut in self._executor.cuts.items() if branch not in taken)
+        if step.full and len(taken) < len(patches):
+            missing = next(patch.branch.name for branch, patch in patches.items() if branch not in taken)
             raise RuntimeError(
                 f"no module of {missing} ran on a full step, so there is no deep feature to keep; "
                 "this U-Net does not call its layers as modules"
             )
         for branch, computed in taken.items():
             forecast = slot.features[branch]
-            # Of a CUDA graph the deep feature outlives the step too.
+            # The deep feature of a CUDA graph has to outlive the step too.
             tensor = slot.whole_feature(number, step, branch, computed.clone() if self.compiled else computed)
             if self._config.between != "skipped" and self.planner.measures(call.info, step):
                 expected = forecast.at(number, self._config.feature_forecast) if forecast.bytes else None
@@ -170,19 +145,20 @@ class Run:
             slot.last_full, slot.attention = number, self._executor.attention_calls()
         return bool(taken)
 
-    def _keep_prediction(self, denoiser: nn.Module, call: Call, slot: Slot, output: Any) -> None:
-        """Keeps the prediction of a call, and its input, for skipped steps."""
-        assert slot.prediction is not None
-        forecast, number = slot.prediction, call.info.step
+    def _keep_prediction(
+        self, denoiser: nn.Module, call: Call, slot: Slot, forecast: PredictionForecast, output: Any
+    ) -> None:
+        """Stores the prediction of a call, and its input, for skipped steps."""
+        number = call.info.step
         if isinstance(output, tuple) and sum(isinstance(each, torch.Tensor) for each in output) > 1:
             raise ValueError(
-                f"a skipped step forecasts one prediction, and this {type(denoiser).__name__} returns {len(output)}; "
-                "take between='shallow'"
+                f"a skipped step forecasts one prediction, and this {type(denoiser).__name__} returns {len(output)}. "
+                "Use between='shallow'"
             )
         sample = latents(denoiser, call.sample).detach().clone()
         prediction = output_tensor(output).detach().clone()
         if self._config.between == "skipped" and self.planner.measures(call.info, call.decision.step):
-            # There is none to go on from where the batch has changed.
+            # A new slot, as after a change of the batch, has no forecast.
             expected = forecast.at(number, sample, self._config.forecast) if forecast.bytes else None
             self.planner.note_error(call.info, expected, prediction)
         forecast.add(number, sample, prediction)
@@ -190,16 +166,13 @@ class Run:
 
     def _new_slot(self, denoiser: nn.Module, sample: torch.Tensor, info: StepInfo) -> Slot:
         config = self._config
-        guided = self.any_guidance_reuse and not why_not_two_halves(self._pipe, denoiser, sample)
+        guided = self._any_guidance_reuse and not why_not_two_halves(self._pipe, denoiser, sample)
         stiff = stiffness(guidance_scale(self._pipe), self._scheduler, info.steps)
         half = self._executor.layout.prompt_half
-        slot = Slot(sample, self._executor.cuts, config.highest_order, guided, stiff, half)
-        if self.any_skipped:
-            response = self._first_response() if config.any_response else None
+        slot = Slot(sample, self._executor.patches, config.highest_order, guided, stiff, half)
+        if self._any_skipped:
+            # Until the response is measured: predicted noise changes as the input does.
+            kind = getattr(self._scheduler, "config", {}).get("prediction_type", "epsilon")
+            response = float(kind == "epsilon") if config.any_response else None
             slot.prediction = PredictionForecast(config.highest_order, response, stiff)
         return slot
-
-    def _first_response(self) -> float:
-        """How a prediction answers to its input until that is measured: predicted noise changes as the input does."""
-        settings = getattr(self._scheduler, "config", {})
-        return 1.0 if settings.get("prediction_type", "epsilon") == "epsilon" else 0.0

@@ -1,4 +1,4 @@
-"""What the last trajectory did and what it cost."""
+"""Statistics of a denoising run: its steps and its cost."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from DeepCache.engine.planner import Decision
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import Step, pattern_of
 
-__all__ = ["RunRecord", "TrajectoryStats"]
-
 
 @dataclass(frozen=True)
 class TrajectoryStats:
-    """What the last trajectory did.
+    """Statistics of the last denoising run.
 
     Args:
-        pattern: one character a step, `F` for a full step, `-` for a skipped one, `.` for a shallow one, or the number
-            of its branch where several are used; a step of several U-Net calls is full if any of them was.
+        pattern: one character per step: `F` for a full step, `-` for a skipped one, `.` for a shallow one, or the
+            number of its branch if several are used. A step of several U-Net calls is full if any of them was.
         full_steps: number of full steps.
         shallow_steps: number of shallow steps.
-        bytes_kept: the most that was kept of deep features at any one time, in bytes.
-        mac_share: multiply-accumulates spent in the U-Net as a share of what it takes without DeepCache, 0 to 1; None
-            before the first trajectory, or where they cannot be counted.
+        bytes_kept: the most memory that stored tensors took at any one time, in bytes.
+        mac_share: multiply-accumulates of the U-Net as a share of those without DeepCache, 0 to 1; None before the
+            first run, or if they cannot be counted.
         uncounted: why `mac_share` could not be counted, else an empty string.
         halved_steps: number of steps that ran half of a guided batch (guidance reuse).
         skipped_steps: number of steps at which no layer of the U-Net ran.
-        reasons: the steps that were full although the schedule does not say so, each with its reason; a call that a
-            gradient is taken through is no step, and comes with the step before it.
+        reasons: the steps that were full although the schedule does not say so, each with its reason. A call through
+            which a gradient is taken is not a step, and is listed with the step before it.
     """
 
     pattern: str
@@ -56,29 +54,21 @@ class TrajectoryStats:
         if self.skipped_steps:
             kinds = f"{self.full_steps} full, {self.shallow_steps} shallow and {self.skipped_steps} skipped steps"
         return (
-            f"{self.pattern}\n"
-            f"{kinds}{halved}, "
-            f"{self.bytes_kept / 2**20:.2f} MiB kept, "
+            f"{self.pattern}\n{kinds}{halved}, {self.bytes_kept / 2**20:.2f} MiB kept, "
             f"multiply-accumulates of the U-Net: {share}{self._unscheduled()}"
         )
 
     def _unscheduled(self) -> str:
-        """A line for each reason, with the steps."""
-        steps: dict[str, list[int]] = {}
+        steps: dict[str, list[str]] = {}
         for step, reason in self.reasons:
-            steps.setdefault(reason, []).append(step)
+            steps.setdefault(reason, []).append(str(step))
         return "".join(
-            f"\nfull though not scheduled, {reason}: step {', '.join(map(str, numbers))}"
-            for reason, numbers in steps.items()
+            f"\nfull though not scheduled, {reason}: step {', '.join(numbers)}" for reason, numbers in steps.items()
         )
 
 
 class RunRecord:
-    """Notes of a running trajectory: a few dictionary operations a call, and no reference to any of its tensors.
-
-    Args:
-        branches: numbers of the skip branches that shallow steps may use.
-    """
+    """The record of a run in progress: a few dictionary operations per call, and no reference to any of its tensors."""
 
     def __init__(self, branches: tuple[int, ...]) -> None:
         self._branches = branches
@@ -89,18 +79,11 @@ class RunRecord:
         self._bytes_kept = 0
         self._mac_share: tuple[int, float] | None = None
         self._uncounted = ""
-        # Each once, in order: a loop that trains makes any number of calls at a step.
+        # Each once, in order: a training loop makes any number of calls at a step.
         self._reasons: dict[tuple[int, str], None] = {}
 
-    def note_call(
-        self,
-        info: StepInfo,
-        decision: Decision,
-        sample: torch.Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Takes a call that is a step of the run."""
+    def note_call(self, info: StepInfo, decision: Decision, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Records a call that is a step of the run."""
         step = decision.step
         if info.slot == 0:
             self._steps.append(step)
@@ -111,7 +94,7 @@ class RunRecord:
         self._count_call(step, args, kwargs)
 
     def note_differentiated(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Takes a call that is no step of the run, since a gradient may be taken through it."""
+        """Records a call that is not a step of the run, since a gradient may be taken through it."""
         self._reasons[max(len(self._steps) - 1, 0), reason] = None
         self._count_call(Step(True), args, kwargs)
 
@@ -122,7 +105,7 @@ class RunRecord:
             self._examples[shapes] = (on_meta(args), on_meta(kwargs))
 
     def note_attention(self) -> None:
-        self._uncounted = "deep attention layers that the pipeline listens to ran on shallow steps too"
+        self._uncounted = "deep attention layers that the pipeline reads ran on shallow steps too"
 
     def note_bytes(self, kept: int) -> None:
         self._bytes_kept = max(self._bytes_kept, kept)
@@ -135,21 +118,20 @@ class RunRecord:
         share, reason = self._count(unet) if self._steps else (None, "")
         full = sum(step.full for step in self._steps)
         skipped = sum(step.skipped for step in self._steps)
-        shallow = len(self._steps) - full - skipped
         halved = sum(step.guidance_reuse for step in self._steps)
-        reasons = tuple(self._reasons)
+        shallow, reasons = len(self._steps) - full - skipped, tuple(self._reasons)
         return TrajectoryStats(self.pattern, full, shallow, self._bytes_kept, share, reason, halved, skipped, reasons)
 
     def _count(self, unet: nn.Module) -> tuple[float | None, str]:
-        """The share of multiply-accumulates, counted when it is asked for and not while an image is generated."""
+        """The share of multiply-accumulates, counted on request and not while an image is generated."""
         if self._uncounted:
             return None, self._uncounted
         calls = self._calls.total()
         if self._mac_share is None or self._mac_share[0] != calls:
             try:
                 self._mac_share = (calls, self._share(unet))
-            # A third party's U-Net may do anything on the meta device, and figures must not cost a person the image. In
-            # the middle of a call it may fail where it does not later.
+            # Any U-Net may fail on the meta device, and statistics must not cost a user the image. In the middle of a
+            # call counting may fail where it does not later.
             except Exception as error:
                 return None, f"{type(error).__name__}: {error}"
         return self._mac_share[1], ""

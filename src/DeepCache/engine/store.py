@@ -1,4 +1,4 @@
-"""What is kept between the calls of one run, by what each call is for."""
+"""The slots of one run, by the purpose of their calls."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import torch
 
 from DeepCache.engine.slot import Slot
 
-__all__ = ["Purpose", "SlotKey", "Store"]
-
-# Of one timestep that is called for ever every call is a slot: more of them than any pipeline has are not kept.
+# If one timestep is called forever, every call is a new slot. No pipeline needs more slots than these.
 _MOST_SLOTS = 128
 
 
 class Purpose:
-    """What the calls with one conditioning, or of one name, are for.
+    """What the calls with one conditioning, or with one name, are for.
 
     Args:
-        ordered: whether the order of several such calls within a step is known to stay as it is.
+        ordered: whether the order of several such calls within a step is known not to change.
         partial: whether the run may have begun within a step, so that the first one had fewer calls.
 
     Attributes:
@@ -34,19 +32,19 @@ class Purpose:
 
     @property
     def continues(self) -> bool:
-        """Whether the calls of this step are those of the step before, each in its place.
+        """Whether the calls of this step continue those of the step before, one by one.
 
-        The first of several could as well be the last of them (calls to warm up, and then the loop), until a step has
-        had as many as the one before it.
+        The first of several calls could as well continue the last (calls to warm up, and then the loop), until a step
+        has had as many calls as the one before it.
         """
         alone = self._before == 1 and not self._partial
         return self._ordered or alone or self._before == self._second_before
 
     def begin_step(self) -> bool:
-        """Begins a step, and says whether the purpose is still in use."""
+        """Begins a step, and returns whether the purpose is still in use."""
         if self.calls or self._before is not None:
             self.calls, self._before, self._second_before = 0, self.calls, self._before
-        # One that is new has had none yet.
+        # A new purpose has had no step yet.
         return self._before != 0
 
 
@@ -55,7 +53,7 @@ SlotKey = tuple[Purpose, int]
 
 
 class _Held(NamedTuple):
-    """The tensor that a purpose was last given, where it lies, and the values of the first."""
+    """The latest tensor of a purpose, its `_place`, and the values of the first one."""
 
     place: Hashable
     tensor: torch.Tensor
@@ -63,15 +61,14 @@ class _Held(NamedTuple):
 
 
 class Store:
-    """The slots of a run. A slot that a step did not use is dropped: when it comes back it is another one.
+    """The slots of a run. A slot that a step did not use is dropped.
 
-    Calls with equal conditioning have one purpose. Equality is seen by the address of the tensor, without looking at
-    its values; they are compared, which takes a transfer from the device, where a program makes the tensor again for
-    each call or writes into it.
+    Calls with equal conditioning have one purpose. Equality is recognised by the address of the tensor, without reading
+    its values. They are compared, which requires a device-to-host transfer, only if a program creates the tensor again
+    for each call or writes into it.
 
     Args:
-        ordered: whether calls with the same conditioning within a step are known to come in the same order at every
-            step.
+        ordered: whether calls with the same conditioning are known to come in the same order at every step.
         partial: whether the run may have begun within a step.
 
     Example:
@@ -94,7 +91,6 @@ class Store:
 
     @property
     def bytes(self) -> int:
-        """Size of what is kept."""
         return sum(slot.bytes for slot in self._slots.values())
 
     def begin_step(self) -> None:
@@ -108,16 +104,8 @@ class Store:
             self._places = {place: purpose for place, purpose in self._places.items() if place in held}
 
     def purpose(self, name: Hashable, conditioning: torch.Tensor | None, within_step: bool = False) -> Purpose:
-        """What a call is for.
-
-        Args:
-            name: what the program calls it; None where it has no name.
-            conditioning: what it is conditioned on, where it has no name; None without conditioning.
-            within_step: whether it is known to be a further call of a step that has begun.
-
-        Raises:
-            TypeError: the name is not hashable.
-        """
+        """The purpose of a call: by its conditioning if there is one, else by the name that the program gives it.
+        `within_step` is whether the call is known not to be the first of a step."""
         if conditioning is not None:
             return self._purpose_of(conditioning, within_step)
         try:
@@ -133,29 +121,24 @@ class Store:
         purpose.calls += 1
         self._calls += 1
         if self._calls > _MOST_SLOTS:
-            self._slots.clear()
-            self._named.clear()
-            self._held.clear()
-            self._places.clear()
+            for kept in (self._slots, self._named, self._held, self._places):
+                kept.clear()
         return purpose, purpose.calls - 1
 
     def find(self, key: SlotKey) -> Slot | None:
-        """The slot of a call, or None where nothing is kept for it."""
         return self._slots.get(key)
 
     def keep(self, key: SlotKey, slot: Slot) -> None:
-        """Keeps a slot from now on."""
         if self._calls <= _MOST_SLOTS:
             self._slots[key] = slot
 
     def drop(self, key: SlotKey) -> None:
-        """Forgets a slot."""
         self._slots.pop(key, None)
 
     def _purpose_of(self, conditioning: torch.Tensor, within_step: bool) -> Purpose:
         place = _place(conditioning)
         known = self._places.get(place)
-        if known is not None and not (within_step and known.calls and _may_be_written_unseen(conditioning)):
+        if known is not None and not (within_step and known.calls and _may_change_unseen(conditioning)):
             return known
         equal = next((each for each, held in self._held.items() if _is_equal(held.values, conditioning)), None)
         if equal is None:
@@ -164,23 +147,23 @@ class Store:
             before, _, values = self._held[equal]
             if before != place and self._places[before] is equal:
                 del self._places[before]
-        # Held, so that its address is given to no other. The values in it may be written over.
+        # Held, so that no other tensor gets its address. Its values may still be overwritten.
         self._held[equal] = _Held(place, conditioning, values)
-        # A buffer that several conditionings are written into stands for none of them.
+        # A buffer that several conditionings are written into identifies none of them.
         self._places[place] = equal if self._places.get(place, equal) is equal else None
         return equal
 
 
 def _place(tensor: torch.Tensor) -> Hashable:
-    """What a tensor shares with no other while it is held and nothing is written into it."""
-    # Writing into a tensor of inference mode is not counted.
+    """Identifies a tensor while it is held and nothing is written into it."""
+    # Writes into a tensor of inference mode are not counted.
     version = -1 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, version
 
 
-def _may_be_written_unseen(tensor: torch.Tensor) -> bool:
-    """Whether values may change while the version does not, as by NumPy or in inference mode. On another device that
-    is looked at in inference mode alone, since to compare values waits for the device."""
+def _may_change_unseen(tensor: torch.Tensor) -> bool:
+    """Whether values may change while the version does not, as by NumPy or in inference mode. On another device only
+    inference mode is considered, since comparing values waits for the device."""
     return tensor.is_inference() or tensor.device.type == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""The denoisers of a pipeline, found by name or by shape, and the schedulers that go with them."""
+"""The denoisers of a pipeline, found by name or by structure, and their schedulers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from torch import nn
 
 from DeepCache.engine.layouts import is_recognised
 
-__all__ = ["component_of", "is_from_diffusers", "running_pipeline", "scheduler_of", "unets_of"]
-
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:
-    """The denoisers of a pipeline by the name of the component, without what is wrapped around them.
+    """The denoisers of a pipeline by the name of the component, without wrappers.
 
-    That is `pipe.unet`. A pipeline without it is searched for components of a shape that DeepCache knows, as those that
-    stand one behind the other in unCLIP: `decoder`, `super_res_first`, `super_res_last`. A denoiser by itself is its
-    own, by the name `""`.
-
-    Raises:
-        TypeError: there is none.
+    That is `pipe.unet`. A pipeline without it is searched for components with a known structure, such as the three of
+    unCLIP: `decoder`, `super_res_first`, `super_res_last`. A denoiser passed as `pipe` has the name `""`. Raises a
+    `TypeError` if there is none.
 
     Example:
         >>> from DeepCache.models import load_pipeline
@@ -39,7 +34,9 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
             f"DeepCache needs a U-Net that is a torch module; that of {kind} is of type {type(unet).__name__}"
         )
     components = getattr(pipe, "components", {})
-    unets = {name: _unwrapped(component) for name, component in components.items() if _has_the_shape(component)}
+    modules = {name: component for name, component in components.items() if isinstance(component, nn.Module)}
+    unwrapped = {name: _unwrapped(module) for name, module in modules.items()}
+    unets = {name: module for name, module in unwrapped.items() if _is_called_as_one(module)}
     if not unets:
         where = f" among its components ({', '.join(components)})" if components else " in its attribute 'unet'"
         raise TypeError(
@@ -51,12 +48,12 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
 
 
 def component_of(pipe: Any, name: str) -> Any:
-    """A denoiser as its pipeline has it: what `torch.compile` has wrapped around it, where there is something."""
+    """A denoiser as its pipeline has it, with the wrapper of `torch.compile` if there is one."""
     return getattr(pipe, name) if name else pipe
 
 
 def scheduler_of(pipe: Any, name: str) -> Any:
-    """The scheduler of a denoiser, or None: of `prior_prior` the pipeline's `prior_scheduler`, else its `scheduler`."""
+    """The scheduler of a denoiser, or None: of `prior_prior` the `prior_scheduler`, else the `scheduler`."""
     if "_" in name:
         own = getattr(pipe, f"{name.split('_')[0]}_scheduler", None)
         if own is not None:
@@ -65,13 +62,8 @@ def scheduler_of(pipe: Any, name: str) -> Any:
 
 
 def running_pipeline(denoiser: nn.Module, name: str) -> Any:
-    """The pipeline in whose call this one is made, or None: several may share a denoiser, and each has a scheduler and
-    a guidance scale of its own. It is found among the callers, so this is for the start of a run.
-
-    Args:
-        denoiser: the denoiser that is being called.
-        name: what a pipeline calls it; `""` for `unet`.
-    """
+    """The pipeline that is calling the denoiser, found among the callers, or None. Several pipelines, each with its own
+    scheduler and guidance scale, may share a denoiser. `name` is a pipeline's name for it; `""` for `unet`."""
     frame = inspect.currentframe()
     while frame is not None:
         # Pipelines, and the blocks of modular ones.
@@ -88,25 +80,21 @@ def is_from_diffusers(pipe: Any) -> bool:
     return any(base.__module__.startswith("diffusers.") for base in type(pipe).__mro__)
 
 
-def _has_the_shape(component: Any) -> bool:
-    """Whether a component is called with a sample and a timestep and can be cut. Autoencoders and motion adapters have
-    blocks on the way down and up too, but take no second argument."""
-    return isinstance(component, nn.Module) and _is_called_as_one(_unwrapped(component))
-
-
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The denoiser itself, where `torch.compile`, peft, DeepSpeed or a program has wrapped a module around it."""
+    """The denoiser itself, if `torch.compile`, peft, DeepSpeed or a program has wrapped a module around it."""
     if isinstance(module, torch._dynamo.OptimizedModule):
         return _unwrapped(module._orig_mod)
-    # DataParallel calls copies of what is in it.
+    # DataParallel calls copies of its module.
     if is_recognised(module) or isinstance(module, nn.DataParallel):
         return module
     return next((inner for inner in module.modules() if inner is not module and _is_called_as_one(inner)), module)
 
 
 def _is_called_as_one(module: nn.Module) -> bool:
+    """Whether a module is called with a sample and a timestep and can be cut. Autoencoders and motion adapters have
+    down and up blocks too, but no second required argument."""
     if not is_recognised(module):
         return False
-    # Off the class: offloading replaces `forward` on the instance.
+    # Of the class, since offloading replaces `forward` on the instance.
     _, *parameters = inspect.signature(type(module).forward).parameters.values()
     return len(parameters) >= 2 and all(parameter.default is parameter.empty for parameter in parameters[:2])

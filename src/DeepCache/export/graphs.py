@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from DeepCache.engine.capture import FeatureCapture
 from DeepCache.engine.guidance import output_tensor
 from DeepCache.engine.layouts import CachedFeature, SkipBranch, layout_of
+from DeepCache.engine.patch import FeatureCapture
 from DeepCache.export.call import Call, paths_in
 
 __all__ = ["DEEP_IN", "DEEP_OUT", "PREDICTION", "FullGraph", "ShallowGraph", "StepGraph"]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from DeepCache.engine.attention import may_write
-from DeepCache.engine.capture import FeatureCapture
 from DeepCache.engine.guidance import latents, output_tensor, why_not_two_halves, with_tensor
 from DeepCache.engine.layouts import SkipBranch, layout_of
+from DeepCache.engine.patch import FeatureCapture
 from DeepCache.generation.finite import check_finite
 from DeepCache.generation.painter import Painter
 from DeepCache.schedule import FORECASTS, ForecastRule

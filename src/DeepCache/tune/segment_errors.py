@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from DeepCache.engine.forecast import PredictionForecast, stiffness
 from DeepCache.engine.guidance import latents, output_tensor
 from DeepCache.engine.layouts import SkipBranch, layout_of
 from DeepCache.engine.patch import ShallowPatch
-from DeepCache.engine.prediction import PredictionForecast
-from DeepCache.engine.stiffness import stiffness
 from DeepCache.generation.painter import Painter
 from DeepCache.schedule import ForecastRule
 from DeepCache.tune.recording import Recording, draw_from

@@ -1,4 +1,4 @@
-"""Layouts: what the engine knows of the families of denoisers, one file each."""
+"""Layouts: the structure of each family of denoisers, one file each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _L = TypeVar("_L", bound=type[Layout])
 
 
 def register_layout(layout: _L) -> _L:
-    """Registers a layout for a further family of denoisers. Can be used as a decorator.
+    """Registers a layout for another family of denoisers. Can be used as a decorator.
 
     Registered layouts are tried before the built-in ones, the latest first.
 
@@ -51,16 +51,12 @@ def register_layout(layout: _L) -> _L:
 
 
 def is_recognised(module: nn.Module) -> bool:
-    """Whether a module looks like a denoiser of a family that DeepCache knows, be it one that it can cut or not."""
+    """Whether a module has the structure of a known family, even if it cannot be cut."""
     return any(layout.recognises(module) for layout in _LAYOUTS)
 
 
 def layout_of(denoiser: nn.Module) -> Layout:
-    """The layout that a denoiser is cut by.
-
-    Raises:
-        TypeError: it is of no family that has skip connections, or cannot be cut; the message says why.
-    """
+    """The layout of a denoiser; a `TypeError` that gives the reason if it cannot be cut."""
     refusals = []
     for layout in _LAYOUTS:
         if layout.recognises(denoiser):
@@ -83,10 +79,10 @@ def layout_of(denoiser: nn.Module) -> Layout:
 
 
 def skip_branches(denoiser: nn.Module) -> tuple[SkipBranch, ...]:
-    """Where a denoiser can be cut, from the shallowest skip connection to the deepest.
+    """The skip connections at which a denoiser can be cut, from the shallowest to the deepest.
 
     Raises:
-        TypeError: it cannot be cut; the message says why.
+        TypeError: it cannot be cut; the message gives the reason.
 
     Example:
         >>> from diffusers import UNet2DConditionModel
@@ -98,15 +94,11 @@ def skip_branches(denoiser: nn.Module) -> tuple[SkipBranch, ...]:
 
 
 def branch_of(denoiser: nn.Module, number: int) -> SkipBranch:
-    """The skip branch of that number.
-
-    Raises:
-        ValueError: the denoiser has none so deep.
-        TypeError: it cannot be cut.
-    """
+    """The skip branch with this number; a `ValueError` if the denoiser has none so deep."""
     branches = skip_branches(denoiser)
     if number >= len(branches):
         raise ValueError(
-            f"cache_branch_id must be from 0 to {len(branches) - 1} for this {type(denoiser).__name__}, got {number}"
+            f"cache_branch_id must be between 0 and {len(branches) - 1} for this {type(denoiser).__name__}, "
+            f"got {number}"
         )
     return branches[number]

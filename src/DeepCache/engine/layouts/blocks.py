@@ -1,6 +1,6 @@
 """Diffusers' block layout: `down_blocks`, `mid_block` and `up_blocks`, each block with its layers in lists.
 
-Every layer and downsampler on the way down makes a skip connection, and every layer on the way up takes one. The
+Every layer and downsampler of the down path makes a skip connection, and every layer of the up path takes one. The
 U-Nets loop over their blocks and every block over its layers, so a shallow step shows them shorter lists.
 """
 
@@ -14,8 +14,6 @@ from torch import nn
 
 from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut, own
 
-__all__ = ["BlockBranch", "BlocksLayout", "has_blocks", "layer_lists"]
-
 _SAMPLERS = ("downsamplers", "upsamplers")
 _ADAPTER_RESIDUALS = "down_intrablock_additional_residuals"
 _CONTROLNET_RESIDUALS = "down_block_additional_residuals"
@@ -24,13 +22,13 @@ _CONTROLNET_MID_RESIDUAL = "mid_block_additional_residual"
 
 @dataclass(frozen=True)
 class BlockBranch(SkipBranch):
-    """A skip connection between two blocks, and what a shallow step that is cut there runs.
+    """A skip connection between two blocks, and the part of the U-Net that a shallow step cut there runs.
 
     Args:
         down_block: the down block that is cut; every down block before it is kept whole.
         layers: number of layers of that down block that are kept.
         up_block: the up block that takes the skip connection; every up block after it is kept whole.
-        up_layer: the layer of that up block that takes it, which is the first that is kept.
+        up_layer: the layer of that up block that takes it, the first that is kept.
     """
 
     down_block: int
@@ -82,7 +80,7 @@ class BlocksLayout(Layout):
             block = self._up[branch.up_block]
             count = _layer_count(block) or 1
             lists = layer_lists(block).values()
-            # Where a layer has no motion module, its list has None there (AnimateDiff).
+            # The entry of a layer without a motion module is None (AnimateDiff).
             last = [entries[branch.up_layer * (len(entries) // count) - 1] for entries in lists]
             return [entry for entry in last if entry is not None]
         return [self._up[branch.up_block - 1] if branch.up_block else cast(nn.Module, self.denoiser.mid_block)]
@@ -90,17 +88,16 @@ class BlocksLayout(Layout):
     def narrow(
         self, branch: BlockBranch, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """ControlNet's residual for the mid block is in the stored feature already, so it becomes a zero. T2I-Adapter's
-        list of residuals is cut to those that the kept down blocks take: the U-Net would give the next one to whatever
-        comes first of the same shape."""
-        # Cut right after the mid block the whole down path runs, and the U-Net adds the residuals for the mid block.
+        """ControlNet's residual for the mid block is part of the stored feature, so it becomes a zero. T2I-Adapter's
+        residuals are cut to those that the kept down blocks take: the U-Net would add the next one elsewhere."""
+        # With a cut right after the mid block the whole down path runs, and the U-Net adds the mid block's residuals.
         if branch.up_block == branch.up_layer == 0:
             return args, kwargs
         narrow = dict(kwargs)
         controlnet = narrow.get(_CONTROLNET_MID_RESIDUAL) is not None
         if controlnet:
             narrow[_CONTROLNET_MID_RESIDUAL] = 0
-        # Without a residual for the mid block, ControlNet's are an adapter's under the name they once had.
+        # Without a residual for the mid block, those of a ControlNet are an adapter's under their former name.
         adapter = (
             _ADAPTER_RESIDUALS if controlnet or narrow.get(_ADAPTER_RESIDUALS) is not None else _CONTROLNET_RESIDUALS
         )
@@ -109,12 +106,12 @@ class BlocksLayout(Layout):
         return args, narrow
 
     def _adapter_residuals(self, branch: BlockBranch) -> int:
-        """How many of T2I-Adapter's residuals, one a down block, reach a skip connection that a shallow step uses."""
+        """How many of T2I-Adapter's residuals, one per down block, reach a skip connection that a shallow step uses."""
         if not branch.layers:
             return branch.down_block
         cut = self._down[branch.down_block]
         whole = branch.layers == _layer_count(cut)
-        # A block with cross-attention adds its residual after its last layer, any other one after its downsampler.
+        # A block with cross-attention adds its residual after its last layer, any other block after its downsampler.
         reaches = getattr(cut, "has_cross_attention", False) or not _samplers(cut)
         return branch.down_block + int(whole and reaches)
 
@@ -126,12 +123,12 @@ class BlocksLayout(Layout):
             for layer in range(self._layers_of(f"up_blocks.{index}", block))
         ]
         if len(origins) != len(takers):
-            made = f"its down path makes {len(origins)} skip connections, one a layer"
+            made = f"its down path makes {len(origins)} skip connections, one per layer"
             raise cannot_cut(self.denoiser, f"{made}, and its up path takes {len(takers)}")
         # The last skip made is the first taken.
         pairs = zip(origins, reversed(takers), strict=True)
         branches = tuple(BlockBranch(number, *origin, *taker) for number, (origin, taker) in enumerate(pairs))
-        # Below the deepest skip lies the mid block alone; without one a cut there would save nothing.
+        # Below the deepest skip is only the mid block; without one a cut there would save nothing.
         return branches if self.denoiser.mid_block is not None else branches[:-1]
 
     def _skip_origins(self) -> list[tuple[str, int, int]]:
@@ -171,23 +168,22 @@ def layer_lists(block: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _samplers(block: nn.Module) -> list[str]:
-    """Names of what takes a block's output to the next size: `downsamplers` or `upsamplers`, under ControlNet-XS
-    `base_downsamplers` and `ctrl_downsamplers`."""
+    """The names of a block's samplers: `downsamplers` or `upsamplers`, in ControlNet-XS `base_downsamplers` and
+    `ctrl_downsamplers`."""
     named = ((name, child) for name, child in block._modules.items() if name.endswith(_SAMPLERS))
     return [name for name, child in named if child is not None and not (isinstance(child, nn.ModuleList) and not child)]
 
 
 def _layer_count(block: nn.Module) -> int | None:
-    """Number of layers of a block, that of its shortest list; None where its other lists do not go with it.
+    """The number of layers of a block, the length of its shortest list; None if its other lists do not match.
 
-    A list may have several entries a layer (AudioLDM 2), or one more than there are layers, for the block's sampler
-    (ControlNet-XS).
+    A list may have several entries per layer (AudioLDM 2), or one more for the block's sampler (ControlNet-XS).
     """
     lengths = {len(entries) for entries in layer_lists(block).values()}
     if not lengths:
         return None
     count = min(lengths)
-    # With a single layer nothing tells two entries of it from one for the sampler.
+    # With a single layer, two entries of it look like one and one for the sampler.
     fits = all(
         length == count or (count > 1 and (length % count == 0 or (length == count + 1 and _samplers(block))))
         for length in lengths
@@ -196,7 +192,7 @@ def _layer_count(block: nn.Module) -> int | None:
 
 
 def _cut_layers(block: nn.Module, start: int, stop: int | None = None) -> dict[str, nn.ModuleList]:
-    """The per-layer lists of a block with nothing but its layers from `start` to before `stop`, by name."""
+    """The per-layer lists of a block with only its layers from `start` to before `stop`, by name."""
     count = _layer_count(block)
     assert count is not None
     cut = {}

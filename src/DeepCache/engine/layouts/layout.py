@@ -1,4 +1,4 @@
-"""What the engine must know of a denoiser to cut it: four questions, answered by one class for each family."""
+"""What the engine must know of a denoiser to cut it, in one class per family."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
-
-__all__ = ["CachedFeature", "Layout", "Overlay", "SkipBranch", "cannot_cut", "own"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,12 @@ class SkipBranch:
 
 
 class Overlay(NamedTuple):
-    """An attribute that a shallow step hides behind another value for the length of one call.
+    """An attribute that a shallow step replaces by another value for the length of one call.
 
     Args:
         owner: the module that has the attribute.
         name: the attribute: a child module, a `nn.ModuleList` of them, or None.
-        value: what the owner shows instead: a list of the entries that stay, the `CachedFeature`, or None.
+        value: the replacement: a list of the entries that stay, the `CachedFeature`, or None.
     """
 
     owner: nn.Module
@@ -44,8 +42,7 @@ class Overlay(NamedTuple):
 class Layout(ABC):
     """Where a family of denoisers can be cut, and how.
 
-    The constructor takes the denoiser. It raises a `TypeError` that names the reason where the denoiser is of the
-    family and still cannot be cut.
+    The constructor raises a `TypeError` with the reason if the denoiser is of the family and still cannot be cut.
 
     Attributes:
         denoiser: the module.
@@ -58,60 +55,59 @@ class Layout(ABC):
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
-        # Off the class: offloading replaces `forward` on the instance.
+        # Of the class, since offloading replaces `forward` on the instance.
         parameters = list(signature(type(denoiser).forward).parameters.values())[1:]
         self._named = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
 
     @classmethod
     @abstractmethod
     def recognises(cls, denoiser: nn.Module) -> bool:
-        """Whether a module is of the family, told by its structure alone."""
+        """Whether a module is of the family, judged by its structure only."""
 
     @abstractmethod
     def overlays(self, branch: Any, cached: CachedFeature) -> Iterable[Overlay]:
-        """What a shallow step at a branch hides. `cached` takes the place of the last module that it leaves out."""
+        """What a shallow step at a branch hides. `cached` replaces the last module that does not run."""
 
     @abstractmethod
     def tapped(self, branch: Any) -> Iterable[nn.Module]:
-        """The modules of which the last to run on a full step returns the deep feature."""
+        """The modules whose last to run on a full step returns the deep feature."""
 
     def narrow(
         self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call without what belongs to the deep part, such as a ControlNet's residuals for it. They
-        come by name, but for the first two. What was given is not changed."""
+        """The arguments of a call without those of the deep part, such as a ControlNet's residuals for it. All but the
+        first two are passed by name. The given lists and dictionaries are not changed."""
         return args, kwargs
 
     def narrow_call(
         self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`narrow`, with the arguments after the sample and the timestep by name where the denoiser has names for
-        them."""
+        """`narrow`, with the arguments after the sample and the timestep by name if the denoiser has names for them."""
         if len(args) > 2 and len(args) <= len(self._named):
             args, kwargs = args[:2], dict(zip(self._named[2:], args[2:], strict=False)) | kwargs
         return self.narrow(branch, args, kwargs)
 
 
 class CachedFeature(nn.Module):
-    """Returns the stored deep feature, whatever it is called with, where the deep part would run.
+    """Returns the stored deep feature, for any arguments, where the deep part would run.
 
-    Some programs call a block and others iterate over its layers; both get it. A mid block that is called with the
-    hidden states of two paths (ControlNet-XS) hands both on; those of the second come back as they are, since nothing
-    after the mid block uses them.
+    It can be called, or iterated over as a block of layers. A mid block that is called with the hidden states of two
+    paths (ControlNet-XS) returns both; those of the second path are unchanged, since nothing after the mid block uses
+    them.
     """
 
-    # Diffusers' U-Nets ask a mid block this before they call it.
+    # Diffusers' U-Nets read this attribute of a mid block before they call it.
     has_cross_attention = False
 
     def __init__(self) -> None:
         super().__init__()
         self.tensor: torch.Tensor | None = None
-        # What is to be done where the deep layers would run.
+        # Called where the deep layers would run.
         self.meanwhile: Any = None
 
     def hold(self, tensor: torch.Tensor | None, meanwhile: Any = None) -> None:
-        """Takes what the next call returns and does."""
-        # Past `nn.Module.__setattr__`, which takes longer than the rest of the patch.
+        """Sets what the next call returns, and what it calls."""
+        # Not by `nn.Module.__setattr__`, which takes longer than the rest of the patch.
         self.__dict__.update(tensor=tensor, meanwhile=meanwhile)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,11 +122,11 @@ class CachedFeature(nn.Module):
 
 
 def own(module: nn.Module, name: str) -> Any:
-    """An attribute of a module that it has itself, and None where it has none or only forwards that of a module inside
-    (peft, DeepSpeed)."""
+    """An attribute of the module itself; None if it has none or only forwards that of an inner module (peft,
+    DeepSpeed)."""
     return getattr(module, name) if name in module._modules or hasattr(type(module), name) else None
 
 
 def cannot_cut(denoiser: nn.Module, reason: str) -> TypeError:
-    """The error of a denoiser that is of a known family and cannot be cut."""
+    """The error for a denoiser that is of a known family and cannot be cut."""
     return TypeError(f"DeepCache cannot cut a {type(denoiser).__name__}: {reason}")

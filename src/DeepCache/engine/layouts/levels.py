@@ -1,8 +1,8 @@
-"""Levels: `down_blocks` and `up_blocks` are lists of layers, one list a resolution, with one skip connection each.
+"""Levels: `down_blocks` and `up_blocks` are lists of layers, one list per resolution, with one skip connection each.
 
-The U-Nets of Würstchen and Stable Cascade (Pernias et al., *Würstchen*, 2023). The deepest level takes no skip, and
-what a level on the way up takes is found by its number; so a shallow step shows one level below those that it keeps, of
-which the way down is empty and the way up is the stored deep feature.
+The U-Nets of Würstchen and Stable Cascade (Pernias et al., *Würstchen*, 2023). The deepest level takes no skip, and a
+level of the up path finds its skip by its number. So a shallow step shows one level below those that it keeps, with an
+empty down path and the stored deep feature as its up path.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from torch import nn
 from DeepCache.engine.layouts.blocks import has_blocks
 from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut
 
-__all__ = ["LevelsLayout"]
-
 
 class LevelsLayout(Layout):
-    """U-Nets that keep the layers of a resolution in a list, and what leads to the next in lists beside it."""
+    """U-Nets that keep the layers of a resolution in a list, and the samplers between them in parallel lists."""
 
     prompt_half = 0
 
@@ -28,9 +26,9 @@ class LevelsLayout(Layout):
         lists = {name: child for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)}
         self._count = len(lists["down_blocks"])
         if self._count < 2 or len(lists["up_blocks"]) != self._count:
-            counts = f"{self._count} levels on the way down and {len(lists['up_blocks'])} on the way up"
-            raise cannot_cut(denoiser, f"it has {counts}, and needs two or more on both")
-        # Lists that run beside the levels: of one way, or of both one after the other.
+            counts = f"{self._count} levels of the down path and {len(lists['up_blocks'])} of the up path"
+            raise cannot_cut(denoiser, f"it has {counts}, and needs two or more of each")
+        # Lists parallel to the levels: of one path, or of both one after the other.
         self._down = {name for name, each in lists.items() if name.startswith("down_") and len(each) == self._count}
         self._up = {name for name, each in lists.items() if name.startswith("up_") and len(each) == self._count}
         self._both = {name for name, each in lists.items() if len(each) == 2 * self._count}
@@ -60,7 +58,7 @@ class LevelsLayout(Layout):
 
     def tapped(self, branch: SkipBranch) -> list[nn.Module]:
         entries = [self._lists[name][self._count - branch.number - 2] for name in sorted(self._up)]
-        # The last layer of the level, and what leads to the next one where that lies beside it.
+        # The last layer of the level, and its sampler if that is in a parallel list.
         return [entry[-1] if isinstance(entry, nn.ModuleList) else entry for entry in entries if not _empty(entry)]
 
 

@@ -1,7 +1,7 @@
-"""Transformers with long skips in one list: the second half of `blocks` takes what the first half made.
+"""Transformers with long skips in one list: the second half of `blocks` takes the skips that the first half makes.
 
 HunyuanDiT (Li et al., *Hunyuan-DiT*, 2024). Its loop counts the blocks, so a shallow step shows it as many: those that
-are left out hand on what they get, and the last of them returns the stored deep feature.
+do not run are replaced by identities, and the last of them by the stored deep feature.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from torch import nn
 
 from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut
 
-__all__ = ["LongSkipsLayout"]
-
 
 class LongSkipsLayout(Layout):
-    """Transformers whose `blocks` take a long skip where they have a `skip_linear`.
+    """Transformers whose `blocks` take a long skip if they have a `skip_linear`.
 
-    A ControlNet's residuals go with the skips, from the deepest, and the loop takes them at the blocks that are left
-    out too, so no argument has to change.
+    A ControlNet's residuals are added to the skips, from the deepest, and the loop consumes them at the replaced blocks
+    too, so no argument has to change.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -40,7 +38,7 @@ class LongSkipsLayout(Layout):
 
     def overlays(self, branch: SkipBranch, cached: CachedFeature) -> Iterator[Overlay]:
         kept = branch.number + 1
-        between = [_HandOn() for _ in range(len(self._blocks) - 2 * kept - 1)]
+        between = [_Identity() for _ in range(len(self._blocks) - 2 * kept - 1)]
         blocks = [*self._blocks[:kept], *between, cached, *self._blocks[-kept:]]
         yield Overlay(self.denoiser, "blocks", nn.ModuleList(blocks))
 
@@ -48,9 +46,7 @@ class LongSkipsLayout(Layout):
         return [self._blocks[len(self._blocks) - branch.number - 2]]
 
 
-class _HandOn(nn.Module):
-    """A block that is left out."""
-
+class _Identity(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return hidden_states
 

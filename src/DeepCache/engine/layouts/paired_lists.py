@@ -1,8 +1,8 @@
-"""Two lists of blocks with a block between them: every entry of the first makes one skip, every entry of the second
-takes one.
+"""Two lists of blocks with a block between them: every entry of the first makes a skip, every entry of the second takes
+one.
 
-That is the layout of CompVis' `UNetModel` (`input_blocks`, `middle_block`, `output_blocks`), which the original
-repositories, A1111, ComfyUI and many research codes use, and of the U-ViTs (Bao et al., *All are Worth Words*, 2022).
+This is the layout of CompVis' `UNetModel` (`input_blocks`, `middle_block`, `output_blocks`), which the original
+repositories, A1111, ComfyUI and much research code use, and of the U-ViTs (Bao et al., *All are Worth Words*, 2022).
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut, own
-
-__all__ = ["PairedListsLayout"]
 
 
 class _Names(NamedTuple):
@@ -29,7 +27,7 @@ _UNIDIFFUSER = _Names("transformer_in_blocks", "transformer_mid_block", "transfo
 
 
 class PairedListsLayout(Layout):
-    """U-Nets of latent diffusion's layout and transformers of the U-ViT's.
+    """U-Nets with the layout of latent diffusion, and U-ViTs.
 
     Example:
         >>> class Block(nn.Linear):
@@ -50,11 +48,11 @@ class PairedListsLayout(Layout):
         self._first, self._second = (list(getattr(self._owner, name)) for name in self._names[::2])
         if len(self._first) != len(self._second):
             counts = f"{len(self._first)} {self._names.first} and {len(self._second)} {self._names.second}"
-            raise cannot_cut(denoiser, f"it has {counts}, and needs one for each")
+            raise cannot_cut(denoiser, f"it has {counts}, and needs as many of each")
         for name, child in self._owner.named_children():
             if isinstance(child, nn.ModuleList) and name not in self._names and len(child) == len(self._first):
                 beside = f"'{name}' has as many modules as '{self._names.first}'"
-                raise cannot_cut(denoiser, f"{beside}, and nothing tells which of them a shallow step needs")
+                raise cannot_cut(denoiser, f"{beside}, and it is unknown which of them a shallow step needs")
         # Without a middle block a cut at the deepest skip would save nothing.
         count = len(self._first) - (getattr(self._owner, self._names.middle) is None)
         self.branches = tuple(SkipBranch(number, f"{path}{self._names.first}.{number}") for number in range(count))
@@ -72,7 +70,7 @@ class PairedListsLayout(Layout):
     def tapped(self, branch: SkipBranch) -> list[nn.Module]:
         before = len(self._second) - branch.number - 2
         block = self._second[before] if before >= 0 else getattr(self._owner, self._names.middle)
-        # ComfyUI and UniDiffuser call the layers of a block and never the block.
+        # ComfyUI and UniDiffuser call the layers of a block, and not the block.
         layers = list(block.children()) if isinstance(block, (nn.Sequential, nn.ModuleDict)) else []
         return [*layers, block]
 
@@ -80,14 +78,14 @@ class PairedListsLayout(Layout):
         self, branch: SkipBranch, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`control` holds ControlNet's residuals, which the U-Net takes from the end: the middle block's, then one for
-        each output block from the deepest. CompVis' ControlNet gives a list, ComfyUI a dictionary of lists."""
-        control, left_out = kwargs.get("control"), len(self._second) - branch.number - 1
-        # Cut right after the middle block, the U-Net adds the residual for it to the deep feature.
-        if self._names is not _LDM or control is None or left_out == 0:
+        each output block from the deepest. They are a list in CompVis' ControlNet, a dictionary of lists in ComfyUI."""
+        control, omitted = kwargs.get("control"), len(self._second) - branch.number - 1
+        # With a cut right after the middle block, the U-Net adds its residual to the deep feature.
+        if self._names is not _LDM or control is None or omitted == 0:
             return args, kwargs
         if isinstance(control, dict):
             output = control.get("output") or []
-            taken = max(0, len(output) - left_out)
+            taken = max(0, len(output) - omitted)
             narrowed: Any = {**control, "middle": [], "output": list(output[:taken])}
         else:
             narrowed = [*control[: branch.number + 1], 0]
