@@ -1,4 +1,4 @@
-"""Offloading and DeepCache on one U-Net, in any order: the same output, and nothing of ours is left behind."""
+"""Offloading and DeepCache on one U-Net, in any order: the same output, and no leftover state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _remove(unet):
 
 @pytest.fixture(scope="module")
 def expected():
-    """The output with DeepCache alone."""
+    """The output with only DeepCache."""
     pipe = tiny_pipeline()
     with _helper(pipe):
         return generate(pipe)
@@ -59,7 +59,7 @@ def expected():
 
 @pytest.fixture(scope="module")
 def plain():
-    """The output with nothing at all."""
+    """The output with neither."""
     return generate(tiny_pipeline())
 
 
@@ -70,7 +70,7 @@ def _helper(pipe):
 
 
 def _attributes(unet):
-    """What every module has in its `__dict__`: the names, and what the hooks and children are."""
+    """The attributes of every module: their names, and the hooks and children."""
     return {
         path: {
             name: dict(value) if name == "_modules" or "_hooks" in name else type(value)
@@ -115,7 +115,7 @@ def test_offload_while_enabled_and_kept_after_disable(offload, expected, plain):
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
-def test_offload_removed_and_put_back_between_runs(offload, expected, plain):
+def test_offload_removed_and_added_between_runs(offload, expected, plain):
     pipe = tiny_pipeline()
     weights = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     offload(pipe.unet)
@@ -135,7 +135,7 @@ def test_offload_removed_and_put_back_between_runs(offload, expected, plain):
 
 
 def test_offload_removed_in_the_middle_of_a_run(expected, witness):
-    """As pipelines do that hook and unhook the U-Net for every part of a image."""
+    """Some pipelines hook and unhook the U-Net for every part of an image."""
 
     def toggle(pipe, step, timestep, kwargs):
         (_remove if step % 2 == 0 else _align)(pipe.unet)
@@ -166,8 +166,8 @@ def test_disable_between_two_kinds_of_offload(expected, plain):
     assert torch.equal(generate(pipe), expected)
 
 
-def test_a_layer_offloaded_alone(expected):
-    """The layer that makes the deep feature has a hook of accelerate's, put on before ours or after."""
+def test_one_offloaded_layer(expected):
+    """The layer that makes the deep feature has a hook of accelerate, added before ours or after."""
     for early in (True, False):
         pipe = tiny_pipeline()
         layer = pipe.unet.up_blocks[-1].resnets[0]
@@ -182,7 +182,7 @@ def test_a_layer_offloaded_alone(expected):
 
 @pytest.mark.integration("Group offload")
 @pytest.mark.skipif(
-    # There, diffusers asks torch for an accelerator where there is none.
+    # There, diffusers requests an accelerator from torch.
     torch.__version__ < "2.7" and not torch.cuda.is_available(),
     reason="torch 2.6 without an accelerator",
 )

@@ -1,4 +1,4 @@
-"""Pipelines that listen to the attention of layers which a shallow step leaves out."""
+"""Pipelines that read the attention of layers that a shallow step does not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPT = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(1))
 
 
 class Store:
-    """Keeps an attention map a layer and step, by where in the U-Net it came from."""
+    """Stores an attention map per layer and step, by its place in the U-Net."""
 
     def __init__(self):
         self.maps = {"down": [], "mid": [], "up": []}
@@ -64,7 +64,7 @@ def _run(unet, kwargs=({}, {}), branch=0, sample_seeds=(0, 0)):
 
 
 @pytest.mark.parametrize("branch", range(6))
-def test_a_shallow_step_writes_what_the_full_one_wrote(unet, store, branch):
+def test_a_shallow_step_writes_the_same_as_the_full_one(unet, store, branch):
     _, (full, shallow) = _run(unet, branch=branch)
     assert torch.equal(shallow, full)
     for place, maps in store.maps.items():
@@ -73,7 +73,7 @@ def test_a_shallow_step_writes_what_the_full_one_wrote(unet, store, branch):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), place
 
 
-def test_deep_layers_attend_to_what_they_saw_and_shallow_ones_to_what_they_see(unet, store):
+def test_deep_layers_repeat_their_inputs_and_shallow_ones_use_the_new(unet, store):
     _run(unet, sample_seeds=(0, 1))
     self_then, cross_then, self_now, cross_now = store.maps["mid"]
     assert torch.equal(self_now, self_then)
@@ -117,7 +117,7 @@ def test_layers_of_an_offloaded_group_are_loaded_for_it(unet, store, tmp_path):
 
 
 @COUNTS
-def test_what_is_kept_for_it_is_counted(unet):
+def test_stored_inputs_are_counted(unet):
     listening, _ = _run(unet)
     plain, _ = _run(tiny_unet())
     assert listening.bytes_kept > plain.bytes_kept
@@ -127,7 +127,7 @@ def test_what_is_kept_for_it_is_counted(unet):
 
 
 @torch.no_grad()
-def test_what_is_kept_for_it_has_no_autograd_history(unet):
+def test_stored_inputs_have_no_autograd_history(unet):
     timesteps = torch.arange(2, 0, -1)
     pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=timesteps))
     engine = apply_deepcache(pipe, DeepCacheConfig(2))
@@ -149,7 +149,7 @@ _calls = []
 
 
 class CountingProcessor(AttnProcessor):
-    """Holds an object of its own, but writes nothing."""
+    """Holds an object, but writes nothing."""
 
     def __init__(self):
         super().__init__()
@@ -162,7 +162,7 @@ class CountingProcessor(AttnProcessor):
 
 
 @COUNTS
-def test_layers_that_write_nothing_do_not_attend_again():
+def test_layers_that_write_nothing_do_not_run_again():
     unet = tiny_unet()
     unet.set_attn_processor({name: CountingProcessor() for name in unet.attn_processors})
     _calls.clear()
@@ -184,7 +184,7 @@ def test_an_error_on_a_full_step_leaves_no_hook(unet):
 
 @pytest.mark.parametrize("bound", [True, False])
 @torch.no_grad()
-def test_an_editor_that_counts_layers_is_refused_and_a_name_that_is_not_bound_is_not(unet, bound):
+def test_an_editor_that_counts_layers_is_refused_and_an_unbound_name_is_not(unet, bound):
     class Editor:
         num_att_layers = 4
 

@@ -1,4 +1,4 @@
-"""What tells one U-Net from another, and one scheduler's settings from another's."""
+"""Fingerprints of U-Nets and settings of schedulers, and how they differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ peft = pytest.importorskip("peft")
 def plan_for(unet=None, scheduler=None):
     unet = tiny_unet() if unet is None else unet
     made = Plan(StepSchedule((Step(True),)), fingerprint(unet), scheduler_settings(scheduler or DDIMScheduler()))
-    # As it is found in a file.
+    # As read from a file.
     return Plan.from_dict(json.loads(json.dumps(made.to_dict())))
 
 
@@ -66,7 +66,7 @@ def test_it_is_the_same_with_a_lora_of_peft():
     assert fingerprint(unet) == plain
 
 
-def test_a_lora_that_is_fused_is_told_from_another_model():
+def test_a_fused_lora_is_not_another_model():
     unet = with_lora(tiny_unet())
     unet.fuse_lora(lora_scale=4.0)
     for fused in (unet, unet.unload_lora() or unet):
@@ -84,19 +84,19 @@ def test_it_is_the_same_in_another_memory_format_and_without_gradients():
 
 
 @COMPILES
-def test_it_is_the_same_where_torch_compile_has_been_asked_for():
+def test_it_is_the_same_when_compiled():
     unet = tiny_unet()
     unet.compile(backend="eager")
     assert other_model(plan_for(), unet) == ""
 
 
-def test_other_weights_are_told():
+def test_other_weights_are_detected():
     assert fingerprint(tiny_unet(seed=1))["weights"] != fingerprint(tiny_unet())["weights"]
     assert fingerprint(tiny_unet(seed=1))["structure"] == fingerprint(tiny_unet())["structure"]
     assert other_model(plan_for(), tiny_unet(seed=1)) == "this UNet2DConditionModel has other weights"
 
 
-def test_weights_that_were_trained_on_are_told_in_half_precision():
+def test_fine_tuned_weights_are_detected_in_half_precision():
     unet = tiny_unet()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(2)
@@ -106,13 +106,13 @@ def test_weights_that_were_trained_on_are_told_in_half_precision():
         assert other_model(plan_for(), unet.to(dtype)) == "this UNet2DConditionModel has other weights"
 
 
-def test_other_layers_are_told():
+def test_other_layers_are_detected():
     unet = tiny_unet()
     unet.down_blocks[0].resnets[0].conv1 = torch.nn.Conv2d(8, 8, 1)
     assert other_model(plan_for(), unet) == "this UNet2DConditionModel has other layers"
 
 
-def test_another_kind_of_unet_is_told():
+def test_another_kind_of_unet_is_detected():
     unet = UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 16),
@@ -123,7 +123,7 @@ def test_another_kind_of_unet_is_told():
     assert other_model(plan_for(), unet) == "the U-Net is a UNet2DModel and not a UNet2DConditionModel"
 
 
-def test_weights_that_are_out_of_reach_are_not_compared():
+def test_weights_that_cannot_be_read_are_not_compared():
     unreachable = tiny_unet(seed=1).to("meta")
     assert fingerprint(unreachable)["weights"] == []
     assert other_model(plan_for(), unreachable) == ""
@@ -131,7 +131,7 @@ def test_weights_that_are_out_of_reach_are_not_compared():
 
 
 @before_diffusers("0.33", "it casts no layers")
-def test_weights_that_are_rounded_to_eight_bits_are_not_compared():
+def test_weights_of_eight_bits_are_not_compared():
     unet = tiny_unet()
     unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     assert fingerprint(unet)["weights"] == []
@@ -139,7 +139,7 @@ def test_weights_that_are_rounded_to_eight_bits_are_not_compared():
 
 
 @before_diffusers("0.35", "it offloads no groups to a disk")
-def test_weights_that_lie_on_disk_are_not_compared(tmp_path):
+def test_weights_on_disk_are_not_compared(tmp_path):
     unet = tiny_unet()
     unet.enable_group_offload(
         torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, offload_to_disk_path=str(tmp_path)
@@ -148,7 +148,7 @@ def test_weights_that_lie_on_disk_are_not_compared(tmp_path):
     assert other_model(plan_for(), unet) == ""
 
 
-def test_a_plan_that_says_nothing_of_its_model_or_scheduler_fits_none():
+def test_a_plan_without_a_model_or_scheduler_fits_none():
     plan = Plan(StepSchedule((Step(True),)), {}, {})
     assert other_model(plan, tiny_unet()) == "the U-Net is a UNet2DConditionModel and not a None"
     assert other_scheduler(plan, DDIMScheduler()) == "the scheduler is a DDIMScheduler and not a None"
@@ -156,7 +156,7 @@ def test_a_plan_that_says_nothing_of_its_model_or_scheduler_fits_none():
     assert other_model(other, tiny_unet()) == "this UNet2DConditionModel has other weights"
 
 
-def test_few_weights_are_looked_at_and_json_can_hold_them():
+def test_few_weights_are_read_and_json_can_represent_them():
     found = fingerprint(tiny_unet())
     assert len(found["weights"]) == 64
     assert json.loads(json.dumps(found)) == found
@@ -178,11 +178,11 @@ def test_few_weights_are_looked_at_and_json_can_hold_them():
     ],
     ids=["same", "class", "spacing", "offset", "none"],
 )
-def test_another_scheduler_is_told(scheduler, reason):
+def test_another_scheduler_is_detected(scheduler, reason):
     assert other_scheduler(plan_for(), scheduler) == reason
 
 
-def test_how_far_a_scheduler_has_come_does_not_matter():
+def test_the_state_of_a_scheduler_does_not_matter():
     used = DDIMScheduler()
     used.set_timesteps(7)
     used.step(torch.zeros(1), used.timesteps[0], torch.zeros(1))
@@ -196,7 +196,7 @@ def test_a_scheduler_from_a_file_is_the_same(tmp_path):
     assert scheduler_settings(loaded) == scheduler_settings(DDIMScheduler())
 
 
-def test_a_setting_that_only_one_side_has_is_told():
+def test_a_setting_of_only_one_side_is_detected():
     plan = plan_for()
     plan.scheduler["config"]["speed"] = 2
     assert other_scheduler(plan, DDIMScheduler()) == "speed of the DDIMScheduler is None and not 2"
@@ -216,7 +216,7 @@ def test_a_guidance_scale_may_be_a_tenth_outside_the_range(scale, reason):
     assert other_guidance(Plan(StepSchedule((Step(True),)), {}, {}, guidance=(4, 8)), scale) == reason
 
 
-def test_nothing_differs_from_a_guidance_that_is_unknown():
+def test_nothing_differs_from_an_unknown_guidance():
     assert other_guidance(Plan(StepSchedule((Step(True),)), {}, {}), 7.5) == ""
 
 
@@ -228,11 +228,11 @@ def test_nothing_differs_from_a_guidance_that_is_unknown():
         ({"guidance_scale": 7}, 7.0),
         ({"guidance_scale": 7.5, "do_classifier_free_guidance": True}, 7.5),
         ({"guidance_scale": 7.5, "do_classifier_free_guidance": False}, 1.0),
-        # One for each frame, as video pipelines have.
+        # One per frame, as in video pipelines.
         ({"guidance_scale": torch.linspace(1, 3, 4)}, None),
     ],
 )
-def test_the_guidance_scale_of_a_run_is_what_the_pipeline_says(pipe, scale):
+def test_the_guidance_scale_of_a_run_is_that_of_the_pipeline(pipe, scale):
     assert guidance_scale(SimpleNamespace(**pipe)) == scale
 
 
@@ -242,7 +242,7 @@ def test_without_a_reason_nothing_is_refused():
         refuse("rain")
 
 
-def test_a_scheduler_with_infinity_in_its_settings_is_written_as_json_that_any_program_reads(tmp_path):
+def test_a_scheduler_with_infinity_in_its_settings_is_written_as_standard_json(tmp_path):
     scheduler = DPMSolverMultistepScheduler()
     assert scheduler.config.lambda_min_clipped == float("-inf")
     path = tmp_path / "plan.json"

@@ -1,1 +1,1 @@
-"""Random ways of calling a denoiser with DeepCache on it, each output compared with what it must be."""
+"""Random sequences of calls of a denoiser with DeepCache, each output compared with an oracle."""

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --sequences 5000`: plays random sequences, and writes what was found."""
+"""`python -m tests.fuzz --sequences 5000`: plays random sequences, and writes the findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small denoisers, and which module of each makes the deep feature at a skip branch."""
+"""Small denoisers, and the module of each that makes the deep feature at a skip branch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from torch import nn
 
 from tests.engine.tiny_pipeline import tiny_unet
 
-__all__ = ["DENOISERS", "PRODUCERS", "make_denoiser"]
-
 WIDTH = 6
 
 
 class Layer(nn.Module):
-    """A linear layer that sees the conditioning and, on the way up, a skip connection."""
+    """A linear layer with the conditioning and, in the up path, a skip connection as inputs."""
 
     def __init__(self, taken: int) -> None:
         super().__init__()
@@ -108,7 +106,7 @@ PRODUCERS: dict[str, dict[int, str]] = {
     "paired lists": {0: "output_blocks.1", 1: "output_blocks.0", 2: "middle_block"},
     "diffusers": {0: "up_blocks.1.attentions.1", 3: "up_blocks.0.resnets.1"},
 }
-"""By the kind of a denoiser, the module of which the output is the deep feature, by the number of the skip branch."""
+"""The module whose output is the deep feature, by the kind of the denoiser and the number of the skip branch."""
 
 DENOISERS = tuple(PRODUCERS)
 

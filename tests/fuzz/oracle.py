@@ -1,4 +1,4 @@
-"""What a call must return, worked out on a copy of the denoiser that DeepCache never touches."""
+"""The expected output of a call, computed on a copy of the denoiser without DeepCache."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Oracle", "gradients", "prediction"]
-
 
 def prediction(output: Any) -> torch.Tensor:
-    """The tensor in what a denoiser returned."""
+    """The tensor in the output of a denoiser."""
     tensor: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
     return tensor
 
@@ -27,12 +25,7 @@ def gradients(denoiser: nn.Module, sample: torch.Tensor, timestep: Any, text: to
 
 
 class Oracle:
-    """The whole denoiser, with or without a deep feature put in by hand.
-
-    Args:
-        denoiser: the denoiser.
-        producer: the name of the module that makes the deep feature.
-    """
+    """The whole denoiser; the output of its module `producer` can be replaced by a deep feature."""
 
     def __init__(self, denoiser: nn.Module, producer: str) -> None:
         self.denoiser = copy.deepcopy(denoiser)

@@ -1,12 +1,12 @@
 """The ways in which programs call a denoiser. Each is a generator that pauses between two calls.
 
-What nothing on the host can tell is left out, and is in the documentation:
+Documented limits, which the host cannot recognise, are excluded:
 
 - a second image over the same list with the same conditioning that begins right after the step at which the first has
   stopped, without `end_run()` between them;
-- of several calls with the same conditioning, another than the last that comes no more;
-- DeepCache that is put on, or a run that is ended, between two calls with the same conditioning within a step;
-- random timesteps that happen to look like a run: neighbours in the scheduler's list, or values that are evenly spaced.
+- one of several calls with the same conditioning that ends, other than the last;
+- DeepCache applied, or a run ended, between two calls with the same conditioning within a step;
+- random timesteps that happen to look like a run: neighbours in the scheduler's list, or evenly spaced values.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import Any
 import torch
 
 from tests.fuzz.session import Finding, Session
-
-__all__ = ["PROGRAMS", "Program"]
 
 Program = Callable[[Session, Random, torch.Generator], Iterator[None]]
 
@@ -40,13 +38,13 @@ _GIVEN: tuple[Callable[[torch.Tensor], Any], ...] = (
 
 
 class _Texts:
-    """Conditioning by label, as programs hand it over: held, as views of one tensor, made again, or in one buffer."""
+    """Conditioning by label, as programs pass it: held, as views of one tensor, created again, or in one buffer."""
 
     def __init__(self, session: Session, random: Random, generator: torch.Generator) -> None:
         self._all = torch.cat([session.random_text(generator) for _ in range(4)])
         self._held = {label: self._all[number : number + 1] for number, label in enumerate("cusv")}
         self._buffer = torch.empty_like(self._held["c"])
-        self.kind = random.choice(["held", "held", "views", "made again", "buffer"])
+        self.kind = random.choice(["held", "held", "views", "created again", "buffer"])
 
     def __getitem__(self, label: str) -> torch.Tensor:
         text = self._held[label]
@@ -54,7 +52,7 @@ class _Texts:
             return text
         if self.kind == "views":
             return self._all.chunk(4)["cusv".index(label)]
-        return text.clone() if self.kind == "made again" else self._buffer.copy_(text)
+        return text.clone() if self.kind == "created again" else self._buffer.copy_(text)
 
 
 def _timesteps(random: Random) -> torch.Tensor:
@@ -71,7 +69,7 @@ def _timesteps(random: Random) -> torch.Tensor:
 
 
 def _labels(random: Random, steps: int) -> list[str]:
-    """The calls of each step: what they are for, by a letter."""
+    """The purposes of the calls of each step, as letters."""
     first, second = random.choice(
         [("c", "c"), ("uc", "uc"), ("cu", "c"), ("uc", "c"), ("c", "uc"), ("cu", "cs"), ("cus", "cs"), ("cu", "uc")]
     )
@@ -80,7 +78,7 @@ def _labels(random: Random, steps: int) -> list[str]:
 
 
 def run(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """A run over a scheduler's list, whole or in part, with guidance that may change; calls to warm up before it."""
+    """A run over a scheduler's list, whole or in part, with guidance that may change, after warm-up calls."""
     texts, timesteps = _Texts(session, random, generator), _timesteps(random)
     session.pipe.scheduler = scheduler = SimpleNamespace(timesteps=timesteps, step_index=None)
     counts = random.random() < 0.4
@@ -108,7 +106,7 @@ def run(session: Session, random: Random, generator: torch.Generator) -> Iterato
 
 
 def clean_run(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """An ordinary run, of which every step must be what the schedule says."""
+    """An ordinary run, whose steps must match the schedule."""
     texts, image = _Texts(session, random, generator), next(_IMAGES)
     timesteps = torch.linspace(990, 10, random.randint(5, 12)).round().long()
     labels, given = random.choice(["c", "uc", "cus"]), random.choice(_GIVEN[:4])
@@ -123,7 +121,7 @@ def clean_run(session: Session, random: Random, generator: torch.Generator) -> I
 
 
 def panorama(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """Several views with one prompt; the last of them may come no more from some step on."""
+    """Several views with one prompt; the last of them may end during the run."""
     texts, timesteps, image = _Texts(session, random, generator), _timesteps(random), next(_IMAGES)
     session.pipe.scheduler = scheduler = SimpleNamespace(timesteps=timesteps)
     session.panoramas += 1
@@ -137,7 +135,7 @@ def panorama(session: Session, random: Random, generator: torch.Generator) -> It
 
 
 def batches(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """A guided batch of two halves of which guidance is cut off, or another size, in mid-run."""
+    """A guided batch of two halves whose guidance is disabled during the run."""
     timesteps, image = _timesteps(random), next(_IMAGES)
     session.pipe.scheduler = scheduler = SimpleNamespace(timesteps=timesteps)
     text, change = session.random_text(generator).repeat(2, 1, 1), random.randint(1, len(timesteps))
@@ -149,7 +147,7 @@ def batches(session: Session, random: Random, generator: torch.Generator) -> Ite
 
 
 def random_timesteps(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """Validation losses: one image a call, at timesteps in no order."""
+    """Validation losses: one image per call, at unordered timesteps."""
     text = session.random_text(generator)
     values = [value + 13 * (number % 2) * 30 for number, value in enumerate(random.sample(range(0, 500, 3), 9))]
     listed, kind = torch.tensor(values), random.choice(["list", "tensors", "numbers"])
@@ -166,7 +164,7 @@ def random_timesteps(session: Session, random: Random, generator: torch.Generato
 
 
 def one_timestep(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """Every image at one and the same timestep, for ever."""
+    """Every image at the same timestep."""
     timesteps = random.choice([None, torch.tensor([499]), torch.arange(999, -1, -1)])
     session.pipe.scheduler = scheduler = SimpleNamespace(timesteps=timesteps)
     own, text, fresh = torch.tensor([499]), session.random_text(generator), random.random() < 0.5
@@ -179,7 +177,7 @@ def one_timestep(session: Session, random: Random, generator: torch.Generator) -
 
 
 def noise_levels(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """Samplers that hand over noise levels that no scheduler lists, once or twice a step, cond and uncond apart."""
+    """Samplers that pass noise levels that no scheduler lists, once or twice per step, cond and uncond apart."""
     texts, image, steps = _Texts(session, random, generator), next(_IMAGES), random.randint(5, 12)
     levels = [14.6 * (1 - step / steps) ** random.choice([1, 2]) + 0.03 for step in range(steps)]
     stale = random.random() < 0.3
@@ -211,7 +209,7 @@ def training(session: Session, random: Random, generator: torch.Generator) -> It
 
 
 def interruption(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """Ctrl-C somewhere in the denoiser, in a run of which some steps are done."""
+    """Ctrl-C somewhere in the denoiser during a run."""
     timesteps, image, text = _timesteps(random), next(_IMAGES), session.random_text(generator)
     session.pipe.scheduler = scheduler = SimpleNamespace(timesteps=timesteps)
     at = random.randint(0, len(timesteps) - 1)
@@ -224,7 +222,7 @@ def interruption(session: Session, random: Random, generator: torch.Generator) -
                 session.call((image, "c"), session.random_sample(generator), timestep, text)
         yield
     if random.random() < 0.5:
-        # The program goes on where it was, which is a run of its own.
+        # The program continues, which is a new run.
         for timestep in timesteps[at:]:
             session.pipe.scheduler = scheduler
             session.call((image, "again"), session.random_sample(generator), timestep, text)
@@ -232,7 +230,7 @@ def interruption(session: Session, random: Random, generator: torch.Generator) -
 
 
 def changes(session: Session, random: Random, generator: torch.Generator) -> Iterator[None]:
-    """Settings, copies and the end of a run, between the calls of whatever else is going on."""
+    """Settings, copies and the end of a run, between the calls of other programs."""
     for _ in range(random.randint(1, 3)):
         random.choice([lambda: session.reattach(random), session.copy, session.end_run])()
         session.check_state(attached=True)

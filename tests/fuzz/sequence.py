@@ -1,4 +1,4 @@
-"""Random sequences of programs over one denoiser, one after the other, in turn, or each in a thread."""
+"""Random sequences of programs with one denoiser, one after the other, interleaved, or each in a thread."""
 
 from __future__ import annotations
 
@@ -12,18 +12,10 @@ import torch
 from tests.fuzz.programs import PROGRAMS
 from tests.fuzz.session import Session
 
-__all__ = ["Outcome", "Sequence", "shrunk"]
-
 
 @dataclass(frozen=True)
 class Sequence:
-    """What a sequence does.
-
-    Args:
-        seed: of the denoiser, the settings, and every choice.
-        programs: the names of its programs, each with a seed of its own.
-        order: `after`, `turns` or `threads`.
-    """
+    """A seed of all choices, the programs with their seeds, and their order: `after`, `turns` or `threads`."""
 
     seed: int
     programs: tuple[tuple[str, int], ...]
@@ -37,11 +29,7 @@ class Sequence:
         return cls(seed, tuple((name, random.randrange(2**32)) for name in names), order)
 
     def play(self) -> Outcome:
-        """Plays it, and returns what was counted.
-
-        Raises:
-            Finding: DeepCache did what it must not.
-        """
+        """Plays the programs; raises a `Finding` if an output or the state of the denoiser is wrong."""
         session = Session(self.seed)
         if self.order == "threads":
             self._in_threads(session)
@@ -63,7 +51,7 @@ class Sequence:
         return PROGRAMS[name](session, Random(seed), torch.Generator().manual_seed(seed))
 
     def _in_threads(self, session: Session) -> None:
-        """Each program in a thread of its own: by turns, as the requests of a server are."""
+        """Each program in its own thread, taking turns like the requests of a server."""
         random = Random(self.seed)
         going = {self._program(session, *each): ThreadPoolExecutor(1) for each in self.programs}
         while going:
@@ -74,13 +62,7 @@ class Sequence:
 
 @dataclass
 class Outcome:
-    """What was counted.
-
-    Args:
-        calls: calls of the denoiser that were compared.
-        shallow: how many of them were shallow.
-        programs: how often each program was played.
-    """
+    """The number of compared calls, and of shallow ones among them; how often each program was played."""
 
     calls: int
     shallow: int

@@ -1,4 +1,4 @@
-"""One denoiser with DeepCache on it, of which every output is compared with what the oracle allows."""
+"""One denoiser with DeepCache, whose outputs are compared with the oracle."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from tests.engine.slots import kept_slots
 from tests.fuzz.denoisers import DENOISERS, PRODUCERS, make_denoiser
 from tests.fuzz.oracle import Oracle, gradients, prediction
 
-__all__ = ["Finding", "Interruption", "Session"]
-
 MOST_SLOTS = 128
 
-# What a thread's last call has run; outside of the session, so that the denoiser can be copied.
+# Whether a thread's last call was full; outside of the session, so that the denoiser can be copied.
 _HERE = threading.local()
 
 
@@ -31,15 +29,15 @@ def _note(*_: Any) -> None:
 
 
 class Finding(AssertionError):
-    """DeepCache did what it must not."""
+    """DeepCache has a fault."""
 
 
 class Interruption(KeyboardInterrupt):
-    """What the fuzzer itself raises inside the denoiser."""
+    """Raised by the fuzzer inside the denoiser."""
 
 
 class Forwarding(nn.Module):
-    """A module around the denoiser that forwards its attributes, as peft and DeepSpeed put there."""
+    """A wrapper of the denoiser that forwards its attributes, like those of peft and DeepSpeed."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -56,11 +54,7 @@ class Forwarding(nn.Module):
 
 
 class Session:
-    """A denoiser, its oracle, and which deep feature a call for each purpose may use.
-
-    Args:
-        seed: chooses the denoiser and the settings.
-    """
+    """A denoiser, its oracle, and the deep feature that a call for each purpose may use."""
 
     def __init__(self, seed: int) -> None:
         random = Random(seed)
@@ -79,7 +73,7 @@ class Session:
             self.pipe.unet = Forwarding(self.denoiser)
         self.engine = apply_deepcache(self.pipe, self.config())
         self._lock = threading.Lock()
-        # Those that may be between two views of a step.
+        # Programs that may be between two views of a step.
         self.panoramas = 0
         self._witness = self.denoiser.get_submodule(producer).register_forward_hook(_note)
         self._features: dict[Hashable, torch.Tensor] = {}
@@ -97,18 +91,10 @@ class Session:
     def call(
         self, purpose: Hashable, sample: torch.Tensor, timestep: Any, text: torch.Tensor, keyword: bool = False
     ) -> bool:
-        """Calls the denoiser under `no_grad`, and says whether the step was full.
+        """Calls the denoiser under `no_grad`, and returns whether the step was full.
 
-        Args:
-            purpose: the image and what of it the call is for: a shallow step may use what the last full step for the
-                same purpose has made, and nothing else.
-            sample: its sample.
-            timestep: its timestep.
-            text: its conditioning.
-            keyword: whether the timestep is given by name.
-
-        Raises:
-            Finding: the output is neither that of the whole denoiser nor one that such a step may have.
+        A shallow step may only use the deep feature of the last full step with the same purpose. `keyword` is whether
+        the timestep is passed by name.
         """
         text = text.expand(len(sample), -1, -1) if len(text) != len(sample) else text
         _HERE.ran = False
@@ -152,7 +138,7 @@ class Session:
 
     @contextmanager
     def interrupted(self, random: Random) -> Any:
-        """Has a module of the denoiser, or the denoiser itself, raise for the length of the context."""
+        """Makes a module of the denoiser, or the denoiser itself, raise for the length of the context."""
 
         def interrupt(*_: Any) -> None:
             raise Interruption
@@ -169,24 +155,20 @@ class Session:
         self.check_state(attached=True)
 
     def check_state(self, attached: bool = False) -> None:
-        """Compares the denoiser between two calls with how it was found.
-
-        Raises:
-            Finding: something of a shallow step, or of DeepCache where it is off, is left.
-        """
+        """Compares the denoiser between two calls with its initial state."""
         now = self._state()
         if [each[:2] for each in now] != [each[:2] for each in self._before]:
             raise Finding("the denoiser has another class or other children between two calls")
         if not attached and now != self._before:
-            raise Finding("attributes or hooks are left where DeepCache is off")
+            raise Finding("attributes or hooks are left after DeepCache is removed")
         if attached and len(kept_slots(self.engine, next(iter(self.engine._caches)))) > MOST_SLOTS:
-            raise Finding("more is kept than any pipeline needs")
+            raise Finding("more slots are stored than any pipeline needs")
 
     def reattach(self, random: Random) -> None:
-        """Takes DeepCache off and puts it on again, in one of several ways, with other settings now and then."""
+        """Removes and applies DeepCache again, in one of several ways, sometimes with other settings."""
         if random.random() < 0.5:
             self.interval = random.randint(2, 5)
-        # An engine that is put on between two calls of a step cannot know of the first.
+        # An engine that is attached between two calls of a step does not know the first.
         way = "configure" if self.panoramas else random.choice(["configure", "detach", "remove", "replace"])
         if way == "configure":
             self.engine.configure(self.config())
@@ -198,12 +180,12 @@ class Session:
         self.engine = apply_deepcache(self.pipe, self.config())
 
     def end_run(self) -> None:
-        """Says that the next call is the first of another image, where that is so."""
+        """Marks the next call as the first of another image, if it is."""
         if not self.panoramas:
             self.engine.end_run()
 
     def copy(self) -> None:
-        """Copies the denoiser in mid-run; without DeepCache the copy is like the denoiser was found."""
+        """Copies the denoiser during a run; without DeepCache the copy equals the initial denoiser."""
         twin = copy.deepcopy(self.denoiser)
         remove_deepcache(twin)
         generator = torch.Generator().manual_seed(1)
@@ -214,7 +196,7 @@ class Session:
             raise Finding("a copy without DeepCache is another denoiser")
 
     def close(self) -> None:
-        """Takes DeepCache off for good."""
+        """Removes DeepCache."""
         self.engine.detach()
         self._witness.remove()
         self.check_state()

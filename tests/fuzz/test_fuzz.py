@@ -1,4 +1,4 @@
-"""A slice of the random sequences, and whether they find what is wrong."""
+"""A sample of the random sequences, and whether they find faults."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def test_nothing_is_found(first):
             shallow += Sequence.random(seed).play().shallow
         except Exception as error:
             raise AssertionError(f"found by {shrunk(Sequence.random(seed))}") from error
-    # Else there is nothing to be wrong.
+    # Otherwise nothing was tested.
     assert shallow > 500
 
 
 def _slots_by_order(monkeypatch):
-    monkeypatch.setattr(CallArguments, "conditioning", lambda self, args, kwargs: None)
+    monkeypatch.setattr(CallArguments, "name_or_conditioning", lambda self, args, kwargs, name: (None, None))
     monkeypatch.setattr("DeepCache.engine.store.Purpose.continues", property(lambda self: True))
 
 
-def _doubts_that_nobody_has(monkeypatch):
+def _no_doubts(monkeypatch):
     monkeypatch.setattr("DeepCache.engine.trajectory.is_denoising", lambda values: True)
 
 
-def _a_feature_that_is_changed(monkeypatch):
+def _a_changed_feature(monkeypatch):
     feature = Slot.feature
     monkeypatch.setattr(Slot, "feature", lambda self, number, step: feature(self, number, step) + 1e-3)
 
 
-def _gradients_that_are_not_noticed(monkeypatch):
+def _unnoticed_gradients(monkeypatch):
     monkeypatch.setattr("DeepCache.engine.denoiser_cache.why_differentiated", lambda denoiser, args, kwargs: "")
 
 
@@ -53,7 +53,7 @@ def _everything_full(monkeypatch):
     monkeypatch.setattr("DeepCache.engine.store.Purpose.continues", property(lambda self: False))
 
 
-def _a_hook_that_is_left(monkeypatch):
+def _a_leftover_hook(monkeypatch):
     monkeypatch.setattr("DeepCache.engine.executor.Executor.detach", lambda self: self.end())
 
 
@@ -61,11 +61,11 @@ def _a_hook_that_is_left(monkeypatch):
     "fault",
     [
         _slots_by_order,
-        _doubts_that_nobody_has,
-        _a_feature_that_is_changed,
-        _gradients_that_are_not_noticed,
+        _no_doubts,
+        _a_changed_feature,
+        _unnoticed_gradients,
         _everything_full,
-        _a_hook_that_is_left,
+        _a_leftover_hook,
     ],
 )
 def test_a_fault_is_found(fault, monkeypatch):

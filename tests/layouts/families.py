@@ -1,4 +1,4 @@
-"""A small denoiser of every family, with what it is called with at a step."""
+"""A small denoiser of every family, with the arguments of its calls."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ try:
 except ImportError:  # before diffusers 0.40
     from diffusers.pipelines.wuerstchen import WuerstchenDiffNeXt
 
-__all__ = ["FAMILIES", "Family", "random"]
-
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator(seed))
@@ -42,12 +40,12 @@ class Family:
         name: for the tests.
         build: makes it, with the same weights each time.
         shape: of the sample, a batch of two.
-        conditions: what it is called with beside the sample and the timestep, made again for each call.
-        branches: how many there are, counted by hand.
-        timestep: makes of an element of a list of timesteps what the denoiser takes.
-        timestep_name: what it is called, where it is not the second argument.
+        conditions: the arguments other than the sample and the timestep, created for each call.
+        branches: the number of skip branches, counted by hand.
+        timestep: converts an element of a list of timesteps to the argument of the denoiser.
+        timestep_name: its name, if it is not the second argument.
         prompt_first: whether pipelines put the half with the prompt first.
-        control: as `conditions`, with a ControlNet's residuals; None where the family has no ControlNet.
+        control: like `conditions`, with a ControlNet's residuals; None if the family has no ControlNet.
     """
 
     name: str
@@ -154,7 +152,7 @@ def _dance_diffusion() -> nn.Module:
 
 
 def _planner() -> nn.Module:
-    """The U-Net that plans for reinforcement learning, whose shallowest skip connection nothing takes."""
+    """The U-Net of reinforcement learning, whose shallowest skip connection is unused."""
     return UNet1DModel(
         in_channels=14,
         out_channels=14,
@@ -356,5 +354,5 @@ FAMILIES = (
 
 
 def denoiser_of(family: Family) -> nn.Module:
-    """The denoiser of a family, with weights that hide nothing."""
+    """The denoiser of a family, with no weights of zero."""
     return seeded(family.build)

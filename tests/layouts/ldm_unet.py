@@ -1,7 +1,7 @@
-"""A U-Net of the layout that CompVis' latent diffusion made common, after its published structure and in its ways.
+"""A U-Net with the published layout of CompVis' latent diffusion.
 
-`forward` runs it as CompVis' ControlNet does (a list of residuals, taken from the end), `LayerByLayerUNet` as ComfyUI
-does (a block's layers are called one by one, and the block never).
+`forward` runs it like CompVis' ControlNet (a list of residuals, taken from the end), `LayerByLayerUNet` like ComfyUI (a
+block's layers are called one by one, and not the block).
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
-__all__ = ["LayerByLayerUNet", "LdmUNet"]
 
 WIDTH = 8
 TEXT = 6
@@ -118,7 +116,7 @@ class LdmUNet(nn.Module):
 
 
 class LayerByLayerUNet(LdmUNet):
-    """As ComfyUI runs it, with ControlNet's residuals as it hands them over."""
+    """Runs like ComfyUI, with ControlNet's residuals in its format."""
 
     def forward(
         self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, control: Any = None

@@ -1,4 +1,4 @@
-"""What a cut does with a call's arguments, and which modules it refuses."""
+"""The arguments of a shallow step, and modules that are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMFYUI = next(family for family in FAMILIES if family.name == "ComfyUI")
 
 
 def _full_and_shallow(denoiser, branch, call):
-    """The same step as a full one and as a shallow one on its own deep feature."""
+    """The same step as a full one and as a shallow one on its deep feature."""
     apply_deepcache(denoiser, DeepCacheConfig(2, branch, forecast="none"))
     with torch.no_grad():
         found = [call(t) for t in torch.full((2,), 0.5)]
@@ -26,7 +26,7 @@ def _full_and_shallow(denoiser, branch, call):
 
 
 def _control(name):
-    """ControlNet's residuals as ComfyUI may hand them over."""
+    """ControlNet's residuals as ComfyUI may pass them."""
     control = COMFYUI.control()["control"]
     changed = {
         "shorter": {"output": control["output"][: -len(control["output"]) // 2]},
@@ -53,7 +53,7 @@ def _call(denoiser, kind):
 
 @pytest.mark.parametrize("kind", ["shorter", "some missing", "none for the output", "none for the middle"])
 @pytest.mark.parametrize("branch", [0, 3, 8])
-def test_residuals_of_any_number_go_to_the_layers_they_belong_to(kind, branch):
+def test_residuals_of_any_number_go_to_their_layers(kind, branch):
     denoiser = seeded(_OfOneSize)
     full, shallow = _full_and_shallow(denoiser, branch, _call(denoiser, kind))
     assert torch.equal(full, shallow)
@@ -76,7 +76,7 @@ class _OfOneSize(LayerByLayerUNet):
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.control is not None], ids=lambda f: f.name)
-def test_residuals_that_are_given_by_place_are_cut_too(family):
+def test_positional_residuals_are_cut_too(family):
     denoiser = denoiser_of(family)
     names = layout_of(denoiser)._named
 
@@ -93,7 +93,7 @@ def test_residuals_that_are_given_by_place_are_cut_too(family):
         assert torch.equal(full, shallow)
 
 
-def test_a_layer_that_is_replaced_within_a_block_is_seen_at_the_next_run():
+def test_a_layer_replaced_within_a_block_is_used_at_the_next_run():
     denoiser = seeded(LayerByLayerUNet)
     apply_deepcache(denoiser, DeepCacheConfig(2, 3, forecast="none"))
 
@@ -134,11 +134,11 @@ def test_a_denoiser_without_a_timestep_is_refused():
     assert torch.equal(full, shallow)
 
 
-def test_what_is_no_layout_is_not_registered():
+def test_only_a_layout_can_be_registered():
     with pytest.raises(TypeError, match="register_layout takes a subclass of Layout, got 3"):
         register_layout(3)
 
 
-def test_a_module_without_skip_connections_is_refused_with_a_way_out():
+def test_a_module_without_skip_connections_is_refused_with_a_suggestion():
     with pytest.raises(TypeError, match=r"cannot cut a Linear: it has no skip connections .* \(enable_cache\)"):
         apply_deepcache(nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""DeepCache on a bare denoiser of every family, in a loop of one's own."""
+"""DeepCache on a denoiser of every family without a pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.layouts.families import FAMILIES, Family, denoiser_of
 from tests.releases import COMPILES, COUNTS_OPERATIONS
 
 LEVELS = (0.9, 0.75, 0.6, 0.4, 0.25, 0.1)
-# The others take as long each; one of every layout is enough while one works.
+# One of every layout; the others are slow tests.
 COMPILED_ALWAYS = ("CompVis", "Dance Diffusion", "Würstchen", "HunyuanDiT")
 WITH_CONTROL = [
     *(pytest.param(family, None, id=family.name) for family in FAMILIES),
@@ -46,7 +46,7 @@ def _run(family: Family, denoiser: nn.Module, levels: tuple[float, ...] = LEVELS
 
 
 def _modules_that_ran(denoiser: nn.Module, call: Any) -> set[str]:
-    """Names of the layers that a call runs, seen by hooks that know nothing of DeepCache."""
+    """Names of the layers that a call runs, recorded by hooks independent of DeepCache."""
     ran: set[str] = set()
     handles = [
         module.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, module in denoiser.named_modules()
@@ -71,7 +71,7 @@ def test_a_shallow_step_with_the_true_deep_feature_is_the_full_step(family, cont
         full = family(denoiser, 0, first, **conditions())
         assert torch.equal(family(denoiser, 0, second, **conditions()), full)
         assert engine.stats.pattern == "F."
-        # To another deep feature it reacts.
+        # Another deep feature changes the output.
         family(denoiser, 0, third, **conditions())
         engine.end_run()
         family(denoiser, 0, first, **conditions())
@@ -81,7 +81,7 @@ def test_a_shallow_step_with_the_true_deep_feature_is_the_full_step(family, cont
         assert not torch.equal(changed, full)
 
 
-def test_nothing_changes_with_interval_one_or_when_it_is_removed(family):
+def test_interval_one_and_removal_change_nothing(family):
     denoiser = denoiser_of(family)
     before, plain = dict(vars(denoiser)), _run(family, denoiser)
     apply_deepcache(denoiser, _config(cache_interval=1))
@@ -121,7 +121,7 @@ def test_a_forecast_continues_the_deep_feature(family):
         if step % 2 == 0:
             features.append(kept_slots(engine, "")[0].features[0].at(step).clone())
     found = family(denoiser, 3, timesteps[3])
-    # By hand: half the way from the last but one to the last, once more.
+    # By hand: continue by half the distance between the last two.
     reused = apply_deepcache(denoiser, _config(forecast="none"))
     for step in range(3):
         family(denoiser, step, timesteps[step])
@@ -167,7 +167,7 @@ def test_a_skipped_step_runs_no_layer(family):
     ],
 )
 @COMPILES
-def test_there_are_two_graphs_and_none_more(family):
+def test_there_are_two_graphs_and_no_more(family):
     torch.compiler.reset()
     expected = denoiser_of(family)
     apply_deepcache(expected, _config())
@@ -183,7 +183,7 @@ def test_there_are_two_graphs_and_none_more(family):
         torch.compiler.reset()
 
 
-def test_any_callable_around_the_denoiser_will_do(family):
+def test_any_wrapper_of_the_denoiser_works(family):
     class Wrapper(nn.Module):
         def __init__(self, denoiser: nn.Module) -> None:
             super().__init__()
@@ -201,7 +201,7 @@ def test_any_callable_around_the_denoiser_will_do(family):
     assert engine.stats.pattern == "F.F.F."
 
 
-def test_the_engine_shows_what_it_is_on():
+def test_the_engine_shows_its_denoiser():
     denoiser = denoiser_of(FAMILIES[0])
     engine = apply_deepcache(denoiser, _config())
     assert isinstance(engine, DeepCacheEngine)

@@ -32,7 +32,7 @@ def inputs(batch):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_unet_counts_as_there(reference, batch):
+def test_a_unet_has_the_same_counts(reference, batch):
     unet = tiny_unet()
     assert count_ops_and_params(unet, inputs(batch)) == reference.count_ops_and_params(unet, inputs(batch))
     assert all(parameter.device.type == "cpu" for parameter in unet.parameters())

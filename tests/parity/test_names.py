@@ -1,4 +1,4 @@
-"""Every public name of the reference package does here what docs/reference-names.md says."""
+"""Every public name of the reference package behaves here as docs/reference-names.md says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parity.reference import FOLDER
 HELPER = DeepCacheSDHelper(tiny_pipeline())
 
 
-def test_the_page_is_made_of_them():
+def test_the_page_is_up_to_date():
     assert FILE.read_text(encoding="utf-8") == page(), "run: python -m tests.parity.names"
 
 
@@ -25,7 +25,7 @@ def test_every_name_of_the_helper_has_an_answer():
 
 
 @pytest.mark.parametrize(("name", "answer"), ANSWERS.items(), ids=ANSWERS)
-def test_what_a_name_of_the_helper_does(name, answer):
+def test_a_name_of_the_helper_behaves_as_documented(name, answer):
     assert hasattr(DeepCacheSDHelper, name) or name in vars(HELPER)
     if "an `AttributeError`" in answer:
         with pytest.raises(AttributeError, match=name):
@@ -42,12 +42,12 @@ def test_what_a_name_of_the_helper_does(name, answer):
         type("Mine", (DeepCacheSDHelper,), {name: getattr(DeepCacheSDHelper, name)})
 
 
-def test_the_helper_is_where_programs_take_it_from():
+def test_the_helper_is_where_programs_import_it_from():
     assert ExtensionHelper is DeepCacheSDHelper is DeepCache.DeepCacheSDHelper
 
 
 @pytest.mark.parametrize("module", REFUSED_MODULES)
-def test_copies_of_an_older_diffusers_say_what_to_take(module):
+def test_copies_of_an_older_diffusers_suggest_a_replacement(module):
     pipeline = REFUSED_MODULES[module].split("`")[1]
     with pytest.raises(ImportError, match=rf"{module} .*`from diffusers import {pipeline}`"):
         importlib.import_module(module)
@@ -55,7 +55,7 @@ def test_copies_of_an_older_diffusers_say_what_to_take(module):
         importlib.import_module(f"{module}.unet_2d_condition")
 
 
-def test_flops_has_what_programs_call_and_no_more():
+def test_flops_has_only_the_function_that_programs_call():
     assert [name for name in names_of_flops() if hasattr(flops, name)] == ["count_ops_and_params"]
 
 

@@ -24,7 +24,7 @@ def _seeded(name: str) -> nn.Module:
 
 
 def _unet(name: str) -> nn.Module:
-    """A copy of its own for each side: the reference package leaves wrappers behind."""
+    """A separate copy for each side: the reference package leaves wrappers behind."""
     return copy.deepcopy(_seeded(name))
 
 
@@ -56,18 +56,18 @@ def test_every_branch_at_every_interval(name: str, branch: int, interval: int) -
 
 
 @pytest.mark.parametrize(("name", "branch", "size"), ODD_SIZES)
-def test_every_branch_at_a_size_that_is_no_multiple(name: str, branch: int, size: int) -> None:
+def test_every_branch_at_a_size_that_is_not_a_multiple(name: str, branch: int, size: int) -> None:
     _assert_parity(name, 2, branch, size, steps=4)
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "sdxl"])
-def test_a_run_that_leaves_out_the_first_timesteps(name: str) -> None:
+def test_a_run_that_omits_the_first_timesteps(name: str) -> None:
     _assert_parity(name, 3, 2, TINY_UNETS[name].sizes[0], start=2)
 
 
 @pytest.mark.parametrize("name", TINY_UNETS)
 def test_caching_changes_the_result(name: str) -> None:
-    """Else the tests above would show nothing."""
+    """Otherwise the tests above would show nothing."""
     inputs = TINY_UNETS[name].make_inputs(TINY_UNETS[name].sizes[0], 1)
     plain = run_trajectory(_unet(name), ddim(), None, 1, 0, inputs)
     cached = run_trajectory(_unet(name), ddim(), DeepCacheSDHelper, 3, 0, inputs)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tests.releases import DIFFUSERS
 
-# From here on it interpolates to the size of the skip connection.
+# Since this release it interpolates to the size of the skip connection.
 _ODD = Version("0.31") <= DIFFUSERS
 FRAMES = 2
 TOKENS = 3
@@ -28,7 +28,7 @@ WIDTH = 8
 
 @dataclass(frozen=True)
 class UnetInputs:
-    """What a denoising run gives the U-Net: the first sample, and keyword arguments that stay the same."""
+    """The inputs of a U-Net in a denoising run: the first sample, and constant keyword arguments."""
 
     sample: Tensor
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -36,14 +36,13 @@ class UnetInputs:
 
 @dataclass(frozen=True)
 class TinyUnet:
-    """A U-Net and what to call it with.
+    """A U-Net and its inputs.
 
     Args:
-        build: makes the U-Net; the weights follow torch's global seed.
-        make_inputs: makes inputs from a height (the width is another one) and a seed.
+        build: makes the U-Net; the weights depend on torch's global seed.
+        make_inputs: makes inputs from a height (the width is different) and a seed.
         branches: number of its skip branches.
-        sizes: heights to try: a multiple of the U-Net's factor, and one that is not where diffusers' own U-Net of that
-            kind takes it.
+        sizes: heights to test: a multiple of the U-Net's factor, and one that is not if diffusers supports it.
     """
 
     build: Callable[[], nn.Module]
@@ -57,7 +56,7 @@ class TinyUnet:
             torch.manual_seed(seed)
             unet = self.build().eval().requires_grad_(False)
             for parameter in unet.parameters():
-                # Layers that start at zero would hide whatever goes wrong in them.
+                # Layers that start at zero would hide faults in them.
                 if not parameter.any():
                     parameter.normal_(std=0.1)
         return unet
@@ -193,5 +192,5 @@ TINY_UNETS: dict[str, TinyUnet] = {
     "spatio-temporal": TinyUnet(_image_to_video, _image_to_video_inputs, branches=6, sizes=(8, 7) if _ODD else (8,)),
 }
 if Version("0.30") > DIFFUSERS:
-    # Those two cannot be made as small there.
+    # These two cannot be as small there.
     del TINY_UNETS["motion"], TINY_UNETS["spatio-temporal"]

@@ -14,7 +14,7 @@ from tests.parity.tiny_unets import UnetInputs
 
 @dataclass
 class BarePipe:
-    """All that the reference package asks of a pipeline."""
+    """All that the reference package needs of a pipeline."""
 
     unet: nn.Module
     scheduler: Any
@@ -37,16 +37,10 @@ def run_trajectory(
     inputs: UnetInputs,
     start: int = 0,
 ) -> list[Tensor]:
-    """What the U-Net returned at every step of a run, and last the sample that came of it.
+    """The outputs of the U-Net at every step of a run, and the final sample.
 
-    Args:
-        unet: the U-Net.
-        scheduler: a scheduler whose timesteps are set.
-        helper_class: `DeepCacheSDHelper`, ours or the reference package's, or None for no caching.
-        interval: the `cache_interval`.
-        branch: the `cache_branch_id`.
-        inputs: what the U-Net is given.
-        start: number of timesteps left out at the beginning, as image-to-image pipelines do.
+    `helper_class` is a `DeepCacheSDHelper`, ours or the reference package's, or None for no caching; `start` is the
+    number of timesteps omitted at the beginning, as in image-to-image pipelines.
     """
     pipe = BarePipe(unet, scheduler)
     if helper_class is not None:
