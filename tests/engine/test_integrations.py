@@ -1,7 +1,7 @@
-"""What else works on the U-Net: ControlNet, adapters, FreeU and others.
+"""Integrations on the same U-Net: ControlNet, adapters, FreeU and others.
 
-Given the same inputs twice, a shallow step must return what the full step before it returned, to the last bit and at
-every branch: the layers it runs see what they saw, and all that is deep is in the stored feature already.
+With the same inputs, a shallow step must be bit-identical to the full step before it, at every branch: the layers that
+run have the same inputs, and everything deeper is in the stored feature.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from DeepCache.engine.layouts import skip_branches
 from tests.parity.tiny_unets import TINY_UNETS, TOKENS, WIDTH
 from tests.releases import HALF, UNWRITTEN, before_diffusers
 
-# 12 branches: four down blocks of two layers each, with downsamplers but for the last.
+# 12 branches: four down blocks of two layers each, with downsamplers except the last.
 BRANCHES = range(12)
 SKIP_CHANNELS = [8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16]
 SKIP_SIZES = [8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1]
-# T2I-Adapter gives one a down block, which is added before the downsampler where there is cross-attention.
+# T2I-Adapter has one residual per down block, added before the downsampler if there is cross-attention.
 ADAPTER_CHANNELS, ADAPTER_SIZES = [8, 16, 16, 16], [8, 4, 2, 1]
 BATCH = 2
 
@@ -47,7 +47,7 @@ PROMPT = _normal(1, BATCH, TOKENS, WIDTH)
 
 
 class Run:
-    """Calls of one trajectory of equal timesteps; the first is a full step, the others are shallow."""
+    """Calls of one run with equal timesteps; the first is a full step, the others are shallow."""
 
     def __init__(self, unet, branch, calls=2):
         self.timesteps = torch.full((calls,), 500)
@@ -65,7 +65,7 @@ class Run:
 
 
 def _shallow_equals_full(unet, branch, make_kwargs, calls=2, sample=SAMPLE):
-    """Whether every shallow step returns what the full step did, and did run less."""
+    """Whether every shallow step is bit-identical to the full step, without running the mid block."""
     with torch.no_grad():
         alone = unet(sample, 500, **make_kwargs()).sample
     ran = []
@@ -84,7 +84,7 @@ def _prompt():
 
 
 def _controlnet(changed=None, mid_changed=False):
-    """Residuals as ControlNet gives them, one a skip branch and one for the mid block."""
+    """Residuals of a ControlNet, one per skip branch and one for the mid block."""
     residuals = [
         _normal(50 + number + (100 if number == changed else 0), BATCH, channels, size, size)
         for number, (channels, size) in enumerate(zip(SKIP_CHANNELS, SKIP_SIZES, strict=True))
@@ -94,7 +94,7 @@ def _controlnet(changed=None, mid_changed=False):
 
 
 def _adapter(changed=None):
-    """Residuals as T2I-Adapter gives them; the U-Net empties the list."""
+    """Residuals of a T2I-Adapter; the U-Net empties the list."""
     return [
         _normal(70 + number + (100 if number == changed else 0), BATCH, channels, size, size)
         for number, (channels, size) in enumerate(zip(ADAPTER_CHANNELS, ADAPTER_SIZES, strict=True))
@@ -113,9 +113,8 @@ class TestControlNet:
         assert _shallow_equals_full(unet, branch, _controlnet)
 
     @pytest.mark.parametrize("branch", BRANCHES)
-    def test_a_shallow_step_takes_the_new_residuals_of_its_own_skips_and_no_others(self, unet, branch):
-        """The residual of a skip the shallow step uses changes its output; one of a deeper skip does
-        not, for it is in the stored feature."""
+    def test_a_shallow_step_uses_only_the_new_residuals_of_its_skips(self, unet, branch):
+        """The residual of a deeper skip is in the stored feature."""
         for changed in BRANCHES:
             run = Run(unet, branch)
             full = run(**_controlnet())
@@ -128,7 +127,7 @@ class TestControlNet:
         # At the deepest branch the stored feature is what the mid block returns, and the U-Net adds to it afterwards.
         assert torch.equal(run(**_controlnet(mid_changed=True)), full) == (branch != BRANCHES[-1])
 
-    def test_the_residuals_the_caller_holds_are_not_changed(self, unet):
+    def test_the_residuals_of_the_caller_are_not_changed(self, unet):
         run, kwargs = Run(unet, 4), _controlnet()
         before = copy.deepcopy(kwargs)
         run(**kwargs)
@@ -157,26 +156,26 @@ class TestControlNet:
 
 @pytest.mark.integration("T2I-Adapter")
 class TestT2IAdapter:
-    @pytest.mark.parametrize("branch", BRANCHES)
-    def test_shallow_equals_full(self, unet, branch):
-        assert _shallow_equals_full(
-            unet, branch, lambda: _prompt() | {"down_intrablock_additional_residuals": _adapter()}
-        )
-
     @pytest.mark.filterwarnings("ignore:.*down_block_additional_residuals.*:FutureWarning")
     @pytest.mark.parametrize("branch", BRANCHES)
-    def test_under_the_name_they_once_had(self, unet, branch):
-        assert _shallow_equals_full(unet, branch, lambda: _prompt() | {"down_block_additional_residuals": _adapter()})
+    @pytest.mark.parametrize(
+        ("others", "name"),
+        [
+            pytest.param(_prompt, "down_intrablock_additional_residuals", id="alone"),
+            pytest.param(_prompt, "down_block_additional_residuals", id="under their former name"),
+            pytest.param(
+                _controlnet,
+                "down_intrablock_additional_residuals",
+                id="with ControlNet",
+                marks=pytest.mark.integration("ControlNet + T2I-Adapter"),
+            ),
+        ],
+    )
+    def test_shallow_equals_full(self, unet, branch, others, name):
+        assert _shallow_equals_full(unet, branch, lambda: others() | {name: _adapter()})
 
-    @pytest.mark.integration("ControlNet + T2I-Adapter")
     @pytest.mark.parametrize("branch", BRANCHES)
-    def test_together_with_controlnet(self, unet, branch):
-        assert _shallow_equals_full(
-            unet, branch, lambda: _controlnet() | {"down_intrablock_additional_residuals": _adapter()}
-        )
-
-    @pytest.mark.parametrize("branch", BRANCHES)
-    def test_a_shallow_step_takes_the_new_residuals_of_the_blocks_it_runs_whole(self, unet, branch):
+    def test_a_shallow_step_uses_the_new_residuals_of_whole_blocks(self, unet, branch):
         # A block with cross-attention (the first two) adds its residual after its second layer and so before its
         # downsampler, the last block after its last layer: branches 2, 5 and 8 are the first that carry it.
         carries = [2, 5, 8]
@@ -187,8 +186,8 @@ class TestT2IAdapter:
             assert torch.equal(shallow, full) == (branch < carries[changed])
 
     @pytest.mark.parametrize("branch", range(9))
-    def test_of_sdxl_with_a_fourth_residual_for_the_mid_block(self, branch):
-        """The first down block has no cross-attention here and adds its residual after the downsampler."""
+    def test_sdxl_with_a_fourth_residual_for_the_mid_block(self, branch):
+        """The first down block has no cross-attention and adds its residual after the downsampler."""
         inputs = TINY_UNETS["sdxl"].make_inputs(8, 3)
         sample = _normal(3, BATCH, 4, 8, 8)
 
@@ -207,9 +206,9 @@ class TestFreeU:
     @pytest.mark.parametrize("branch", BRANCHES)
     def test_three_shallow_steps_equal_the_full_one(self, unet, branch):
         """FreeU scales hidden states in place: the stored feature must not be scaled again at every step."""
-        plain = _free_of_helper(unet)
+        plain = _plain(unet)
         unet.enable_freeu(s1=0.6, s2=0.4, b1=1.4, b2=1.6)
-        assert not torch.equal(_free_of_helper(unet), plain)
+        assert not torch.equal(_plain(unet), plain)
         assert _shallow_equals_full(unet, branch, _prompt, calls=4)
 
     @pytest.mark.parametrize("branch", [3, 8])
@@ -220,12 +219,12 @@ class TestFreeU:
         assert _shallow_equals_full(unet, branch, _prompt)
 
 
-def _free_of_helper(unet):
+def _plain(unet):
     with torch.no_grad():
         return unet(SAMPLE, 500, **_prompt()).sample
 
 
-@before_diffusers("0.28", "it takes other arguments")
+@before_diffusers("0.28", "it has other arguments")
 @pytest.mark.integration("IP-Adapter")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_ip_adapter(unet, branch):
@@ -244,7 +243,7 @@ def test_ip_adapter(unet, branch):
 
 
 def _ip_adapter_weights(unet):
-    """The weights of an IP-Adapter for image embeddings of four numbers, made into four tokens."""
+    """The weights of an IP-Adapter that converts image embeddings of four numbers to four tokens."""
     weights, key = {}, 1
     for name in unet.attn_processors:
         if name.endswith("attn1.processor") or "motion_module" in name:
@@ -357,5 +356,5 @@ def test_channels_last_and_fused_projections(unet, branch):
     assert _shallow_equals_full(unet, branch, _prompt)
 
 
-def test_the_branches_are_those_the_tables_above_speak_of(unet):
+def test_the_branches_match_the_tables_above(unet):
     assert len(skip_branches(unet)) == len(BRANCHES) == len(SKIP_CHANNELS)
