@@ -96,13 +96,14 @@ def test_graphs_are_the_engine_bit_by_bit(kind):
     executor.attach()
     arguments = call.keywords(call.tensors)
     with torch.no_grad():
-        with executor.full():
-            expected = unet(**arguments).sample
+        executor.full()
+        expected = unet(**arguments).sample
+        executor.end()
         feature = executor.take()[1]
         moved = feature + 0.1
-        with executor.shallow(1, moved):
-            narrow = executor.patches[1].narrow((), arguments)[1]
-            expected_shallow = unet(**narrow).sample
+        executor.shallow(1, moved)
+        narrow = executor.patches[1].narrow((), arguments)[1]
+        expected_shallow = unet(**narrow).sample
     executor.detach()
 
     full, shallow = FullGraph(unet, branch, call), ShallowGraph(unet, branch, call, feature)

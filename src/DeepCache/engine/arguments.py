@@ -16,8 +16,9 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from DeepCache.engine.compilation import static_timestep
 from DeepCache.engine.guidance import tensors_in
+from DeepCache.engine.layouts.layout import Args, Kwargs
 
-SlotName = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
+SlotName = Callable[[Args, Kwargs], Hashable]
 """Names the purpose of a call, given its positional and keyword arguments."""
 
 GRADIENT = "a gradient is required"
@@ -55,17 +56,17 @@ class CallArguments:
         # A keyword-only argument has an index beyond the last positional one.
         self._conditionings = [(names.index(name) if name in names else sys.maxsize, name) for name in _CONDITIONINGS]
 
-    def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def sample(self, args: Args, kwargs: Kwargs) -> torch.Tensor:
         sample: torch.Tensor = _argument(args, kwargs, *self._sample)
         return sample
 
-    def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def timestep(self, args: Args, kwargs: Kwargs) -> Any:
         """The timestep; of several, the first that is a tensor, since a plain number is a constant."""
         values = [_argument(args, kwargs, *place) for place in self._timesteps]
         return next((value for value in values if isinstance(value, torch.Tensor)), values[0])
 
     def name_or_conditioning(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], name: SlotName | None
+        self, args: Args, kwargs: Kwargs, name: SlotName | None
     ) -> tuple[Hashable, torch.Tensor | None]:
         """The name that the program gives the call; without one, the first tensor of the conditioning, if any."""
         if name is not None:
@@ -77,8 +78,8 @@ class CallArguments:
         return None, None
 
     def with_static_timestep(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: nn.Module, sample: torch.Tensor
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self, args: Args, kwargs: Kwargs, denoiser: nn.Module, sample: torch.Tensor
+    ) -> tuple[Args, Kwargs]:
         """The arguments with the timestep in the form that a graph needs, see `static_timestep`."""
         for index, name in self._timesteps:
             steady = static_timestep(_argument(args, kwargs, index, name), denoiser, sample)
@@ -89,7 +90,7 @@ class CallArguments:
         return args, kwargs
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str) -> Any:
+def _argument(args: Args, kwargs: Kwargs, index: int, name: str) -> Any:
     if index < len(args):
         return args[index]
     if name not in kwargs:
@@ -97,18 +98,10 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: s
     return kwargs[name]
 
 
-def why_differentiated(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def why_differentiated(denoiser: nn.Module, args: Args, kwargs: Kwargs) -> str:
     """Why a gradient may be taken through a call, so that it runs the whole denoiser and is not a step of a run.
 
     Under `no_grad` the check takes the same time for any denoiser.
-
-    Example:
-        >>> layer = nn.Linear(2, 2).eval()
-        >>> why_differentiated(layer, (torch.zeros(2),), {})
-        'a gradient is required'
-        >>> with torch.no_grad():
-        ...     why_differentiated(layer, (torch.zeros(2),), {})
-        ''
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return GRADIENT

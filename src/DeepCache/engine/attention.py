@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from DeepCache.engine.layouts.layout import Args, Kwargs
 from DeepCache.engine.torch_versions import bytes_of
 
 _PLAIN = (bool, int, float, str)
@@ -25,7 +26,7 @@ _LEVELS = 4
 class AttentionCalls:
     """Calls of attention layers to repeat: layers with the arguments they were called with, in order."""
 
-    def __init__(self, calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]) -> None:
+    def __init__(self, calls: list[tuple[nn.Module, Args, Kwargs]]) -> None:
         self._calls = calls
 
     @property
@@ -34,7 +35,7 @@ class AttentionCalls:
         values = [value for _, args, kwargs in self._calls for value in (*args, *kwargs.values())]
         return sum({id(value): bytes_of(value) for value in values if isinstance(value, torch.Tensor)}.values())
 
-    def repeat(self, layers: list[nn.Module], attention_kwargs: dict[str, Any]) -> None:
+    def repeat(self, layers: list[nn.Module], attention_kwargs: Kwargs) -> None:
         """Repeats the calls of these layers, with the `cross_attention_kwargs` of the current U-Net call."""
         for layer, args, kwargs in self._calls:
             if layer in layers:
@@ -48,7 +49,7 @@ class Listener:
     """Records, for one U-Net call, the calls of attention layers whose processors `may_write`."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
-        self._calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+        self._calls: list[tuple[nn.Module, Args, Kwargs]] = []
         self._before = {layer: _contents(layer.processor) for layer in layers}
         self._handles = [layer.register_forward_pre_hook(self._note, with_kwargs=True) for layer in self._before]
 
@@ -73,7 +74,7 @@ class Listener:
             ]
         )
 
-    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(self, layer: nn.Module, args: Args, kwargs: Kwargs) -> None:
         kept = {name: _without_history(value) for name, value in kwargs.items()}
         self._calls.append((layer, tuple(map(_without_history, args)), kept))
 

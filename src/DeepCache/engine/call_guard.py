@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from DeepCache.engine.follow import extend_class, restore_class
+from DeepCache.engine.layouts.layout import Args, Kwargs
 from DeepCache.engine.torch_versions import CALLS_WHAT_IS_COMPILED, not_compiled
 
 _CALL = "_compiled_call_impl"
@@ -44,9 +45,7 @@ class CallGuard:
         turn: held for the length of a call, since a shallow step changes the denoiser for every thread.
     """
 
-    def __init__(
-        self, answer: Callable[[tuple[Any, ...], dict[str, Any]], Any], interrupted: Callable[[], None]
-    ) -> None:
+    def __init__(self, answer: Callable[[Args, Kwargs], Any], interrupted: Callable[[], None]) -> None:
         self._answer, self._interrupted = answer, interrupted
         self._module: nn.Module | None = None
         self.hidden: Any = None

@@ -15,6 +15,7 @@ from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale, other_guidance, other_model, other_scheduler, refuse
 from DeepCache.engine.guidance import counts_parts, several_prompts, table_of_unknown_rows, why_not_two_halves
 from DeepCache.engine.layouts import branch_of
+from DeepCache.engine.layouts.layout import Kwargs
 from DeepCache.engine.unets import scheduler_of
 
 
@@ -58,7 +59,7 @@ def check_run(
 
 
 def _why_no_guidance_reuse(
-    executor: Executor, denoiser: nn.Module, pipe: Any, sample: Any, args: Any, kwargs: dict[str, Any]
+    executor: Executor, denoiser: nn.Module, pipe: Any, sample: Any, args: Any, kwargs: Kwargs
 ) -> str:
     reason = why_not_two_halves(pipe, denoiser, sample)
     if reason:

@@ -17,6 +17,7 @@ from DeepCache.engine.cost_key import attributes_of, call_key, structure_key
 from DeepCache.engine.first_call import first_call
 from DeepCache.engine.guidance import output_tensor
 from DeepCache.engine.layouts import Layout, SkipBranch, layout_of
+from DeepCache.engine.layouts.layout import Args, Kwargs
 from DeepCache.engine.patch import ShallowPatch
 
 __all__ = ["Costs", "capture_unet_call", "copy_on_meta", "count_costs", "on_meta"]
@@ -61,7 +62,7 @@ _MOST_COUNTED = 64
 
 
 def count_costs(
-    unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], branches: Iterable[SkipBranch | int] | None = None
+    unet: nn.Module, args: Args, kwargs: Kwargs, branches: Iterable[SkipBranch | int] | None = None
 ) -> Costs:
     """Counts the cost of a U-Net call as a full step and as a shallow one, once per structure and shapes of arguments.
 
@@ -104,8 +105,8 @@ def count_costs(
 
 def _count_missing(
     unet: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: Args,
+    kwargs: Kwargs,
     counted: _Counted | None,
     wanted: list[int] | None,
 ) -> _Counted:
@@ -125,7 +126,7 @@ def _count_missing(
     return counted
 
 
-def _count_full(clone: nn.Module, layout: Layout, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Counted:
+def _count_full(clone: nn.Module, layout: Layout, args: Args, kwargs: Kwargs) -> _Counted:
     """Counts a full step and records shape and dtype of the deep features."""
     found: dict[int, torch.Tensor] = {}
     handles = [
@@ -140,7 +141,7 @@ def _count_full(clone: nn.Module, layout: Layout, args: tuple[Any, ...], kwargs:
     return _Counted(full, {number: (tensor.shape, tensor.dtype) for number, tensor in features.items()})
 
 
-def capture_unet_call(pipe: Any, unet: nn.Module, **call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def capture_unet_call(pipe: Any, unet: nn.Module, **call: Any) -> tuple[Args, Kwargs]:
     """The arguments of the first call of a U-Net in a pipeline call, on meta tensors. The pipeline stops there.
 
     Args:
@@ -166,7 +167,7 @@ def on_meta(value: Any) -> Any:
     return value
 
 
-def _count(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _count(unet: nn.Module, args: Args, kwargs: Kwargs) -> int:
     try:
         from torch.utils.flop_counter import FlopCounterMode
     except ModuleNotFoundError:

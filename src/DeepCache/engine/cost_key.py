@@ -22,6 +22,7 @@ from torch import nn
 
 from DeepCache.engine import layouts
 from DeepCache.engine.layouts import CachedFeature
+from DeepCache.engine.layouts.layout import Args, Kwargs
 
 # Attributes that do not change what a call computes: those of every module (hooks, caches of torch) except the training
 # flag, hooks of accelerate and diffusers, DeepCache itself, `forward` on an instance (offloading), compiled code.
@@ -57,7 +58,7 @@ def structure_key(denoiser: nn.Module) -> str:
     return _digest(description)
 
 
-def call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def call_key(args: Args, kwargs: Kwargs) -> str:
     """The key of the arguments of a call: the shapes of all tensors, and everything that is not a tensor."""
     return _digest(_describe((args, dict(sorted(kwargs.items()))), _LEVELS))
 

@@ -17,6 +17,7 @@ from DeepCache.engine.checks import check_run, refuse_another_thread, refuse_wit
 from DeepCache.engine.compilation import is_compiled
 from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale, warn_of_unknown_guidance
+from DeepCache.engine.layouts.layout import Args, Kwargs
 from DeepCache.engine.planner import NOT_ANSWERED, Decision
 from DeepCache.engine.progress import Progress, Threads
 from DeepCache.engine.run import Call, Run
@@ -30,15 +31,7 @@ _END_OF_RUN = "_reset_stateful_cache"
 
 
 class DenoiserCache:
-    """DeepCache on one denoiser.
-
-    Args:
-        denoiser: the module.
-        config: the settings.
-        pipe: the pipeline that it belongs to, or the denoiser itself.
-        name: the pipeline's name for it.
-        slot_key: names the purpose of a call.
-    """
+    """DeepCache on one denoiser."""
 
     def __init__(
         self, denoiser: nn.Module, config: DeepCacheConfig, pipe: Any, name: str, slot_key: SlotName | None = None
@@ -153,9 +146,7 @@ class DenoiserCache:
         return Progress(Run(self._config, self._executor), self.denoiser, self._pipe, self._name)
 
     @not_compiled
-    def _before_call(
-        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def _before_call(self, denoiser: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if self._calling is not None:
             refuse_another_thread(self._calling, self.denoiser)
             # The call before this one did not return, so its state cannot be trusted.
@@ -174,7 +165,7 @@ class DenoiserCache:
         return progress.run.begin(call, args, kwargs)
 
     @not_compiled
-    def _after_call(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _after_call(self, denoiser: nn.Module, args: Args, output: Any) -> Any:
         if output is None:  # The denoiser raised.
             return self._interrupted()
         self._executor.end()
@@ -190,7 +181,7 @@ class DenoiserCache:
             self._threads.here().end_run()
 
     @not_compiled
-    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _answer(self, args: Args, kwargs: Kwargs) -> Any:
         """The output of a skipped step, without the denoiser; None for another kind of step."""
         if self._calling is not None or why_differentiated(self.denoiser, args, kwargs):
             return None
@@ -202,7 +193,7 @@ class DenoiserCache:
         progress.run.record.note_call(call.info, call.decision, args, kwargs)
         return progress.run.answer(self.denoiser, call)
 
-    def _begin(self, progress: Progress, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    def _begin(self, progress: Progress, args: Args, kwargs: Kwargs) -> Call | None:
         """Locates a call and decides what it does; None if it is not a step of the run."""
         reason = why_differentiated(self.denoiser, args, kwargs)
         if reason:

@@ -16,17 +16,7 @@ from DeepCache.schedule import AdaptiveSchedule
 
 
 class ErrorGrowth:
-    """The decisions of one run.
-
-    Example:
-        >>> growth = ErrorGrowth(AdaptiveSchedule(threshold=0.1, interval=8))
-        >>> for step in range(4):
-        ...     growth.note_input(step, torch.full((1,), float(step)))
-        >>> growth.note_full(0, None)
-        >>> growth.note_full(1, torch.tensor(0.04))
-        >>> growth.is_due(3), growth.is_due(4)
-        (False, True)
-    """
+    """The decisions of one run."""
 
     def __init__(self, schedule: AdaptiveSchedule) -> None:
         self._schedule = schedule

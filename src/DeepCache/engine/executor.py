@@ -14,36 +14,14 @@ from DeepCache.config import CompileMode
 from DeepCache.engine.attention import AttentionCalls, Listener
 from DeepCache.engine.compilation import ISOLATED, Compilation
 from DeepCache.engine.layouts import layout_of
+from DeepCache.engine.layouts.layout import Kwargs
 from DeepCache.engine.offload import are_grouped, load_groups
 from DeepCache.engine.patch import ClassSwap, ShallowPatch, refuse_further_states
 from DeepCache.engine.torch_versions import bytes_of
 
 
 class Executor:
-    """The patches of one denoiser. `full` and `shallow` change the denoiser for the next call, and the context that
-    both return restores it.
-
-    Attributes:
-        layout: the layout of the denoiser.
-        patches: the patch for each skip branch that shallow steps use, by its number.
-        modules: all modules of the denoiser.
-        attention: the attention layers, those with a processor.
-        deep_attention: those that a shallow step at any of the branches does not run.
-
-    Example:
-        >>> from diffusers import UNet2DModel
-        >>> unet = UNet2DModel(sample_size=8, block_out_channels=(32, 32), norm_num_groups=8,
-        ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"))
-        >>> executor = Executor(unet, [1])
-        >>> executor.attach()
-        >>> with torch.no_grad(), executor.full():
-        ...     full = unet(torch.ones(1, 3, 8, 8), 7).sample
-        >>> feature = executor.take()[1]
-        >>> with torch.no_grad(), executor.shallow(1, feature):
-        ...     torch.equal(unet(torch.ones(1, 3, 8, 8), 7).sample, full)
-        True
-        >>> executor.detach()
-    """
+    """The patches of one denoiser. `full` and `shallow` change the denoiser for the next call; `end` restores it."""
 
     def __init__(self, denoiser: nn.Module, branches: Iterable[int], compile_mode: CompileMode = "none") -> None:
         if compile_mode != "none" and not ISOLATED:
@@ -98,14 +76,13 @@ class Executor:
         for patch in self.patches.values():
             patch.grouped = are_grouped([*patch.kept, *patch.hidden])
 
-    def full(self, listening: list[nn.Module] | None = None) -> Executor:
+    def full(self, listening: list[nn.Module] | None = None) -> None:
         """The next call runs the whole denoiser, and its deep features are kept; so are the calls of the attention
         layers in `listening`, see `attention_calls`."""
         for patch in self.patches.values():
             patch.capture.open = True
         self._listener = Listener(listening) if listening else None
         self._swap.apply()
-        return self
 
     def shallow(
         self,
@@ -113,8 +90,8 @@ class Executor:
         feature: torch.Tensor,
         buffered: bool = False,
         attention: AttentionCalls | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-    ) -> Executor:
+        attention_kwargs: Kwargs | None = None,
+    ) -> None:
         """The next call runs the layers above a skip branch.
 
         Args:
@@ -135,7 +112,6 @@ class Executor:
             self._groups = load_groups(patch.kept, called)
         self._patch = patch
         patch.apply(patch.buffered(feature) if buffered else feature, meanwhile)
-        return self
 
     def end(self) -> None:
         """Restores the denoiser, also after an interrupted call. Idempotent."""
@@ -163,12 +139,6 @@ class Executor:
         """The calls that were recorded during a full step; they are returned once."""
         listener, self._listener = self._listener, None
         return listener.stop() if listener is not None else AttentionCalls([])
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
     def _current_parts(self) -> list[nn.Module]:
         return [part for patch in self.patches.values() for part in patch.parts()]

@@ -7,28 +7,25 @@ from typing import Any
 
 from torch import nn
 
+from DeepCache.engine.layouts.layout import Args, Kwargs
+
 
 def first_call(
     denoisers: nn.Module | list[nn.Module], run: Callable[[], Any], prepend: bool = True
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+) -> tuple[Args, Kwargs]:
     """Runs a pipeline up to the first call of its denoiser, or of any of several, and returns the arguments.
 
     What the pipeline records about the run until then (its guidance scale, the scheduler's timesteps) stays. The hooks
     that are already on the denoiser run first with `prepend=False`, and not at all otherwise. Raises a `RuntimeError`
     if the pipeline ends without a call.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> first_call(layer, lambda: layer(1))
-        ((1,), {})
     """
 
     class Reached(Exception):
         pass
 
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    found: list[tuple[Args, Kwargs]] = []
 
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def stop(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         found.append((args, kwargs))
         raise Reached
 

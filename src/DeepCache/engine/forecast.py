@@ -52,18 +52,6 @@ class Forecast:
     Args:
         order: how many differences are kept: 0, 1 or 2.
         stiffness: how strongly the run responds to an error, for each unit of distance; see `stiffness`.
-
-    Example:
-        >>> forecast = Forecast(order=2, stiffness=0.2)
-        >>> forecast.add(0, torch.tensor([3.0, 3.0]))
-        >>> forecast.at(5, "limited")
-        tensor([3., 3.])
-        >>> forecast.add(2, torch.tensor([4.0, 4.0]))
-        >>> forecast.at(3, "limited")
-        tensor([4.5000, 4.5000])
-        >>> forecast.add(4, torch.tensor([5.0, 2.0]))
-        >>> forecast.at(5, "linear"), forecast.at(5, "limited")
-        (tensor([5.5000, 1.0000]), tensor([5.5000, 2.0000]))
     """
 
     def __init__(self, order: int, stiffness: float = 0.0) -> None:
@@ -135,15 +123,6 @@ class PredictionForecast:
         response: the response of the prediction to the input, -1 to 1, until it is measured; None if no step uses the
             response, so that nothing is kept for it.
         stiffness: see `Forecast`.
-
-    Example:
-        >>> forecast = PredictionForecast(order=2, response=1.0)
-        >>> forecast.add(0, sample=torch.tensor([[4.0]]), prediction=torch.tensor([[1.0]]))
-        >>> forecast.at(1, torch.tensor([[3.0]]), "response")
-        tensor([[0.]])
-        >>> forecast.add(1, sample=torch.tensor([[2.0]]), prediction=torch.tensor([[0.0]]))
-        >>> forecast.at(2, torch.tensor([[1.0]]), "response")
-        tensor([[-0.5000]])
     """
 
     def __init__(self, order: int, response: float | None, stiffness: float = 0.0) -> None:

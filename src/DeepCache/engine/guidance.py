@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from DeepCache.engine.layouts.layout import Args, Kwargs
+
 # Arguments of attention processors by the meaning of their first dimension.
 _BY_BATCH = ("gligen",)
 _NOT_BY_BATCH = ("ip_adapter_masks",)
@@ -39,7 +41,7 @@ def why_not_two_halves(pipe: Any, unet: nn.Module, sample: torch.Tensor) -> str:
     return ""
 
 
-def several_prompts(args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch.Tensor) -> bool:
+def several_prompts(args: Args, kwargs: Kwargs, sample: torch.Tensor) -> bool:
     """Whether the half without the prompt has the same latents with several prompts, so that it has several parts
     (Semantic Guidance with two edits). Requires transfers where the same latents are in a half twice."""
     batch, sides = len(sample), _batch_sides(sample)
@@ -51,7 +53,7 @@ def several_prompts(args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch
     )
 
 
-def table_of_unknown_rows(kwargs: dict[str, Any], sample: torch.Tensor) -> str:
+def table_of_unknown_rows(kwargs: Kwargs, sample: torch.Tensor) -> str:
     """The name of an argument of attention processors that has as many rows as the batch, although its rows may be
     something else (a table of regions); an empty string if there is none."""
     sides = _batch_sides(sample)
@@ -68,19 +70,10 @@ def counts_parts(layers: Iterable[nn.Module]) -> bool:
     return any(hasattr(layer.processor, "batch_size") for layer in layers)
 
 
-def conditional_half(
-    args: tuple[Any, ...], kwargs: dict[str, Any], sample: torch.Tensor, half: int = 1
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def conditional_half(args: Args, kwargs: Kwargs, sample: torch.Tensor, half: int = 1) -> tuple[Args, Kwargs]:
     """The arguments of a denoiser's call for the half (0 or 1) of its batch that has the prompt.
 
     Every tensor whose first dimension is the batch is cut, or for a video the batch times its frames.
-
-    Example:
-        >>> args, kwargs = conditional_half(
-        ...     (torch.zeros(4, 3), torch.tensor(9)), {"text": [torch.ones(4, 2)], "rotary": torch.ones(8, 2)},
-        ...     torch.zeros(4, 3))
-        >>> args[0].shape, args[1].shape, kwargs["text"][0].shape, kwargs["rotary"].shape
-        (torch.Size([2, 3]), torch.Size([]), torch.Size([2, 2]), torch.Size([8, 2]))
     """
     sides = _batch_sides(sample)
     return _half(args, sides, half), _half(kwargs, sides, half)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from DeepCache.engine.layouts import CachedFeature, Layout, SkipBranch
+from DeepCache.engine.layouts.layout import Args, Kwargs
 
 _ABSENT = object()
 
@@ -51,7 +52,7 @@ class ClassSwap:
         return self.__dict__ | {"_classes": {}}
 
 
-def refuse_further_states(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+def refuse_further_states(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
     """A forward hook that raises where a block returns more than its hidden states, as those of IDM-VTON do."""
     if not isinstance(output, tuple) or len(output) < 2:
         return
@@ -78,7 +79,7 @@ class FeatureCapture:
         self.tensor: torch.Tensor | None = None
         self.open = False
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
         if not self.open:
             return
         refuse_further_states(module, args, kwargs, output)
@@ -105,19 +106,6 @@ class ShallowPatch:
         tapped: the modules that the capture is to be registered on.
         buffers: see `buffered`.
         grouped: whether any block is offloaded in a group, found out at the start of a run.
-
-    Example:
-        >>> from diffusers import UNet2DConditionModel
-        >>> from DeepCache.engine.layouts import layout_of
-        >>> unet = UNet2DConditionModel(block_out_channels=(32, 64, 64, 64), cross_attention_dim=32)
-        >>> layout = layout_of(unet)
-        >>> patch = ShallowPatch(layout, layout.branches[0])
-        >>> patch.apply(feature=None)
-        >>> len(unet.down_blocks), len(unet.up_blocks)
-        (0, 1)
-        >>> patch.remove()
-        >>> len(unet.down_blocks), len(unet.up_blocks)
-        (4, 4)
     """
 
     def __init__(self, layout: Layout, branch: SkipBranch) -> None:
@@ -169,7 +157,7 @@ class ShallowPatch:
         self._swap.remove()
         self._cached.hold(None)
 
-    def narrow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def narrow(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """The arguments of a call without those of the deep part."""
         return self._layout.narrow_call(self.branch, args, kwargs)
 

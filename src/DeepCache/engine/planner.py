@@ -34,13 +34,7 @@ class Decision(NamedTuple):
 
 
 class Planner:
-    """The decisions of one run.
-
-    Example:
-        >>> planner = Planner(DeepCacheConfig(cache_interval=2))
-        >>> planner.decide(StepInfo(step=1, slot=0, starts=False, steps=4), None, torch.zeros(1)).reason
-        'first call of its slot'
-    """
+    """The decisions of one run."""
 
     def __init__(self, config: DeepCacheConfig) -> None:
         self._config = config

@@ -20,12 +20,6 @@ class Progress:
     """The state that passes from one call of a denoiser to the next in the same thread: the threads of a server
     generate with one model in turn, each with its own run.
 
-    Args:
-        run: a run that has not begun.
-        denoiser: the denoiser.
-        pipe: the pipeline that DeepCache was applied to.
-        name: its name for the denoiser.
-
     Attributes:
         run: the current or last run.
         running: whether it is in progress.

@@ -13,6 +13,7 @@ from DeepCache.engine.executor import Executor
 from DeepCache.engine.fingerprint import guidance_scale
 from DeepCache.engine.forecast import PredictionForecast, stiffness
 from DeepCache.engine.guidance import conditional_half, latents, output_tensor, why_not_two_halves, with_tensor
+from DeepCache.engine.layouts.layout import Args, Kwargs
 from DeepCache.engine.planner import NEW_SLOT, WHICH_CALL, Decision, Planner
 from DeepCache.engine.slot import Slot
 from DeepCache.engine.stats import RunRecord
@@ -31,17 +32,7 @@ class Call(NamedTuple):
 
 
 class Run:
-    """One denoising run.
-
-    Args:
-        config: the settings.
-        executor: the patches of the denoiser.
-        pipe: the pipeline that runs.
-        scheduler: the pipeline's scheduler for the denoiser.
-        compiled: whether `torch.compile` is on the denoiser.
-        ordered: see `Store`.
-        partial: see `Store`.
-    """
+    """One denoising run."""
 
     def __init__(
         self,
@@ -74,9 +65,7 @@ class Run:
         missing = NEW_SLOT if purpose.continues else WHICH_CALL
         return Call(sample, info, key, slot, self.planner.decide(info, slot, sample, missing))
 
-    def begin(
-        self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def begin(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Changes the denoiser for a call, and returns the arguments for the part that runs."""
         step, executor = call.decision.step, self._executor
         if step.guidance_reuse:

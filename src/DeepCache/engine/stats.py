@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from DeepCache.engine.cost import count_costs, on_meta
+from DeepCache.engine.layouts.layout import Args, Kwargs
 from DeepCache.engine.planner import Decision
 from DeepCache.engine.trajectory import StepInfo
 from DeepCache.schedule import Step, pattern_of
@@ -75,14 +76,14 @@ class RunRecord:
         self._steps: list[Step] = []
         # By the shapes of all arguments: prompts of two lengths cost differently at the same size of an image.
         self._calls: Counter[tuple[Hashable, Step]] = Counter()
-        self._examples: dict[Hashable, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._examples: dict[Hashable, tuple[Args, Kwargs]] = {}
         self._bytes_kept = 0
         self._mac_share: tuple[int, float] | None = None
         self._uncounted = ""
         # Each once, in order: a training loop makes any number of calls at a step.
         self._reasons: dict[tuple[int, str], None] = {}
 
-    def note_call(self, info: StepInfo, decision: Decision, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note_call(self, info: StepInfo, decision: Decision, args: Args, kwargs: Kwargs) -> None:
         """Records a call that is a step of the run."""
         step = decision.step
         if info.slot == 0:
@@ -93,12 +94,12 @@ class RunRecord:
             self._reasons[info.step, decision.reason] = None
         self._count_call(step, args, kwargs)
 
-    def note_differentiated(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note_differentiated(self, reason: str, args: Args, kwargs: Kwargs) -> None:
         """Records a call that is not a step of the run, since a gradient may be taken through it."""
         self._reasons[max(len(self._steps) - 1, 0), reason] = None
         self._count_call(Step(True), args, kwargs)
 
-    def _count_call(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _count_call(self, step: Step, args: Args, kwargs: Kwargs) -> None:
         shapes = _shapes((args, kwargs))
         self._calls[shapes, step] += 1
         if shapes not in self._examples:

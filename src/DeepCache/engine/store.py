@@ -70,15 +70,6 @@ class Store:
     Args:
         ordered: whether calls with the same conditioning are known to come in the same order at every step.
         partial: whether the run may have begun within a step.
-
-    Example:
-        >>> store, cond, uncond = Store(), torch.ones(1, 3, 8), torch.zeros(1, 3, 8)
-        >>> store.begin_step()
-        >>> purposes = [store.purpose(None, tensor) for tensor in (cond, uncond, cond, cond.clone())]
-        >>> purposes[0] is purposes[2] is purposes[3], purposes[0] is purposes[1]
-        (True, False)
-        >>> [store.key(purpose)[1] for purpose in purposes]
-        [0, 0, 1, 2]
     """
 
     def __init__(self, ordered: bool = False, partial: bool = False) -> None:

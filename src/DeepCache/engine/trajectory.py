@@ -67,11 +67,6 @@ class Trajectory:
 
     A run that stops early looks like one run with another that continues over the same list at the next timestep: call
     `reset` between them. Pipelines make a new list for every run.
-
-    Example:
-        >>> timesteps, trajectory = torch.tensor([9, 6, 6, 3]), Trajectory()
-        >>> [trajectory.locate(t, scheduler=None).step for t in timesteps]
-        [0, 1, 2, 3]
     """
 
     def __init__(self) -> None:
@@ -227,12 +222,8 @@ def address_of(source: Any) -> int:
 
 def is_denoising(values: list[float]) -> bool:
     """Whether timesteps are those of a denoising run, and not random ones: they keep their direction, and there are
-    six of them, or four that are about evenly spaced (1 of 360 random sixes, 1 of 300 random fours).
-
-    Example:
-        >>> is_denoising([800, 600, 400, 200]), is_denoising([812, 301, 255, 4]), is_denoising([9, 6, 3])
-        (True, False, False)
-    """
+    six of them, or four that are about evenly spaced (1 of 360 random sixes, 1 of 300 random fours)."""
+    # Consecutive equal timesteps count once.
     gaps = [after - before for before, after in pairwise(values) if after != before]
     if len(gaps) < 3 or min(gaps) < 0 < max(gaps):
         return False

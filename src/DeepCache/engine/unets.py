@@ -17,11 +17,6 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     That is `pipe.unet`. A pipeline without it is searched for components with a known structure, such as the three of
     unCLIP: `decoder`, `super_res_first`, `super_res_last`. A denoiser passed as `pipe` has the name `""`. Raises a
     `TypeError` if there is none.
-
-    Example:
-        >>> from DeepCache.models import load_pipeline
-        >>> list(unets_of(load_pipeline("shapes")))
-        ['unet']
     """
     unet = getattr(pipe, "unet", None)
     if isinstance(unet, nn.Module):

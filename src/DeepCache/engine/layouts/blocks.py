@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
-from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut, own
+from DeepCache.engine.layouts.layout import Args, CachedFeature, Kwargs, Layout, Overlay, SkipBranch, cannot_cut, own
 
 _SAMPLERS = ("downsamplers", "upsamplers")
 _ADAPTER_RESIDUALS = "down_intrablock_additional_residuals"
@@ -38,14 +38,7 @@ class BlockBranch(SkipBranch):
 
 
 class BlocksLayout(Layout):
-    """U-Nets whose blocks keep their layers in `nn.ModuleList`s of one length each.
-
-    Example:
-        >>> from diffusers import UNet2DConditionModel
-        >>> unet = UNet2DConditionModel(block_out_channels=(32, 64, 64, 64), cross_attention_dim=32)
-        >>> [branch.name for branch in BlocksLayout(unet).branches][:3]
-        ['conv_in', 'down_blocks.0 layer 0', 'down_blocks.0 layer 1']
-    """
+    """U-Nets whose blocks keep their layers in `nn.ModuleList`s of one length each."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser)
@@ -85,9 +78,7 @@ class BlocksLayout(Layout):
             return [entry for entry in last if entry is not None]
         return [self._up[branch.up_block - 1] if branch.up_block else cast(nn.Module, self.denoiser.mid_block)]
 
-    def narrow(
-        self, branch: BlockBranch, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def narrow(self, branch: BlockBranch, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """ControlNet's residual for the mid block is part of the stored feature, so it becomes a zero. T2I-Adapter's
         residuals are cut to those that the kept down blocks take: the U-Net would add the next one elsewhere."""
         # With a cut right after the mid block the whole down path runs, and the U-Net adds the mid block's residuals.

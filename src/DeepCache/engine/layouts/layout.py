@@ -11,6 +11,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+Args = tuple[Any, ...]
+"""The positional arguments of a call."""
+Kwargs = dict[str, Any]
+"""The keyword arguments of a call."""
+
 
 @dataclass(frozen=True)
 class SkipBranch:
@@ -72,16 +77,12 @@ class Layout(ABC):
     def tapped(self, branch: Any) -> Iterable[nn.Module]:
         """The modules whose last to run on a full step returns the deep feature."""
 
-    def narrow(
-        self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def narrow(self, branch: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """The arguments of a call without those of the deep part, such as a ControlNet's residuals for it. All but the
         first two are passed by name. The given lists and dictionaries are not changed."""
         return args, kwargs
 
-    def narrow_call(
-        self, branch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def narrow_call(self, branch: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """`narrow`, with the arguments after the sample and the timestep by name if the denoiser has names for them."""
         if len(args) > 2 and len(args) <= len(self._named):
             args, kwargs = args[:2], dict(zip(self._named[2:], args[2:], strict=False)) | kwargs

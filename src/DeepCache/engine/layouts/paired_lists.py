@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from DeepCache.engine.layouts.layout import CachedFeature, Layout, Overlay, SkipBranch, cannot_cut, own
+from DeepCache.engine.layouts.layout import Args, CachedFeature, Kwargs, Layout, Overlay, SkipBranch, cannot_cut, own
 
 
 class _Names(NamedTuple):
@@ -27,18 +27,7 @@ _UNIDIFFUSER = _Names("transformer_in_blocks", "transformer_mid_block", "transfo
 
 
 class PairedListsLayout(Layout):
-    """U-Nets with the layout of latent diffusion, and U-ViTs.
-
-    Example:
-        >>> class Block(nn.Linear):
-        ...     def forward(self, x, skip=0): return super().forward(x + skip)
-        >>> denoiser = nn.Module()
-        >>> denoiser.input_blocks = nn.ModuleList(Block(4, 4) for _ in range(3))
-        >>> denoiser.middle_block = Block(4, 4)
-        >>> denoiser.output_blocks = nn.ModuleList(Block(4, 4) for _ in range(3))
-        >>> [branch.name for branch in PairedListsLayout(denoiser).branches]
-        ['input_blocks.0', 'input_blocks.1', 'input_blocks.2']
-    """
+    """U-Nets with the layout of latent diffusion, and U-ViTs."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser)
@@ -74,9 +63,7 @@ class PairedListsLayout(Layout):
         layers = list(block.children()) if isinstance(block, (nn.Sequential, nn.ModuleDict)) else []
         return [*layers, block]
 
-    def narrow(
-        self, branch: SkipBranch, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def narrow(self, branch: SkipBranch, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """`control` holds ControlNet's residuals, which the U-Net takes from the end: the middle block's, then one for
         each output block from the deepest. They are a list in CompVis' ControlNet, a dictionary of lists in ComfyUI."""
         control, omitted = kwargs.get("control"), len(self._second) - branch.number - 1

@@ -19,14 +19,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class WholeBlocksLayout(Layout):
-    """U-Nets whose blocks make or take one skip connection each.
-
-    Example:
-        >>> from diffusers import UNet1DModel
-        >>> unet = UNet1DModel(sample_size=64, block_out_channels=(32, 32, 64), extra_in_channels=16)
-        >>> [branch.name for branch in WholeBlocksLayout(unet).branches]
-        ['down_blocks.0', 'down_blocks.1', 'down_blocks.2']
-    """
+    """U-Nets whose blocks make or take one skip connection each."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser)
