@@ -1,1 +1,1 @@
-"""What happens inside one pipeline."""
+"""DeepCache on one pipeline or denoiser."""

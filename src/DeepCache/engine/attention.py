@@ -80,7 +80,7 @@ class Listener:
 
 
 def copy_processor(processor: Any, copies: dict[int, Any]) -> Any:
-    """A copy of an attention processor for the meta device, with a store of its own. `copies` holds what has been
+    """A copy of an attention processor for the meta device, with a separate store. `copies` holds what has been
     copied for other processors of the same U-Net, which may share a store."""
     for item in _contents(processor):
         if isinstance(item, nn.Module):

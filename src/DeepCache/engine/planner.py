@@ -27,7 +27,7 @@ _FULL = Step(True)
 
 
 class Decision(NamedTuple):
-    """What a call does, and why it is full although the schedule does not say so (else an empty string)."""
+    """The step of a call, and the reason if it is full although not scheduled."""
 
     step: Step
     reason: str = ""
@@ -52,7 +52,7 @@ class Planner:
         return self._steps[number] if number < steps else _FULL
 
     def decide(self, info: StepInfo, slot: Slot | None, sample: torch.Tensor, missing: str = NEW_SLOT) -> Decision:
-        """What a call does, given its slot and its sample. `missing` is why it has no slot after the first step."""
+        """The decision for a call with this slot and sample. `missing` is why it has no slot after the first step."""
         if self._growth is not None:
             self._growth.note_input(info.step, sample)
         if info.belongs_to_no_run:

@@ -32,7 +32,7 @@ class TrajectoryStats:
         uncounted: why `mac_share` could not be counted, else an empty string.
         halved_steps: number of steps that ran half of a guided batch (guidance reuse).
         skipped_steps: number of steps at which no layer of the U-Net ran.
-        reasons: the steps that were full although the schedule does not say so, each with its reason. A call through
+        reasons: the steps that were full although not scheduled, each with its reason. A call through
             which a gradient is taken is not a step, and is listed with the step before it.
     """
 

@@ -14,7 +14,7 @@ _MOST_SLOTS = 128
 
 
 class Purpose:
-    """What the calls with one conditioning, or with one name, are for.
+    """The purpose of the calls with one conditioning, or with one name.
 
     Args:
         ordered: whether the order of several such calls within a step is known not to change.

@@ -1,4 +1,4 @@
-"""What the engine must know of a denoiser to cut it, in one class per family."""
+"""The base class of layouts: where and how a family of denoisers is cut."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Layout(ABC):
 
     @abstractmethod
     def overlays(self, branch: Any, cached: CachedFeature) -> Iterable[Overlay]:
-        """What a shallow step at a branch hides. `cached` replaces the last module that does not run."""
+        """The attributes that a shallow step at a branch hides. `cached` replaces the last module that does not run."""
 
     @abstractmethod
     def tapped(self, branch: Any) -> Iterable[nn.Module]:
