@@ -15,6 +15,7 @@ from DeepCache.engine.fingerprint import scheduler_settings
 from DeepCache.models import ARCHITECTURES, CONFIGURATIONS, MODELS, load_pipeline, load_without_weights, random_pipeline
 from DeepCache.models.checkpoint import checkpoint_configuration
 from DeepCache.models.configurations import written
+from tests.models.images import image_of
 from tests.models.original_layout import checkpoint_of, save_checkpoint, save_header
 
 FULL = [name for name in CONFIGURATIONS if not name.endswith("-tiny")]
@@ -37,12 +38,6 @@ def weights_of(name):
     """Names and shapes of a published model's checkpoint."""
     with written(CONFIGURATIONS[name]) as folder:
         return checkpoint_of(load_without_weights(folder))
-
-
-def image(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return np.asarray(pipe("a red circle", num_inference_steps=2, generator=generator, height=64, width=64).images[0])
 
 
 def with_tokenizers(pipe, of):
@@ -124,7 +119,7 @@ def test_weights_and_image_are_bit_identical(shapes):
         here, there = (getattr(each, part).state_dict() for each in (pipe, expected))
         assert here.keys() == there.keys()
         assert all(torch.equal(here[name], there[name]) for name in there)
-    assert np.array_equal(image(pipe), image(expected))
+    assert np.array_equal(image_of(pipe), image_of(expected))
 
 
 @pytest.mark.parametrize("name", ["sd15-tiny", "sd21-tiny"])
@@ -133,7 +128,7 @@ def test_architectures_round_trip(tmp_path, name):
     save_checkpoint(expected, tmp_path / "model.safetensors")
     pipe = load_pipeline("model.safetensors", config=name, device="cpu")
     assert scheduler_settings(pipe.scheduler) == scheduler_settings(expected.scheduler)
-    assert np.array_equal(image(pipe), image(with_tokenizers(expected, pipe)))
+    assert np.array_equal(image_of(pipe), image_of(with_tokenizers(expected, pipe)))
 
 
 def test_sdxl_round_trip(tmp_path, monkeypatch):
@@ -155,7 +150,7 @@ def test_sdxl_round_trip(tmp_path, monkeypatch):
         here, there = (getattr(each, part).state_dict() for each in (pipe, expected))
         assert all(torch.equal(here[name], there[name]) for name in there)
     # The last bits of some matrix products depend on the memory layout of the weights.
-    difference = image(pipe).astype(int) - image(with_tokenizers(expected, pipe))
+    difference = image_of(pipe).astype(int) - image_of(with_tokenizers(expected, pipe))
     assert abs(difference).max() <= 1
 
 
@@ -190,7 +185,7 @@ def test_missing_components_are_required_as_arguments(shapes, tmp_path):
     with pytest.raises(ValueError, match=r"'no-vae.safetensors' has no VAE in it. Give one with vae \(--vae\)"):
         load_pipeline("no-vae.safetensors", config="shapes", device="cpu")
     pipe = load_pipeline("no-vae.safetensors", config="shapes", device="cpu", vae=f"{SHAPES}/vae")
-    assert np.array_equal(image(pipe), image(load_pipeline("shapes", device="cpu")))
+    assert np.array_equal(image_of(pipe), image_of(load_pipeline("shapes", device="cpu")))
 
     without = {name: weight for name, weight in weights.items() if not name.startswith("cond_stage")}
     save_file(without, tmp_path / "no-text.safetensors")

@@ -1,11 +1,11 @@
-"""The tokenizer that checkpoints get, whose ids are CLIP's."""
+"""The tokenizer of checkpoints has the ids of CLIP."""
 
 from __future__ import annotations
 
 import pytest
 from transformers import CLIPTokenizer
 
-from DeepCache.models.clip_vocabulary import write_tokenizer
+from DeepCache.models.configurations import write_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,17 @@ import torch
 from DeepCache.models import MODELS, load_pipeline, random_pipeline, recommended_guidance, resolve_device
 
 
-def test_the_bundled_model_needs_no_network(monkeypatch):
+@pytest.mark.parametrize("model", ["shapes", "sdxl-tiny"])
+def test_names_need_no_network(model, monkeypatch):
     def refuse(*_):
         raise AssertionError("the network was touched")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    pipe = load_pipeline("shapes", device="cpu")
+    pipe = load_pipeline(model, device="cpu")
     assert pipe.unet.dtype == torch.float32
     assert pipe.device.type == "cpu"
+    assert model == "shapes" or pipe.tokenizer_2 is not None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "bf16", "torch.bfloat16", torch.bfloat16])

@@ -12,18 +12,13 @@ import torch
 from diffusers import AutoencoderTiny, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from DeepCache.models import load_pipeline
+from tests.models.images import image_of
 from tests.models.small_vaes import save_kl, save_tiny
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def image(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return np.asarray(pipe("a red circle", num_inference_steps=2, generator=generator).images[0])
 
 
 @pytest.mark.parametrize("save", [save_tiny, save_kl])
@@ -33,8 +28,8 @@ def test_it_replaces_the_vae_of_the_pipeline(save, tmp_path):
     assert type(pipe.vae) is type(saved)
     expected = load_pipeline("shapes", device="cpu")
     expected.register_modules(vae=saved)
-    assert np.array_equal(image(pipe), image(expected))
-    assert not np.array_equal(image(pipe), image(load_pipeline("shapes", device="cpu")))
+    assert np.array_equal(image_of(pipe), image_of(expected))
+    assert not np.array_equal(image_of(pipe), image_of(load_pipeline("shapes", device="cpu")))
 
 
 def test_it_gets_the_dtype_of_the_pipeline(tmp_path):
@@ -46,7 +41,7 @@ def test_it_replaces_the_vae_of_an_architecture(tmp_path):
     save_tiny(tmp_path / "vae", levels=4)
     pipe = load_pipeline("sd15-tiny", device="cpu", vae="vae")
     assert isinstance(pipe.vae, AutoencoderTiny)
-    assert image(pipe).shape == (64, 64, 3)
+    assert image_of(pipe).shape == (64, 64, 3)
 
 
 def test_a_loaded_vae_is_used_unchanged(tmp_path):

@@ -18,30 +18,14 @@ class NotFiniteError(DeepCacheError, ValueError):
 
 
 def check_finite(images: Any, where: str) -> None:
-    """Raises if a tensor or array has NaN or infinite values.
-
-    Args:
-        images: a tensor or an array.
-        where: what computed them, for the message.
-
-    Raises:
-        NotFiniteError: a value is NaN or infinite.
-
-    Example:
-        >>> import torch
-        >>> check_finite(torch.ones(1, 3, 8, 8), "the model")
-    """
+    """Raises a `NotFiniteError` that names `where` if a tensor or array has NaN or infinite values."""
     if not _is_finite(images):
         raise NotFiniteError(f"{where} produced NaN or infinite values, which are not an image. {_FIXES}")
 
 
 @contextmanager
 def finite_images(pipe: Any) -> Iterator[None]:
-    """Checks the decoded images of a pipeline called in this context, before they become 8-bit images without NaN.
-
-    Raises:
-        NotFiniteError: from the call of the pipeline, if a value is NaN or infinite.
-    """
+    """Checks the decoded images of a pipeline called in this context, before they become 8-bit images without NaN."""
     latents: list[Any] = []
     dtype = str(getattr(pipe, "dtype", "")).removeprefix("torch.")
 

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from DeepCache.models.controlnet import check_controlnet, load_controlnet
+from DeepCache.models.adapters import check_controlnet, load_controlnet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,8 +70,7 @@ class ImageInputs:
         """Checks that the files exist and are images, before a model is loaded.
 
         Raises:
-            FileNotFoundError, OSError: a file or the folder of the ControlNet does not exist, or cannot be read.
-            ValueError: a file is not an image.
+            OSError, ValueError: a file cannot be read, or is not an image.
         """
         check_controlnet(self.controlnet)
         for path in (self.image, self.mask, self.control_image):
@@ -84,8 +83,7 @@ class ImageInputs:
 
         Raises:
             OSError: the ControlNet cannot be loaded.
-            ValueError: diffusers has no such pipeline for the model, the ControlNet is for another kind of model, or
-                the model is for inpainting and there is no mask.
+            ValueError: diffusers has no such pipeline, the ControlNet does not fit, or a mask is missing.
         """
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
@@ -105,16 +103,8 @@ class ImageInputs:
         return made
 
     def arguments(self, pipe: Any, size: tuple[int, int] | None) -> dict[str, Any]:
-        """The keyword arguments of the pipeline call.
-
-        Args:
-            pipe: the pipeline.
-            size: width and height in pixels; None for those of the image, rounded down to multiples that the model
-                supports.
-
-        Raises:
-            OSError: an image cannot be read.
-        """
+        """The keyword arguments of the pipeline call. The default size is that of the image, rounded down to multiples
+        that the model supports."""
         parameters = signature(pipe.__call__).parameters
         found: dict[str, Any] = {}
         first = self.image or self.control_image

@@ -17,13 +17,8 @@ _EXIF_TABLE, _USER_COMMENT = 0x8769, 0x9286
 
 
 def with_notes(kind: str, notes: dict[str, Any]) -> dict[str, Any]:
-    """The options of `Image.save` that write metadata.
-
-    Args:
-        kind: the format. A PNG has a text chunk per note, with values other than text as JSON; the other formats have
-            all of them as one JSON object.
-        notes: the metadata.
-    """
+    """The options of `Image.save` that write metadata: a PNG has a text chunk per note, with values other than text as
+    JSON; the other formats have all of them as one JSON object."""
     if kind == "PNG":
         info = PngInfo()
         for key, value in notes.items():
@@ -35,15 +30,7 @@ def with_notes(kind: str, notes: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_notes(source: str | os.PathLike[str] | bytes) -> dict[str, str]:
-    """All text in the metadata of an image, by any program. The comment of the EXIF data is under `parameters`.
-
-    Args:
-        source: the path of the image, or its bytes.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not an image.
-    """
+    """All text in the metadata of an image, by any program. The comment of the EXIF data is under `parameters`."""
     name = "" if isinstance(source, bytes) else f" {os.fspath(source)!r}"
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:

@@ -23,18 +23,9 @@ def pipeline_call(
     inputs: ImageInputs | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """The keyword arguments that generate the images of these prompts from these seeds.
+    """The keyword arguments that generate the images of a prompt and a seed, or of those of a batch.
 
-    Args:
-        pipe: the pipeline.
-        prompt: the prompt, or those of a batch.
-        seed: the seed, or one per image of a batch.
-        steps: number of denoising steps.
-        guidance: guidance scale; None for the default of the pipeline.
-        negative_prompt: the negative prompt, or those of a batch.
-        size: width and height in pixels; None for the default of the pipeline.
-        inputs: images to start from.
-        more: further arguments of the pipeline.
+    Guidance scale and size are those of the pipeline by default; `more` are further arguments of the pipeline.
     """
     import torch
 

@@ -63,15 +63,7 @@ def read_prompt_rows(path: str | Path) -> tuple[PromptRow, ...]:
 
 def prompt_row(row: Row) -> PromptRow:
     """Parses a row: its prompt and, optionally, an `id`, a `seed`, a `negative_prompt` (or `negative`), and a `size`
-    such as `512x768` or a `width` and a `height`. Empty values are ignored.
-
-    Raises:
-        ValueError: the row cannot be read, has no prompt or an invalid value.
-
-    Example:
-        >>> prompt_row(Row("line 1", {"prompt": "a red circle", "size": "64"})).size
-        (64, 64)
-    """
+    such as `512x768` or a `width` and a `height`. Empty values are ignored."""
     values, place = values_of(row), row.place
     found = prompt_of(Row(place, values, row.error), 0)
     negative = next((name for name in _NEGATIVE_NAMES if name in values), None)

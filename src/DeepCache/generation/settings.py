@@ -183,11 +183,7 @@ def check_against_pipeline(settings: GenerationSettings, pipe: Any) -> None:
 
 
 def check_plan(cache: DeepCacheConfig, steps: int, guidance: float | None = None) -> None:
-    """Checks that a plan was tuned for this number of steps and guidance scale (if known), unless it is forced.
-
-    Raises:
-        ValueError: the plan was tuned for others.
-    """
+    """Raises a ValueError if a plan was tuned for other steps or guidance scales, unless it is forced."""
     if cache.plan is None or cache.force_plan:
         return
     tuned = cache.plan.tuned.get("steps", steps)

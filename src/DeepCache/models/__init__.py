@@ -1,9 +1,8 @@
 """Loads and describes pipelines: bundled models, architectures, folders, checkpoints and hub repositories."""
 
-from DeepCache.models.adapters import Lora, load_embeddings, load_loras
+from DeepCache.models.adapters import Lora, load_controlnet, load_embeddings, load_loras
 from DeepCache.models.architectures import ARCHITECTURES, Architecture, random_pipeline
 from DeepCache.models.configurations import CONFIGURATIONS
-from DeepCache.models.controlnet import load_controlnet
 from DeepCache.models.description import (
     BranchDescription,
     ModelDescription,

@@ -1,4 +1,4 @@
-"""LoRAs and textual inversions."""
+"""LoRAs, textual inversions and ControlNets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from DeepCache.models.sources import is_repository
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Lora", "check_adapters", "load_embeddings", "load_loras", "loaded_adapters"]
+__all__ = [
+    "Lora",
+    "check_adapters",
+    "check_controlnet",
+    "load_controlnet",
+    "load_embeddings",
+    "load_loras",
+    "loaded_adapters",
+]
 
 
 class Lora(NamedTuple):
@@ -51,16 +59,7 @@ class Lora(NamedTuple):
 
 
 def check_adapters(loras: Sequence[Lora], embeddings: Sequence[str] = ()) -> None:
-    """Checks that the files of LoRAs and textual inversions exist, before a model is loaded. The hub is not contacted.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-
-    Example:
-        >>> check_adapters([Lora("styles/ink.safetensors")])
-        Traceback (most recent call last):
-        FileNotFoundError: there is no LoRA 'styles/ink.safetensors'. Check the path
-    """
+    """Raises a FileNotFoundError if an adapter does not exist, before a model is loaded. The hub is not contacted."""
     for lora in loras:
         _locate("LoRA", lora.path)
     for embedding in embeddings:
@@ -119,12 +118,8 @@ def load_embeddings(pipe: Any, embeddings: Sequence[str]) -> None:
 
 
 def loaded_adapters(pipe: Any, loras: Sequence[Lora], embeddings: Sequence[str]) -> dict[str, Any]:
-    """Identifies the adapters that were loaded into a pipeline, regardless of where their files are.
-
-    Returns:
-        `loras`, a hash of the weights and the scale of each; `embeddings`, a hash of all words and their vectors. Each
-        only if there are any.
-    """
+    """Identifies the adapters that were loaded into a pipeline: `loras`, a hash of the weights and the scale of each;
+    `embeddings`, a hash of all words and their vectors. Each only if there are any."""
     found: dict[str, Any] = {}
     if loras:
         found["loras"] = [
@@ -186,3 +181,44 @@ def _not_loaded(what: str, path: str, error: Exception) -> Exception:
     if isinstance(error, OSError):
         return OSError(f"cannot load the {what} {path!r}: {reason}")
     return ValueError(f"cannot load the {what} {path!r} into this model: {reason}")
+
+
+def check_controlnet(controlnet: str | None) -> None:
+    """Raises a FileNotFoundError if a ControlNet does not exist, before a model is loaded. The hub is not contacted."""
+    if controlnet is not None and not Path(controlnet).expanduser().is_dir() and not is_repository(controlnet):
+        raise FileNotFoundError(
+            f"there is no ControlNet folder {controlnet!r}; give a folder, or owner/name on the hub"
+        )
+
+
+def load_controlnet(controlnet: str, pipe: Any) -> Any:
+    """Loads a ControlNet in the dtype and on the device of a pipeline.
+
+    Args:
+        controlnet: a folder that a ControlNet of diffusers was saved to, or a repository of the hub as `owner/name`.
+        pipe: the pipeline.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: it cannot be loaded.
+        ValueError: it is for another kind of model.
+    """
+    from diffusers import ControlNetModel
+
+    check_controlnet(controlnet)
+    path = Path(controlnet).expanduser()
+    try:
+        loaded: Any = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
+            str(path) if path.is_dir() else controlnet, dtype=pipe.dtype
+        )
+    # Diffusers raises errors of many types for a folder without a ControlNet.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(f"cannot load the ControlNet {controlnet!r}: {reason}") from error
+    own, other = pipe.unet.config.cross_attention_dim, loaded.config.cross_attention_dim
+    if own != other:
+        raise ValueError(
+            f"the ControlNet {controlnet!r} is for another kind of model: its text has {other} features, and that of "
+            f"this {type(pipe).__name__} {own}"
+        )
+    return loaded.to(pipe.device).eval()

@@ -32,11 +32,7 @@ __all__ = ["checkpoint_configuration", "checkpoint_file", "load_checkpoint"]
 
 
 def checkpoint_file(model: str, config: str | os.PathLike[str] | None = None) -> Path | None:
-    """The file of a model; None if the model is a name, a folder or a repository of the hub.
-
-    Raises:
-        ValueError: there is a configuration, and the model is not a file.
-    """
+    """The file of a model, which a configuration requires; None for a name, a folder or a repository of the hub."""
     path = Path(model).expanduser()
     known = named_model(model) is not None or model in ARCHITECTURES
     is_file = not path.is_dir() and not known and (path.is_file() or path.suffix.lower() in (SAFETENSORS, *PICKLES))
@@ -95,21 +91,8 @@ def load_checkpoint(
 def checkpoint_configuration(
     path: Path, shown: str, config: str | os.PathLike[str] | None, given: Collection[str] | None = ()
 ) -> Iterator[Path]:
-    """A folder with the configurations of a checkpoint's pipeline, which fit its U-Net.
-
-    Args:
-        path: the file.
-        shown: its name in messages.
-        config: a name in `CONFIGURATIONS`, a folder or a repository of the hub; by default that of the published model
-            with the same layers.
-        given: the components that need not be in the file; None if its weights are not needed.
-
-    Raises:
-        FileNotFoundError: there is no such file or configuration.
-        OSError: the file is damaged, or the hub cannot be reached.
-        TypeError: it is not a checkpoint of a known U-Net.
-        ValueError: the configuration does not fit, or the checkpoint lacks a component.
-    """
+    """A folder with the configurations of a checkpoint's pipeline: `config`, or that of the published model with the
+    same layers. `given` are the components that need not be in the file; None if its weights are not needed."""
     header = read_header(path, shown)
     check_is_checkpoint(shown, header)
     if given is not None:

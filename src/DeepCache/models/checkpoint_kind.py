@@ -84,13 +84,7 @@ class Header:
 
 
 def read_header(path: Path, shown: str) -> Header:
-    """Reads the header of a checkpoint without its weights.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a `.safetensors` file.
-        OSError: it is damaged, or cannot be read.
-    """
+    """Reads the header of a checkpoint without its weights."""
     import torch
     from safetensors import safe_open
 
@@ -115,11 +109,7 @@ def read_header(path: Path, shown: str) -> Header:
 
 
 def check_is_checkpoint(shown: str, header: Header) -> None:
-    """Checks that a file has a U-Net in the original layout.
-
-    Raises:
-        TypeError: it does not; the message says what the file is, if known.
-    """
+    """Raises a TypeError that says what the file is, if known, unless it has a U-Net in the original layout."""
     allowed = f"The file must be {ALLOWED}."
     for parts, what, fix in _PARTS:
         if any(part in name for name in header.tensors for part in parts):
@@ -138,11 +128,7 @@ def check_is_checkpoint(shown: str, header: Header) -> None:
 def candidates(shown: str, header: Header) -> Iterable[Architecture]:
     """The possible configurations of a checkpoint, the most likely first.
 
-    Models with the same layers may differ in whether they predict the noise or the velocity, which the metadata of the
-    file may say.
-
-    Raises:
-        TypeError: there is none for this kind of model.
+    Models with the same layers may predict the noise or the velocity, which the metadata of the file may say.
     """
     kind = _kind(header)
     if kind not in _CONFIGURATIONS:

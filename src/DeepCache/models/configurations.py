@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.resources import files
 from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from DeepCache.models.architectures import ARCHITECTURES, Architecture, Component, changed
-from DeepCache.models.clip_vocabulary import write_tokenizer
 from DeepCache.models.registry import MODELS, named_model
 from DeepCache.models.sources import INDEX, ask_hub, is_repository, suggestion
 
-__all__ = ["CONFIGURATIONS", "configuration_folder", "written"]
+__all__ = ["CONFIGURATIONS", "configuration_folder", "write_tokenizer", "written"]
 
 _CLIP_VOCABULARY = 49408
+_START, _END, _END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def _inpainting(model: Architecture, name: str, pipeline: str, scheduler: Component) -> Architecture:
@@ -59,17 +61,8 @@ CONFIGURATIONS = {
 
 @contextmanager
 def configuration_folder(config: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder with the configurations of a pipeline, as diffusers saves them.
-
-    Args:
-        config: a name in `CONFIGURATIONS` or of a bundled model, a folder, or a repository of the hub as `owner/name`,
-            of which only the configurations are downloaded.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or it has no index.
-        OSError: the hub has no such repository, or cannot be reached.
-        ValueError: the name is unknown.
-    """
+    """A folder with the configurations of a pipeline, as diffusers saves them: of a name, a folder, or a repository of
+    the hub, of which only the configurations are downloaded."""
     shown = os.fspath(config)
     path = Path(shown).expanduser()
     if shown and path.is_dir():
@@ -143,3 +136,27 @@ def _write_tokenizer(folder: Path, text_encoder: Component) -> None:
     shutil.copytree(MODELS["shapes"].folder / "tokenizer", folder)
     path = folder / "tokenizer_config.json"
     _write(path, json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": 77, "max_length": 77})
+
+
+def write_tokenizer(folder: Path, *, pad: str = _END) -> None:
+    """Writes the tokenizer of CLIP to a new folder, as transformers saves it; `pad` pads prompts to 77 tokens."""
+    data = (files("DeepCache.models") / "clip" / "merges.txt.gz").read_bytes()
+    merges = gzip.decompress(data).decode("utf-8").splitlines()
+    # A character per byte: the printable ones of Latin-1 stand for themselves and come first.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    characters = [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
+    endings = [character + _END_OF_WORD for character in characters]
+    symbols = [*characters, *endings, *(merge.replace(" ", "") for merge in merges), _START, _END]
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": _START,
+        "eos_token": _END,
+        "unk_token": _END,
+        "pad_token": pad,
+    }
+    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")

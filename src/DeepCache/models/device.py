@@ -60,21 +60,8 @@ def resolve_device(device: torch.device | str | None = None) -> torch.device:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """The dtype of that name, or the default of the device.
-
-    Args:
-        dtype: a dtype or its name; None or `"auto"` for `float16` on a GPU with CUDA and `float32` elsewhere, on every
-            CPU, so that an image does not depend on the processor.
-        device: the device.
-
-    Raises:
-        ValueError: the name is not that of a supported dtype.
-
-    Example:
-        >>> import torch
-        >>> resolve_dtype("bf16", torch.device("cpu"))
-        torch.bfloat16
-    """
+    """The dtype of that name. By default `float16` on a GPU with CUDA and `float32` elsewhere, on every CPU, so that an
+    image does not depend on the processor."""
     import torch
 
     if isinstance(dtype, torch.dtype):
@@ -89,18 +76,9 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
 
 
 def cpu_support(dtype: torch.dtype) -> Literal["native", "native (AMX)", "emulated"]:
-    """The support of a dtype by this processor.
-
-    Returns:
-        `"native"` if the processor has instructions for the dtype and oneDNN, which computes convolutions and linear
-        layers in PyTorch, uses them; `"native (AMX)"` if these are Intel's matrix instructions, which make the dtype
-        several times faster than `float32`; `"emulated"` if every value is converted to `float32` and back.
-
-    Example:
-        >>> import torch
-        >>> cpu_support(torch.float32)
-        'native'
-    """
+    """The support of a dtype by this processor: `"native"` if oneDNN, which computes convolutions and linear layers in
+    PyTorch, uses instructions for the dtype; `"native (AMX)"` if these are Intel's matrix instructions, which make the
+    dtype several times faster than `float32`; `"emulated"` if every value is converted to `float32` and back."""
     import torch
 
     name = str(dtype).removeprefix("torch.")

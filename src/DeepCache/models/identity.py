@@ -12,13 +12,7 @@ _REMEMBERED = "_deepcache_weights_hash"
 
 
 def weights_hash(pipe: Any) -> str:
-    """A hash of the structure and of some weights of each network of a pipeline, without its LoRAs.
-
-    Example:
-        >>> from DeepCache.models import load_pipeline
-        >>> len(weights_hash(load_pipeline("shapes", device="cpu")))
-        16
-    """
+    """A hash of the structure and of some weights of each network of a pipeline, without its LoRAs."""
     from torch import nn
 
     from DeepCache.engine.fingerprint import fingerprint

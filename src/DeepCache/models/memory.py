@@ -31,16 +31,7 @@ _WITH_STREAMS = ("cuda", "xpu")
 
 
 def check_offload(offload: str | None, runtime: str = "torch") -> None:
-    """Checks the kind of offloading, one of `OFFLOADS` or None, and that the runtime of the U-Net supports it.
-
-    Raises:
-        ValueError: the kind is unknown, or the runtime is not PyTorch.
-
-    Example:
-        >>> check_offload("disk")
-        Traceback (most recent call last):
-        ValueError: offload must be one of model, sequential, group, got 'disk'
-    """
+    """Raises a ValueError if the kind of offloading is unknown, or not supported by the runtime of the U-Net."""
     if offload is None:
         return
     if offload not in OFFLOADS:
@@ -50,18 +41,7 @@ def check_offload(offload: str | None, runtime: str = "torch") -> None:
 
 
 def offload_device(offload: str, device: torch.device | str | None = None) -> torch.device:
-    """The device that computes while the weights are offloaded to the CPU.
-
-    Raises:
-        ValueError: the kind of offloading is unknown, the device is not available, or it is the CPU (unless `offload`
-            is `"group"`, which is possible there but saves nothing).
-        ImportError: a package of `DeepCache[cli]` is missing, or too old.
-
-    Example:
-        >>> offload_device("model", "cpu")
-        Traceback (most recent call last):
-        ValueError: offload='model' needs a GPU, and the device is cpu. Remove it
-    """
+    """The device that computes while the weights are offloaded to the CPU. It may be the CPU only for `"group"`."""
     check_offload(offload)
     require("cli", f"offload={offload!r}")
     found = resolve_device(device)
@@ -123,13 +103,7 @@ def load_to_offload(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> Any:
-    """Loads a pipeline for a later `offload_pipeline`: on the CPU, in the default dtype of `device`.
-
-    The arguments are those of `load_pipeline`.
-
-    Raises:
-        FileNotFoundError, OSError, TypeError, ValueError, ImportError: as `offload_device` and `load_pipeline`.
-    """
+    """`load_pipeline` for a later `offload_pipeline`: on the CPU, in the default dtype of `device`."""
     from DeepCache.models.loading import load_pipeline
 
     found = offload_device(offload, device)

@@ -32,18 +32,8 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def ask_hub(name: str, file: str, kind: str) -> dict[str, Any]:
-    """Checks that a repository exists on the hub, and returns the options to load it with.
-
-    Args:
-        name: the repository, as `owner/name`.
-        file: a file that it must have.
-        kind: what it is without that file, for the message, such as "not a diffusers pipeline".
-
-    Raises:
-        ValueError: the name is not valid, or the repository does not have the file.
-        OSError: there is no such public repository, its terms must be accepted first, or the hub cannot be reached and
-            the repository is not in the cache.
-    """
+    """Checks that a repository exists on the hub and has a file, and returns the options to load it with. `kind` is
+    what it is without that file, for the message, such as "not a diffusers pipeline"."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -77,12 +67,7 @@ def ask_hub(name: str, file: str, kind: str) -> dict[str, Any]:
 
 
 def read_config(shown: str, source: str, options: dict[str, Any], file: str, folder: str = "") -> dict[str, Any]:
-    """Reads a configuration of diffusers in a folder or repository; `shown` names its owner in messages.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not a configuration.
-    """
+    """Reads a configuration of diffusers in a folder or repository; `shown` names its owner in messages."""
     path = Path(source) / folder / file
     if not Path(source).is_dir():
         from huggingface_hub import hf_hub_download
@@ -100,13 +85,7 @@ def read_config(shown: str, source: str, options: dict[str, Any], file: str, fol
 
 
 def read_index(shown: str, source: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Reads the component index of a pipeline with a U-Net.
-
-    Raises:
-        FileNotFoundError, OSError: the folder has no index, or it cannot be read.
-        ValueError: the index is damaged, or diffusers does not have the pipeline.
-        TypeError: the pipeline has no U-Net.
-    """
+    """Reads the component index of a pipeline, which must have a U-Net."""
     import diffusers
 
     if Path(source).is_dir() and not (Path(source) / INDEX).is_file():
@@ -125,12 +104,7 @@ def read_index(shown: str, source: str, options: dict[str, Any]) -> dict[str, An
 
 
 def why_not_loaded(root: Path | None, error: Exception) -> str:
-    """Explains an error of a library that loads a model.
-
-    Args:
-        root: the folder of the model, if known; damaged files are searched for in it.
-        error: the error.
-    """
+    """Explains an error of a library that loads a model, by missing and damaged files in its folder, if known."""
     absent = _ABSENT.search(str(error))
     if absent is not None:
         return _absent(Path(absent["folder"]), absent["name"])

@@ -22,20 +22,8 @@ _BLOCKS = ("block_out_channels", "decoder_block_out_channels", "up_block_out_cha
 
 
 def load_vae(vae: str | os.PathLike[str], own: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Loads a VAE whose latents have the same shape as those of the pipeline's own VAE.
-
-    Args:
-        vae: a folder that a VAE of diffusers was saved to, or a repository of the hub as `owner/name`.
-        own: the configuration of the VAE that it replaces.
-        dtype: dtype of the weights.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or it has no `config.json`.
-        OSError: the hub has no such repository, or cannot be reached, or the weights cannot be loaded.
-        TypeError: it is not a VAE.
-        ValueError: the name is not valid, diffusers does not have its class, or the latents have other channels or
-            another scale.
-    """
+    """Loads a VAE from a folder or a repository of the hub; its latents must have the shape of those of the VAE that it
+    replaces, whose configuration is `own`."""
     from safetensors import SafetensorError
 
     shown = os.fspath(vae)
@@ -62,12 +50,7 @@ def load_vae(vae: str | os.PathLike[str], own: Mapping[str, Any], dtype: torch.d
 
 
 def own_vae(shown: str, source: str, options: dict[str, Any], components: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a pipeline's own VAE.
-
-    Raises:
-        ValueError: it has none, or the configuration is damaged.
-        OSError: the configuration cannot be read.
-    """
+    """The configuration of a pipeline's own VAE."""
     kind = components.get("vae")
     if not isinstance(kind, list) or kind[0] is None:
         raise ValueError(f"{shown!r} is a {components['_class_name']}, which has no VAE that could be replaced")
