@@ -17,9 +17,9 @@ pipeline_tag: text-to-image
 # shapes
 
 A small latent text-to-image model with the topology of Stable Diffusion 1.5: four levels, two
-layers a block and cross-attention in the first three, so twelve branches. It was trained from
-nothing, for DeepCache's examples and tests, and is loaded by the stock
-`StableDiffusionPipeline`. It draws one to three plain objects, 64×64 pixels large.
+layers per block and cross-attention in the first three, so twelve branches. It was trained from
+scratch for DeepCache's examples and tests, and loads with the standard
+`StableDiffusionPipeline`. It generates one to three plain objects in 64×64 pixels.
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -29,20 +29,19 @@ caption = "a red circle left of a blue square"
 image = pipeline(caption, guidance_scale={guidance}).images[0]
 ```
 
-## Words it knows
+## Vocabulary
 
 - Colours: {colours}.
 - Shapes: {shapes}.
-- Before the colour, each may be left out: *small* or *big*, then *striped*, *spotted* or
-  *checkered*.
+- Before the colour, all optional: *small* or *big*, then *striped*, *spotted* or *checkered*.
 - Backgrounds, at the end: {backgrounds}.
   Without one, a light studio backdrop.
 - Two objects: *a red circle left of a blue square*, *right of*, *above* or *below*.
 - Three: *a red circle left of a blue square, with a green star above* (or *below*), and
   *a red circle above a blue square, with a green star on the left* (or *on the right*).
 
-Other words are taken in letter by letter. They were never trained on: at best they do nothing,
-and they may add an object that nobody asked for.
+Other words are tokenized letter by letter. The model was not trained on them: they have no
+effect, or add an unrelated object.
 
 ## Parts
 
@@ -59,9 +58,9 @@ All weights are half-precision safetensors, {megabytes} MB together.
 ## Data
 
 Scenes rendered on the fly, with their captions, by the programs in `training/`: signed-distance
-shapes with soft light, shadow, texture and background. No picture or text from elsewhere was
-used. One in ten combinations of coloured shapes (by a hash of the combination) was kept out of
-the training of every part.
+shapes with soft light, shadow, texture and background. No other images or texts were used. One in
+ten combinations of coloured shapes (by a hash of the combination) was held out from the training
+of every part.
 
 ## Training
 
@@ -71,17 +70,17 @@ On a {cores}-core processor without an accelerator, {minutes} minutes in all:
 |---|---|---|
 {stages}
 
-The text encoder was first taught, on captions alone, to tell what is where, and then frozen.
-The U-Net saw captions dropped a tenth of the time. All was trained in single precision, from
+The text encoder was first trained, on captions alone, to predict what is where, and then frozen.
+The U-Net was trained with a tenth of the captions dropped. All training was in single precision, from
 seed {seed}; the U-Net's weights are an exponential average.
 
 ## Figures
 
 Measured on {captions} held-out captions with {objects} objects, {sampler} with {steps} steps,
-guidance {guidance}, picture number n from seed n. An object is right when the recogniser finds
-its colour and its shape within {tolerance} of the picture's width of the place that the caption
-gives it. The recogniser was trained on renders alone and is right on {recogniser} of the objects
-of held-out renders; `DeepCache.judge` has it.
+guidance {guidance}, image number n from seed n. An object is right if the recogniser finds
+its colour and its shape within {tolerance} of the image width of the place in the
+caption. The recogniser was trained on renders alone and is right on {recogniser} of the objects
+of held-out renders; it is in `DeepCache.judge`.
 
 | | Share |
 |---|---|
@@ -89,7 +88,7 @@ of held-out renders; `DeepCache.judge` has it.
 | Something at the place | {place_right} |
 | Right colour at the place | {colour_right} |
 | Right shape at the place | {shape_right} |
-| Pictures with every object right and none too many | {images_right} |
+| Images with every object right and no others | {images_right} |
 
 Guidance and other samplers, on {few} of the captions:
 
@@ -101,14 +100,14 @@ The autoencoder's reconstruction of held-out renders has a PSNR of {psnr} dB.
 
 ## Limits
 
-- It knows this little world only: the words above, in the order above, at 64×64 pixels.
-- It counts to three, and objects stand in the few places that captions can name.
-- Two objects alike in colour and shape in one picture were never seen in training.
-- Small objects with a texture come out softest; the autoencoder rounds details finer than two
+- It supports only the words above, in the order above, at 64×64 pixels.
+- It generates at most three objects, in the few places that captions can name.
+- Two objects of the same colour and shape in one image were not in the training data.
+- Small objects with a texture are the least sharp; the autoencoder smooths details finer than two
   pixels.
-- DDIM, DPM-Solver++ and Euler are fine with 20 steps; PNDM needs about 50.
-- It is made to try caching on quickly. Its speed and its tolerance to caching say little of a
-  large model's.
+- DDIM, DPM-Solver++ and Euler need about 20 steps, PNDM about 50.
+- It is made for quick trials of caching. Its speed and its fidelity with caching are not
+  representative of large models.
 """
 
 
