@@ -1,4 +1,4 @@
-"""What ComfyUI loads where this repository is cloned into its `custom_nodes`."""
+"""The module that ComfyUI loads if this repository is cloned into its `custom_nodes`."""
 
 import sys
 from pathlib import Path

@@ -41,7 +41,7 @@ DOCUMENTED = (
     "DeepCache.cli.defaults",
     "DeepCache.cli.options",
     "DeepCache.comfyui.block_numbers",
-    "DeepCache.comfyui.chunks",
+    "DeepCache.comfyui.model_call",
     "DeepCache.config",
     "DeepCache.difference_image",
     "DeepCache.engine.attach",

@@ -1,4 +1,4 @@
-"""Stands in for packages that ComfyUI imports and tests do not use: any name is there, and fails where it is used."""
+"""Replaces packages that ComfyUI imports and the tests do not use: every name exists, and fails when used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["stand_in_for"]
 
 
 class _Nothing:
-    """What any name of an absent package stands for."""
+    """The value of every name in an absent package."""
 
     def __init__(self, name: str) -> None:
         self.__dict__["_name"] = name
@@ -54,6 +54,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def stand_in_for(*packages: str) -> None:
-    """Stands in for those of the packages that are not installed."""
+    """Replaces the packages that are not installed."""
     absent = tuple(package for package in packages if importlib.util.find_spec(package) is None)
     sys.meta_path.append(_Finder(absent))

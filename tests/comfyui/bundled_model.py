@@ -1,4 +1,4 @@
-"""The small model of the package in ComfyUI's own U-Net, with its text encoder and autoencoder as its nodes call them.
+"""The bundled model in ComfyUI's own U-Net, with its text encoder and autoencoder behind the methods that nodes call.
 
 Import `real_engine` first, or run within ComfyUI. It cannot be a checkpoint file: ComfyUI takes all widths for
 multiples of the first and each norm to have 32 groups; here the widths are 48, 64 and 96 and the groups 16.
@@ -20,7 +20,7 @@ __all__ = ["Autoencoder", "TextEncoder", "load", "model_of"]
 
 
 class _Operations(comfy.ops.disable_weight_init):
-    """Layers with as many groups in each norm as the small model has."""
+    """Layers with the number of norm groups of the bundled model."""
 
     class GroupNorm(comfy.ops.disable_weight_init.GroupNorm):
         def __init__(self, num_groups: int, *arguments: Any, **options: Any) -> None:
@@ -28,7 +28,7 @@ class _Operations(comfy.ops.disable_weight_init):
 
 
 class _Multiple:
-    """What the first width is multiplied by for this one, where it need not be whole."""
+    """The factor of the first width, which need not be an integer."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -40,7 +40,7 @@ class _Multiple:
 
 
 def load() -> tuple[Any, TextEncoder, Autoencoder]:
-    """What ComfyUI's checkpoint loader returns: model, text encoder and autoencoder."""
+    """The outputs of ComfyUI's checkpoint loader: model, text encoder and autoencoder."""
     pipe = load_pipeline(dtype="float32", device="cpu")
     return model_of(pipe), TextEncoder(pipe), Autoencoder(pipe.vae)
 
@@ -71,7 +71,7 @@ def model_of(pipe: Any) -> Any:
     }
     config = comfy.supported_models.SD15(layout)
     config.custom_operations = _Operations
-    # It sets these itself, for the widths of the published model.
+    # ComfyUI derives these from the widths of the published model.
     config.unet_config |= {"num_heads": layout["num_heads"], "num_head_channels": -1, "dtype": torch.float32}
     model = config.get_model({}, "").eval()
     model.latent_format.scale_factor = pipe.vae.config.scaling_factor
@@ -89,7 +89,7 @@ def model_of(pipe: Any) -> Any:
 
 
 class TextEncoder:
-    """The pipeline's, with the two methods that ComfyUI's nodes call."""
+    """The text encoder of the pipeline with the two methods that ComfyUI's nodes call."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
@@ -105,7 +105,7 @@ class TextEncoder:
 
 
 class Autoencoder:
-    """The pipeline's, with the method that ComfyUI's nodes call; `samples` are latents before their scale."""
+    """The VAE of the pipeline with the method that ComfyUI's nodes call; `samples` are unscaled latents."""
 
     def __init__(self, vae: Any) -> None:
         self._vae = vae

@@ -1,4 +1,4 @@
-"""The example workflow, as ComfyUI's page saves it and as its server takes it."""
+"""The example workflow, in the format of ComfyUI's page and in that of its server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
             if "widget" in each:
                 inputs[name] = next(values)
             if name == "seed":
-                next(values)  # How the page changes the seed after a run.
+                next(values)  # The page's rule for the next seed.
             if each["link"] is not None:
                 inputs[name] = origins[each["link"]]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
@@ -37,7 +37,7 @@ def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
 
 
 def node_of(prompt: dict[str, Any], kind: str) -> str:
-    """The number of the only node of a class."""
+    """The id of the only node of a class."""
     (number,) = [number for number, node in prompt.items() if node["class_type"] == kind]
     return number
 

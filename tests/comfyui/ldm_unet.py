@@ -1,4 +1,4 @@
-"""A small U-Net of latent diffusion's layout, which treats patches, ControlNets and block numbers as ComfyUI's does."""
+"""A small U-Net in the layout of latent diffusion, with patches, ControlNets and block numbers as in ComfyUI."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ResBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """One attention over the text, which patches may replace by the number of its block."""
+    """Cross-attention, which patches may replace by block number."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -152,6 +152,6 @@ def _run(block: Any, h: Any, emb: Any, context: Any, options: Any, size: Any = N
 
 
 def _add(control: Any, where: str, h: torch.Tensor) -> torch.Tensor:
-    """Adds the last residual there is for a place."""
+    """Adds the last residual for a position."""
     residuals = (control or {}).get(where)
     return h + residuals.pop() if residuals else h

@@ -1,4 +1,4 @@
-"""The nodes, with the settings that a test does not name as they were before it."""
+"""The nodes, with defaults for the inputs that a test does not set."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def with_deepcache(patcher: Any, **settings: Any) -> Any:
 
 
 def report(patcher: Any) -> str:
-    """What the DeepCache Report node says."""
+    """The output of the DeepCache Report node."""
     _, text = NODE_CLASS_MAPPINGS["DeepCacheReport"]().report(patcher, None)["result"]
     return text
 
 
 def pattern(patcher: Any) -> str:
-    """The first line of it."""
+    """The first line of the report."""
     return report(patcher).splitlines()[0]

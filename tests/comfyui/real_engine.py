@@ -1,4 +1,4 @@
-"""ComfyUI's own engine, from the checkout that `COMFYUI_PATH` names, on tiny random models."""
+"""ComfyUI's own engine, from the checkout at `COMFYUI_PATH`, with tiny random models."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 _CLASSES = {"inpainting": "SD15", "small": "SD15"}
-# By the spread of this bias ComfyUI tells SD 2.x with v-prediction.
+# ComfyUI recognises SD 2.x with v-prediction by the standard deviation of this bias.
 _STATES = {"SD20": {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([0.0, 1.0])}}
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "SD3": {
@@ -149,17 +149,17 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 
 def transformer(kind: str) -> Any:
-    """A model of another shape than the U-Nets of SD, by its name in `TRANSFORMERS`; its weights have no values."""
+    """A model that is not a U-Net, by its name in `TRANSFORMERS`, with weights on the meta device."""
     base = getattr(comfy.supported_models, kind)(TRANSFORMERS[kind]).get_model({}, "")
     return comfy.model_patcher.ModelPatcher(base, load_device=_CPU, offload_device=_CPU)
 
 
 def model(kind: str = "SD15", seed: int = 0) -> Any:
-    """A model of the shape of SD 1.5, SDXL or another one, all of its weights random."""
+    """A model with the layout of SD 1.5, SDXL or another one, with random weights."""
     torch.manual_seed(seed)
     settings = _COMMON | _CONFIGS[kind]
     config = getattr(comfy.supported_models, _CLASSES.get(kind, kind))(settings)
-    # It sets the heads itself, for the widths of the published model.
+    # ComfyUI derives the heads from the widths of the published model.
     config.unet_config |= settings
     base = config.get_model(_STATES.get(kind, {}), "").eval()
     with torch.no_grad():
@@ -173,7 +173,7 @@ def model(kind: str = "SD15", seed: int = 0) -> Any:
 
 def cond(seed: int, kind: str = "SD15", **options: Any) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
-    # The kinds with vectors wide enough for it: SDXL and its relatives.
+    # The kinds with vectors wide enough for it: SDXL and derived models.
     takes_pooled = _CONFIGS[kind].get("adm_in_channels", 0) > 1280
     pooled = {"pooled_output": torch.randn(1, 1280, generator=generator)} if takes_pooled else {}
     return [[torch.randn(1, 7, _TEXT, generator=generator), pooled | options]]
@@ -196,7 +196,7 @@ def node(module: str, name: str, patcher: Any, **inputs: Any) -> Any:
 
 
 def lora(patcher: Any, seed: int = 5) -> dict[str, torch.Tensor]:
-    """A LoRA for the attention layers and convolutions of a model, as its file holds it."""
+    """A LoRA for the attention layers and convolutions of a model, in its file format."""
     generator, weights = torch.Generator().manual_seed(seed), {}
     for path, weight in patcher.model.diffusion_model.state_dict().items():
         if weight.ndim > 1 and ("attn" in path or "in_layers.2" in path):
@@ -219,8 +219,8 @@ class _LowMemory(comfy.model_patcher.ModelPatcher):
 
 
 def low_memory(patcher: Any) -> Any:
-    """The model as ComfyUI runs it where the device has not enough memory for it."""
-    # What is loaded already would stay.
+    """The model as ComfyUI runs it if the device does not have enough memory."""
+    # A loaded model would stay loaded.
     unload()
     changed = patcher.clone()
     changed.__class__ = _LowMemory
@@ -228,12 +228,12 @@ def low_memory(patcher: Any) -> Any:
 
 
 def unload() -> None:
-    """Takes all models off the device, as ComfyUI does where another one needs the memory."""
+    """Unloads all models from the device, as ComfyUI does when another one needs the memory."""
     comfy.model_management.unload_all_models()
 
 
 class _Autoencoder:
-    """Stands in for a VAE: the mean color of each patch."""
+    """Replaces a VAE: the mean colour of each patch."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
@@ -241,7 +241,7 @@ class _Autoencoder:
 
 
 def inpainting() -> dict[str, Any]:
-    """The settings of a run that paints the right half of an image, for a model that takes mask and image."""
+    """The settings of a run that inpaints the right half of an image, for an inpainting model."""
     from nodes import InpaintModelConditioning  # of ComfyUI
 
     pixels = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(3))
@@ -253,9 +253,9 @@ def inpainting() -> dict[str, Any]:
 
 
 def repeat(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None) -> Any:
-    """A sampler that evaluates the same several times: all evaluations have one deep feature."""
+    """A sampler that evaluates the same input several times, so that all evaluations have the same deep feature."""
     first = sigmas[0] * x.new_ones([x.shape[0]])
-    # Of many images along the batch, which is what a sampler may return.
+    # The predictions of all evaluations along the batch, which a sampler may return.
     return torch.cat([model(x, first, **(extra_args or {})) for _ in sigmas[1:]])
 
 
@@ -274,7 +274,7 @@ def sample(
     mask: Any = None,
     denoise: float = 1.0,
 ) -> torch.Tensor:
-    """A run of a sampler, by name or a function."""
+    """Runs a sampler, given by name or as a function."""
     latent = torch.zeros(batch, 4, *size) if latent is None else latent
     noise = comfy.sample.prepare_noise(latent, seed)
     positive, negative = positive or cond(10, kind), negative or cond(20, kind)
@@ -291,14 +291,14 @@ def sample(
 def sample_at(
     patcher: Any, noise: torch.Tensor, sigmas: torch.Tensor, cfg: float, positive: Any, negative: Any
 ) -> torch.Tensor:
-    """A run of Euler's method at these noise levels, from this noise times the first of them."""
+    """Runs Euler's method at these noise levels, starting from this noise times the first one."""
     euler, common = comfy.samplers.ksampler("euler"), {"disable_pbar": True}
     latent = torch.zeros_like(noise)
     return comfy.sample.sample_custom(patcher, noise, cfg, euler, sigmas, positive, negative, latent, **common)
 
 
 class Residuals(comfy.controlnet.ControlBase):
-    """A ControlNet without a model: residuals that depend on its input, in the shapes that the U-Net takes."""
+    """A ControlNet without a model: residuals that depend on its input, in the shapes that the U-Net expects."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

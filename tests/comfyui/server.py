@@ -1,4 +1,4 @@
-"""ComfyUI's server, from the checkout that `COMFYUI_PATH` names, without packages that the tests do not use."""
+"""ComfyUI's server, from the checkout at `COMFYUI_PATH`, without packages that the tests do not use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS_OF_A_RUN = 120
 
 
 class Server:
-    """A server with our nodes and a loader of the bundled model, while a `with` block runs.
+    """A context manager that runs a server with our nodes and a loader of the bundled model.
 
     Args:
         folder: an empty folder for its nodes, images and settings. The checkout is not written to.
@@ -47,7 +47,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server has printed."""
+        """The output of the server."""
         return (self._folder / "log.txt").read_text(encoding="utf-8", errors="replace")
 
     def __enter__(self) -> Server:
@@ -74,7 +74,7 @@ class Server:
         self._process.wait()
 
     def get(self, path: str) -> bytes:
-        """The answer to a request.
+        """The response to a request.
 
         Raises:
             urllib.error.HTTPError: the server refuses it.
@@ -106,7 +106,7 @@ class Server:
         raise TimeoutError(f"the workflow still runs after {SECONDS_OF_A_RUN} s:\n{self.log}")
 
     def image(self, entry: dict[str, Any], number: str) -> bytes:
-        """The first image that a node of a run has saved, as a file."""
+        """The file of the first image that a node of a run has saved."""
         return self.get("/view?" + urlencode(entry["outputs"][number]["images"][0]))
 
     def _wait_for_start(self) -> None:
@@ -124,7 +124,7 @@ class Server:
 if __name__ == "__main__":
     stand_in_for("torchvision", "torchaudio", "av", "kornia", "spandrel")
     program = Path(os.environ["COMFYUI_PATH"]) / "main.py"
-    # `python -m` puts the working directory here, where this repository is.
+    # `python -m` puts the working directory, this repository, at this position.
     sys.path[0] = str(program.parent)
     sys.argv[0] = str(program)
     runpy.run_path(str(program), run_name="__main__")

@@ -1,4 +1,4 @@
-"""A stand-in for ComfyUI's engine, as small as a sampler with guidance, wrappers and batches of conds can be."""
+"""A minimal replacement for ComfyUI's engine: a sampler with guidance, wrappers and batches of conds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Cond", "Patcher", "cond", "model", "run_wrapped", "sample"]
 
 
 class Executor:
-    """Calls the wrappers of one kind one around the other, and the function within them all."""
+    """Calls a function within the nested wrappers of one kind."""
 
     def __init__(self, function: Any, class_obj: Any, wrappers: list[Any]) -> None:
         self._function, self.class_obj, self._wrappers = function, class_obj, wrappers
@@ -36,7 +36,7 @@ def run_wrapped(kind: str, function: Any, class_obj: Any, options: dict[str, Any
 
 
 class Patcher:
-    """A model with the options of whoever has changed it."""
+    """A model with the options of its patches."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
         self.model = SimpleNamespace(diffusion_model=unet, model_type=SimpleNamespace(name="EPS"))
@@ -62,7 +62,7 @@ class Patcher:
 
 @dataclass(eq=False)
 class Cond:
-    """A cond: its text, where it applies, at which noise levels, and what a ControlNet has for it."""
+    """A cond: its text, area, range of noise levels and ControlNet."""
 
     text: torch.Tensor
     area: slice = field(default_factory=lambda: slice(None))
@@ -97,7 +97,7 @@ class Guider:
         return guided
 
     def _conds_of(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]) -> list[torch.Tensor]:
-        """The mean prediction of the conds of each kind, in as many batches as there is memory for."""
+        """The mean prediction of the conds of each kind, in batches that fit into the memory."""
         outputs, counts = [torch.zeros_like(x) for _ in (0, 1)], [torch.zeros_like(x) for _ in (0, 1)]
         waiting = [(each, index) for index, conds in enumerate(self._conds) for each in conds]
         waiting = [each for each in waiting if each[0].active(float(sigma))]
@@ -145,7 +145,7 @@ def sample(
     batch: int = 1,
     seed: int = 1,
 ) -> torch.Tensor:
-    """A run of a sampler.
+    """Runs a sampler.
 
     Args:
         together: how many conds of one shape go into a batch, or a function of the number of the call.
@@ -179,7 +179,7 @@ def _heun(guider: Guider, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor
 
 
 def _repeat(guider: Guider, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """As many evaluations of the same, all of which have the same deep feature."""
+    """Evaluates the same input several times, so that all evaluations have the same deep feature."""
     return torch.stack([guider.predict(x, sigmas[:1]) for _ in sigmas[1:]])
 
 
@@ -187,7 +187,7 @@ def _named_after_heun(guider: Guider, x: torch.Tensor, sigmas: torch.Tensor) -> 
     return _euler(guider, x, sigmas)
 
 
-# `_name_of` goes by these, as in ComfyUI.
+# `_name_of` reads these names, which are ComfyUI's.
 _euler.__name__, _heun.__name__ = "sample_euler", "sample_heun"
 _named_after_heun.__name__ = "sample_dpmpp_2m_sde_heun"
 

@@ -1,4 +1,4 @@
-"""The small model of the package draws the same images in ComfyUI's engine and in diffusers: set `COMFYUI_PATH`."""
+"""The bundled model generates the same images in ComfyUI's engine and in diffusers: set `COMFYUI_PATH`."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def _diffusers(pipe):
 
 
 def _comfyui(pipe, patcher):
-    """DDIM is Euler's method on noise levels; the last step of this scheduler ends at that of the first timestep."""
+    """DDIM is Euler's method on noise levels; this scheduler's last step ends at the level of the first timestep."""
     pipe.scheduler.set_timesteps(STEPS)
     kept = pipe.scheduler.alphas_cumprod[torch.cat([pipe.scheduler.timesteps, torch.tensor([0])])]
     sigmas = (1 / kept - 1).sqrt()
     latents = torch.randn(len(PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    # ComfyUI multiplies by the noise level; that of diffusers' latents has a variance of 1.
+    # ComfyUI multiplies by the noise level; diffusers' latents have a variance of 1.
     noise = latents * kept[0].rsqrt() / sigmas[0]
     encoder = TextEncoder(pipe)
     positive = [encoder.encode_from_tokens_scheduled(encoder.tokenize(prompt)) for prompt in PROMPTS]

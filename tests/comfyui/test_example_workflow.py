@@ -1,4 +1,4 @@
-"""The example workflow fits the nodes, and so do the files beside it."""
+"""The example workflow and its files match the nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.comfyui.example_workflow import FOLDER, as_prompt, node_of, read
 
 
 @pytest.mark.parametrize("kind", NODE_CLASS_MAPPINGS)
-def test_the_inputs_are_those_of_the_node(kind):
+def test_inputs_match_the_node(kind):
     prompt = as_prompt(read())
     inputs = prompt[node_of(prompt, kind)]["inputs"]
     known = {name: each for part in NODE_CLASS_MAPPINGS[kind].INPUT_TYPES().values() for name, each in part.items()}
@@ -22,12 +22,12 @@ def test_the_inputs_are_those_of_the_node(kind):
     assert values == {name: known[name][1]["default"] for name in values}
 
 
-def test_the_image_holds_the_workflow():
+def test_image_contains_the_workflow():
     with Image.open(FOLDER / "deepcache.png") as image:
         assert json.loads(image.info["workflow"]) == read()
         assert json.loads(image.info["prompt"]) == as_prompt(read())
 
 
-def test_there_is_a_thumbnail():
+def test_thumbnail_exists():
     with Image.open(FOLDER / "deepcache.jpg") as image:
         assert image.format == "JPEG"

@@ -1,4 +1,4 @@
-"""Layers that another node puts into the model for the length of a run, as AnimateDiff-Evolved does."""
+"""Layers that another node adds to the model for a run, as AnimateDiff-Evolved does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.comfyui.stand_in import model, sample
 
 
 class _Motion(nn.Module):
-    """Each frame with something of all others."""
+    """Adds the mean of all frames to each frame."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + x.mean(0, keepdim=True) / 4
@@ -40,7 +40,7 @@ def _with_motion(patcher: Any) -> Any:
 
 @pytest.mark.parametrize("deepcache_first", [False, True])
 @pytest.mark.parametrize("branch", range(6))
-def test_they_are_run_and_cached_like_others(branch, deepcache_first):
+def test_added_layers_run_and_are_cached(branch, deepcache_first):
     patcher, run = model(), partial(sample, sampler="repeat", steps=6, batch=2)
     expected = run(_with_motion(patcher))
     assert not torch.equal(run(patcher), expected)
@@ -51,5 +51,5 @@ def test_they_are_run_and_cached_like_others(branch, deepcache_first):
     for _ in range(2):
         assert torch.equal(run(changed), expected)
         assert pattern(changed) == "F..F.."
-    # They are gone, and nothing of them is left.
+    # After the run, no trace of the layers remains.
     assert torch.equal(run(with_deepcache(patcher, branch=branch)), run(patcher))

@@ -1,4 +1,4 @@
-"""The nodes as ComfyUI loads them, from a clone and from where `deepcache comfyui` has put them."""
+"""The nodes as ComfyUI loads them, from a clone and from a copy by `deepcache comfyui`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ print(sorted(module.NODE_CLASS_MAPPINGS), sorted(module.NODE_DISPLAY_NAME_MAPPIN
 
 
 def loaded(folder: Path) -> str:
-    """What a process finds that has torch alone, and another package of that name, as the reference package is."""
+    """Runs a process with torch only and another package named DeepCache, such as the reference package."""
     program = WITH_TORCH_ALONE + LOAD.format(file=str(folder / "__init__.py"))
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd="/")
     assert finished.returncode == 0, finished.stderr
@@ -37,13 +37,13 @@ def comfyui(tmp_path):
     return tmp_path / "ComfyUI"
 
 
-def test_from_a_clone():
+def test_nodes_load_from_a_clone():
     said = loaded(ROOT)
     assert said.startswith("['DeepCacheReport', 'DeepCacheUNet'] ['DeepCacheReport', 'DeepCacheUNet'] ")
     assert str(ROOT / "src") in said
 
 
-def test_from_where_the_command_has_put_them(comfyui):
+def test_nodes_load_from_the_copy_of_the_command(comfyui):
     for _ in range(2):
         run = CliRunner().invoke(app, ["comfyui", str(comfyui)])
         assert run.exit_code == 0
@@ -57,12 +57,12 @@ def test_from_where_the_command_has_put_them(comfyui):
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        ("", "is no folder of ComfyUI: it has no custom_nodes"),
-        ("custom_nodes/deepcache/mine.py", "is something else than the nodes of DeepCache: move it away first"),
+        ("", "is not a ComfyUI directory: it has no custom_nodes"),
+        ("custom_nodes/deepcache/mine.py", "exists and is not a copy of the DeepCache nodes. Move it first"),
     ],
     ids=["another folder", "other nodes"],
 )
-def test_what_is_refused(there, message, tmp_path):
+def test_wrong_directories_are_rejected(there, message, tmp_path):
     if there:
         (tmp_path / there).parent.mkdir(parents=True)
         (tmp_path / there).touch()

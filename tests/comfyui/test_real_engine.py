@@ -23,7 +23,7 @@ from tests.comfyui import real_engine as engine
 pytestmark = pytest.mark.filterwarnings("default")
 
 BRANCHES = {"SD15": 12, "SDXL": 9}
-# More than one evaluation a step, the last of them once: what one that makes 5 steps makes.
+# Samplers with several evaluations per step and one in the last: their number of evaluations in 5 steps.
 EVALUATIONS = {"heun": 9, "heunpp2": 12, "dpm_2": 9, "dpm_2_ancestral": 9}
 
 
@@ -38,7 +38,7 @@ def patcher(kind):
 
 
 def _area(x: int, width: int) -> dict[str, Any]:
-    # Height, width, and the place of the upper left corner.
+    # Height, width, and the position of the upper left corner.
     return {"area": (16, width, 0, x)}
 
 
@@ -91,7 +91,7 @@ NAMES = list(conditions("SD15"))
 @pytest.mark.usefixtures("nothing_is_counted")
 @pytest.mark.parametrize("name", NAMES)
 class TestConditions:
-    def test_with_interval_one_no_bit_differs(self, kind, patcher, name):
+    def test_interval_one_is_bit_identical(self, kind, patcher, name):
         change, settings = conditions(kind)[name]
         plain = engine.sample(change(patcher), kind, steps=4, **settings)
         assert plain.isfinite().all()
@@ -107,7 +107,7 @@ class TestConditions:
 
 
 class Condition(NamedTuple):
-    """What is done to a model, and the settings of its runs.
+    """A change to a model, and the settings of its runs.
 
     Args:
         change: what returns the changed model.
@@ -164,7 +164,7 @@ def _lora_on_one_prompt() -> dict[str, Any]:
 
 
 def _without_memory(patcher: Any) -> Any:
-    """A model of which each prompt is a batch of its own."""
+    """A model that runs each prompt in a separate batch."""
     changed = patcher.clone()
     changed.add_object_patch("memory_required", lambda *args, **kwargs: 1e30)
     return changed
@@ -245,7 +245,7 @@ def _models_of_this_module_alone():
 
 
 def _drawing_by_layer(patcher: Any) -> Any:
-    """Seeds each layer, since a shallow step leaves out the random numbers of the layers that it leaves out."""
+    """Seeds each layer, since a shallow step does not draw the random numbers of the layers it omits."""
 
     def seed(q: Any, k: Any, v: Any, options: Any) -> Any:
         torch.manual_seed(options["transformer_index"])
@@ -261,9 +261,9 @@ def condition(request):
 
 @pytest.mark.usefixtures("nothing_is_counted")
 class TestFurtherConditions:
-    """At a few branches: the others take the same path."""
+    """Tests a few branches: the others run the same code."""
 
-    def test_with_interval_one_no_bit_differs(self, condition):
+    def test_interval_one_is_bit_identical(self, condition):
         patcher, kind, settings = _model(condition.kind), condition.kind, condition.settings()
         plain = engine.sample(condition.change(patcher), kind, steps=4, **settings)
         assert plain.isfinite().all()
@@ -283,7 +283,7 @@ class TestFurtherConditions:
             assert torch.equal(engine.sample(changed, kind, sampler=engine.repeat, steps=3, **settings), expected)
             assert pattern(changed) == "F.."
 
-    def test_nothing_reaches_the_next_image(self, condition):
+    def test_images_are_independent(self, condition):
         patcher, kind, settings = _model(condition.kind), condition.kind, condition.settings()
         plain = engine.sample(condition.change(patcher), kind, steps=2, **settings)
         changed = with_deepcache(condition.change(patcher), interval=2, branch=4, forecast="linear")
@@ -295,13 +295,13 @@ class TestFurtherConditions:
         assert not any(module._forward_hooks for module in patcher.model.diffusion_model.modules())
 
 
-def test_little_memory_is_little():
+def test_low_memory_mode_loads_few_weights():
     patcher = engine.low_memory(_model("SD15"))
     engine.sample(with_deepcache(patcher), steps=1)
     assert patcher.model.model_lowvram
 
 
-def test_a_model_that_is_unloaded_between_two_images():
+def test_model_unloaded_between_two_images():
     changed = with_deepcache(_with_lora(_model("SD15")), interval=2, branch=4)
     first = engine.sample(changed, steps=3)
     for unload in (engine.unload, partial(changed.partially_unload, changed.offload_device, 10**6), changed.detach):
@@ -310,7 +310,7 @@ def test_a_model_that_is_unloaded_between_two_images():
         assert pattern(changed) == "F.F"
 
 
-def test_a_model_that_is_no_longer_used_is_freed():
+def test_unused_model_is_freed():
     changed = with_deepcache(engine.model("small"))
     engine.sample(changed, "small", steps=2)
     report(changed)
@@ -331,13 +331,13 @@ def test_every_sampler(kind, patcher, sampler):
     count = len(pattern(every))
     changed = with_deepcache(patcher, interval=2, forecast="linear")
     assert engine.sample(changed, steps=5, sampler=sampler, cfg=2.0).isfinite().all()
-    # dpm_adaptive makes as many as it finds fit for what it is given.
+    # dpm_adaptive chooses its number of evaluations by the prediction.
     found = pattern(changed)
     assert found == ("F." * len(found))[: len(found)]
     assert count == EVALUATIONS.get(sampler, count)
 
 
-def test_a_part_of_a_run(patcher, kind):
+def test_partial_run(patcher, kind):
     """Image to image, and inpainting."""
     latent, mask = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)), torch.zeros(1, 16, 16)
     mask[..., 8:] = 1.0
@@ -359,20 +359,20 @@ def test_guidance_reuse(patcher, kind):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_from_one_part_of_the_run_to_another(patcher, kind):
+def test_start_and_end_percent(patcher, kind):
     changed = with_deepcache(patcher, start_percent=0.3, end_percent=0.8)
     engine.sample(changed, kind)
     assert pattern(changed) == "FFFF..F.FF"
 
 
-def test_the_share_of_the_work_is_counted(patcher, kind):
+def test_macs_are_counted(patcher, kind):
     changed = with_deepcache(patcher)
     engine.sample(changed, kind, steps=6)
     assert "not counted" not in report(changed)
 
 
 @pytest.mark.parametrize("name", ["SD 2.x", "KOALA", "SVD", "a LoRA with little memory"])
-def test_the_share_of_the_work_is_counted_for_others(name):
+def test_macs_of_other_models_are_counted(name):
     condition = FURTHER_CONDITIONS[name]
     changed = with_deepcache(condition.change(_model(condition.kind)))
     engine.sample(changed, condition.kind, steps=2, **condition.settings())
@@ -380,7 +380,7 @@ def test_the_share_of_the_work_is_counted_for_others(name):
 
 
 class TestCompiled:
-    """With ComfyUI's node, and a backend that counts graphs instead of making code."""
+    """Tests with ComfyUI's node for torch.compile and a backend that only counts graphs."""
 
     @pytest.fixture
     def graphs(self):
@@ -397,7 +397,7 @@ class TestCompiled:
         return engine.node("torch_compile", "TorchCompileModel", _model("small"), backend=backend)
 
     @pytest.mark.parametrize("patches", [{}, {"set_model_output_block_patch": (_by_number,)}], ids=["plain", "patched"])
-    def test_images_are_those_of_the_model(self, compiled, graphs, patches):
+    def test_compiled_images_match_the_model(self, compiled, graphs, patches):
         bare, compiled = (_patched(patcher, **patches) for patcher in (_model("small"), compiled))
         changed, expected = with_deepcache(compiled), _small(with_deepcache(bare))
         torch.testing.assert_close(_small(changed), expected, rtol=1e-4, atol=1e-4)
@@ -406,7 +406,7 @@ class TestCompiled:
         assert count
         torch.testing.assert_close(_small(changed), expected, rtol=1e-4, atol=1e-4)
         assert len(graphs) == count
-        # Without DeepCache the model may run graphs that were made with it.
+        # Without DeepCache the model may run graphs compiled with it.
         torch.testing.assert_close(_small(compiled), _small(bare), rtol=1e-4, atol=1e-4)
 
     def test_deepcache_before_the_node(self, graphs):
@@ -422,6 +422,6 @@ def _small(patcher: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", engine.TRANSFORMERS)
-def test_a_model_without_long_skips(kind):
+def test_model_without_long_skips_is_rejected(kind):
     with pytest.raises(TypeError, match=r"this model is a .*(MMDIT|StageC).*; EasyCache is for models without"):
         with_deepcache(engine.transformer(kind))

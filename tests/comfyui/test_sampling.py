@@ -1,4 +1,4 @@
-"""The DeepCache node in a stand-in for ComfyUI's engine."""
+"""The DeepCache node in a minimal replacement for ComfyUI's engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BRANCHES = range(6)
 
 
 def residuals(rows: int) -> dict[str, list[torch.Tensor]]:
-    """What a ControlNet adds: the last of each list goes to the block that takes first."""
+    """The residuals of a ControlNet: blocks pop them from the end of each list."""
     wide, sides = [CHANNELS] * 4 + [2 * CHANNELS] * 2, [8, 8, 8, 4, 4, 4]
     made = torch.Generator().manual_seed(5)
     output = [
@@ -34,13 +34,13 @@ def residuals(rows: int) -> dict[str, list[torch.Tensor]]:
 
 
 def _by_number(h: torch.Tensor, skip: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A patch that goes by the number of the block and the count of transformers."""
+    """A patch that depends on the block number and the transformer count."""
     number = options["block"][1]
     return h * (1 + number / 10), skip * (1 + options["transformer_index"] / 20)
 
 
 def _values(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-    """Instead of attention: the values of the first token."""
+    """Replaces attention by the values of the first token."""
     return v[:, :1].expand(-1, q.shape[1], -1)
 
 
@@ -56,7 +56,7 @@ def _with(patcher: Any, *paths: tuple[Any, ...]) -> Any:
 
 
 def _perturbed(guider: Any, x: Any, sigma: Any, options: dict[str, Any], guided: Any, positive: Any) -> torch.Tensor:
-    """Perturbed-attention guidance: the positive cond once more, without attention in the middle block."""
+    """Perturbed-attention guidance: evaluates the positive cond again, without attention in the middle block."""
     inner = options["transformer_options"] | {"patches_replace": {("middle", 0): _values}}
     conds, guider._conds = guider._conds, [guider._conds[0], []]
     try:
@@ -101,7 +101,7 @@ CONDITIONS = {
 
 @pytest.mark.parametrize(("make", "settings"), CONDITIONS.values(), ids=CONDITIONS)
 class TestConditions:
-    def test_with_interval_one_no_bit_differs(self, make, settings):
+    def test_interval_one_is_bit_identical(self, make, settings):
         patcher = make()
         assert torch.equal(sample(with_deepcache(patcher, interval=1), **settings), sample(patcher, **settings))
 
@@ -114,7 +114,7 @@ class TestConditions:
         assert pattern(changed) == "F..F.."
         assert torch.equal(found, expected)
 
-    def test_nothing_is_left_on_the_model(self, make, settings):
+    def test_model_is_restored_after_a_run(self, make, settings):
         patcher = make()
         plain, unet = sample(patcher, **settings), patcher.model.diffusion_model
         before = [dict(vars(module)) for module in unet.modules()]
@@ -133,21 +133,21 @@ class TestConditions:
     ],
     ids=str,
 )
-def test_what_goes_into_a_batch_does_not_matter(settings):
+def test_result_is_independent_of_batch_composition(settings):
     changed = with_deepcache(model(), **settings)
     expected = sample(changed)
     for together in (1, lambda call: 1 + call % 2, lambda call: 2 - call % 2):
         torch.testing.assert_close(sample(changed, together=together), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_steps_are_counted_and_not_told_by_their_noise_level():
+def test_evaluations_are_counted_regardless_of_noise_level():
     changed = with_deepcache(model(), interval=2, forecast="linear")
     assert sample(changed, sampler="heun", steps=4).isfinite().all()
-    # Two evaluations a step, one at the last.
+    # Two evaluations per step, one in the last.
     assert pattern(changed) == "F.F.F.F"
 
 
-def test_the_forecast_of_a_skipped_step_by_hand():
+def test_forecast_of_a_skipped_step_matches_hand_calculation():
     changed, seen = with_deepcache(model(), between="skipped", interval=2), []
     _around(changed, lambda run: seen.append(run()) or seen[-1])
     sample(changed)
@@ -155,7 +155,7 @@ def test_the_forecast_of_a_skipped_step_by_hand():
         assert torch.equal(full, skipped)
 
 
-def test_guidance_reuse_by_hand():
+def test_guidance_reuse_matches_hand_calculation():
     changed, seen = with_deepcache(model(), guidance_reuse=True, interval=2), []
     _around(changed, lambda run: seen.append(run()) or seen[-1])
     sample(changed, sampler="repeat", steps=2)
@@ -164,7 +164,7 @@ def test_guidance_reuse_by_hand():
     torch.testing.assert_close(seen[1], seen[0])
 
 
-def test_guidance_reuse_runs_the_positive_cond_alone():
+def test_guidance_reuse_runs_only_the_positive_cond():
     changed, rows = with_deepcache(model(), guidance_reuse=True), []
     changed.add_wrapper_with_key("diffusion_model", "within", _counting(rows))
     sample(changed, steps=6)
@@ -175,16 +175,16 @@ def test_guidance_reuse_runs_the_positive_cond_alone():
     assert "with guidance reuse" not in report(changed)
 
 
-def test_guidance_reuse_takes_the_difference_of_the_last_full_step():
+def test_guidance_reuse_uses_the_difference_of_the_last_full_step():
     changed, rows = with_deepcache(model(), guidance_reuse=True, interval=2), []
     changed.add_wrapper_with_key("diffusion_model", "within", _counting(rows))
-    # One by one at the second full step and together after it.
+    # Separate calls at the second full step, one call after it.
     sample(changed, steps=6, together=lambda call: 1 if call in (2, 3) else 2)
     assert rows == [2, 1, 1, 1, 2, 2, 1]
 
 
-def test_a_feature_that_changes_its_size():
-    """As with a patch that makes images smaller at first (Deep Shrink)."""
+def test_feature_changes_size():
+    """A patch that shrinks images in the first steps (Deep Shrink) changes the size."""
 
     def smaller(h, options):
         if options["block"] == ("input", 2) and float(options["sigmas"]) > 5:
@@ -202,16 +202,16 @@ def test_a_feature_that_changes_its_size():
         assert pattern(changed) == "F.F.F.F.F."
 
 
-def test_a_cond_that_begins_later_is_full_at_first():
+def test_late_cond_starts_with_a_full_step():
     late = cond(16, active=lambda sigma: sigma <= 7.5)
     changed = with_deepcache(model(), interval=4)
     sample(changed, positive=[POSITIVE, late], steps=10)
-    # It is there from the fourth evaluation on, and shares its call with those that are due later.
+    # It starts at the fourth evaluation and shares its call with conds that are not due yet.
     assert pattern(changed) == "F..FF...F."
     assert "full though not scheduled, first call of its slot: step 3" in report(changed)
 
 
-def test_a_cond_that_was_not_there_at_the_last_full_step_is_full():
+def test_cond_absent_at_the_last_full_step_is_full():
     # Evaluations at 10, 8, 6, 4 and 2, of which the first, the third and the fifth are full.
     at_times = cond(17, active=lambda sigma: sigma != 6)
     changed = with_deepcache(model(), interval=2)
@@ -220,7 +220,7 @@ def test_a_cond_that_was_not_there_at_the_last_full_step_is_full():
     assert "first call of its slot: step 3" in report(changed)
 
 
-def test_windows_that_move_are_full_and_others_are_not():
+def test_moving_windows_are_full_and_fixed_ones_are_cached():
     for windows, expected in (([(0, 1)] * 6, "F.F.F."), ([(n, n + 1) for n in range(6)], "FFFFFF")):
         for name in ("context_window", "ad_params"):
             changed = with_deepcache(model(), interval=2)
@@ -232,7 +232,7 @@ def test_windows_that_move_are_full_and_others_are_not():
             assert pattern(changed) == expected
 
 
-def test_what_one_evaluation_does_not_use_is_dropped():
+def test_unused_cache_is_dropped_after_an_evaluation():
     kept = []
     changed = with_deepcache(model(), interval=1)
     _calls(changed, lambda options, number: options.update(ad_params={"sub_idxs": [number]}))
@@ -243,7 +243,7 @@ def test_what_one_evaluation_does_not_use_is_dropped():
 
 
 def test_patches_that_count_blocks_make_shallow_steps_full():
-    """As those of SUPIR do, which begin to count after the middle block."""
+    """SUPIR's patches start to count after the middle block."""
     counts = {"middle_block_after_patch": [lambda given: given], "output_block_patch": [_by_number]}
     patcher = _with(model(), *(("patches", name, value) for name, value in counts.items()))
     changed = with_deepcache(patcher)
@@ -263,12 +263,12 @@ def test_patches_that_run_a_layer_without_calling_it(branch):
     changed = with_deepcache(patcher, branch=branch)
     expected = sample(patcher, sampler="repeat", steps=3)
     assert torch.equal(sample(changed, sampler="repeat", steps=3), expected)
-    # At the deepest branch the feature is what the last layer of the middle block returns, which no hook sees.
+    # At the deepest branch the feature is the output of the last layer of the middle block, which no hook sees.
     assert pattern(changed) == ("FFF" if branch == max(BRANCHES) else "F..")
 
 
-def test_the_model_gets_the_options_that_it_gets_without_deepcache():
-    """ComfyUI's node for `torch.compile` runs graphs without comparing the options with those they were made for."""
+def test_model_gets_the_same_options_as_without_deepcache():
+    """ComfyUI's node for `torch.compile` runs graphs without comparing the options with those at compile time."""
     seen = []
 
     def note(executor, x, timesteps, context, y, control, options):
@@ -283,7 +283,7 @@ def test_the_model_gets_the_options_that_it_gets_without_deepcache():
 
 
 @pytest.mark.parametrize("settings", [{"interval": 1}, {"branch": 3}, {"guidance_reuse": True}], ids=str)
-def test_a_batch_that_is_run_part_by_part(settings):
+def test_batch_run_in_parts(settings):
     def part_by_part(unet, x, timesteps, context, y, control, options):
         parts = [
             unet(x[n : n + 1], timesteps[n : n + 1], context[n : n + 1], y, control, options) for n in range(len(x))
@@ -301,27 +301,27 @@ def test_a_batch_that_is_run_part_by_part(settings):
 @pytest.mark.parametrize(
     ("scales", "forecast"), [({"cfg": 1.0, "cfg1": 8.0, "cfg2": 2.0}, "response"), ({"cfg": 2.0}, "limited")], ids=str
 )
-def test_the_guidance_scale_of_a_guider_with_two(scales, forecast):
+def test_guider_with_two_scales_uses_the_larger(scales, forecast):
     changed = with_deepcache(model(), preset="balanced")
     applied = changed.model_options["transformer_options"]["deepcache"]
     guider = SimpleNamespace(model_patcher=changed, model_options=changed.model_options, **scales)
     assert applied.begin_run(guider, None, torch.zeros(11))._config.forecast == forecast
 
 
-def test_a_sampler_of_one_evaluation_that_is_called_after_heun():
+def test_single_evaluation_sampler_with_heun_in_its_name():
     changed = with_deepcache(model(), adaptive_threshold=0.1, interval=4, forecast="linear")
     assert sample(changed, sampler="dpmpp_2m_sde_heun", steps=12).isfinite().all()
 
 
-def test_from_one_part_of_the_run_to_another():
+def test_start_and_end_percent():
     changed = with_deepcache(model(), start_percent=0.25, end_percent=0.75)
     sample(changed, steps=10)
-    # Noise levels from 10 to 1, of which those above 7.5 and up to 2.5 are outside.
+    # Noise levels 10 to 1; those above 7.5 and up to 2.5 are outside the range.
     assert pattern(changed) == "FFFF..F.FF"
     assert "outside start_percent to end_percent: step 0, 1, 2, 8, 9" in report(changed)
 
 
-def test_the_noise_level_is_not_read_without_limits(monkeypatch):
+def test_noise_level_is_not_read_without_limits(monkeypatch):
     readers, read = [], torch.Tensor.__float__
     monkeypatch.setattr(
         torch.Tensor, "__float__", lambda tensor: readers.append(sys._getframe(1).f_globals["__name__"]) or read(tensor)
@@ -333,7 +333,7 @@ def test_the_noise_level_is_not_read_without_limits(monkeypatch):
     assert "DeepCache.comfyui.sampler" in readers
 
 
-def test_a_plan_says_what_each_step_does(tmp_path):
+def test_plan_sets_each_step(tmp_path):
     path = tmp_path / "plan.json"
     steps = [Step(True), Step(False, 2), Step(False, forecast="linear", skipped=True), Step(True)]
     Plan(StepSchedule(tuple(steps)), {}, {}, guidance=(4.0, 4.0)).to_file(path)
@@ -348,7 +348,7 @@ def test_a_plan_says_what_each_step_does(tmp_path):
         sample(changed, steps=4, sampler="heun")
 
 
-def test_an_adaptive_schedule_decides_by_the_error_of_its_forecasts():
+def test_adaptive_schedule_uses_the_forecast_error():
     patterns = {}
     for threshold in (0.0001, 1.0):
         changed = with_deepcache(model(), interval=4, adaptive_threshold=threshold, forecast="linear", branch=5)
@@ -368,7 +368,7 @@ def test_presets(name, interval):
         assert torch.equal(found, sample(as_said, cfg=cfg, steps=12))
 
 
-def test_channels_of_an_image_to_start_from_are_not_forecast():
+def test_channels_of_an_input_image_are_not_forecast():
     patcher = model(taken=9)
     patcher.model_options["concat"] = torch.ones(1, 5, 8, 8)
     changed = with_deepcache(patcher, between="skipped", forecast="response")
@@ -377,13 +377,13 @@ def test_channels_of_an_image_to_start_from_are_not_forecast():
 
 
 class TestRuns:
-    def test_nothing_of_one_run_reaches_the_next(self):
+    def test_runs_are_independent(self):
         changed = with_deepcache(model(), forecast="linear")
         first = sample(changed)
         sample(changed, seed=7, steps=5)
         assert torch.equal(sample(changed), first)
 
-    def test_after_an_error_too(self):
+    def test_runs_are_independent_after_an_error(self):
         changed, patcher = with_deepcache(model(), forecast="linear"), model()
         first, plain = sample(changed), sample(patcher)
         for at in range(1, 9):
@@ -395,7 +395,7 @@ class TestRuns:
         changed.model_options["transformer_options"].pop("wrappers")
         assert torch.equal(sample(changed), plain)
 
-    def test_two_threads_with_one_model_have_a_run_each(self):
+    def test_two_threads_with_one_model_have_separate_runs(self):
         changed = with_deepcache(model(), interval=2, forecast="linear")
         expected = [sample(changed, seed=seed, steps=8) for seed in range(2)]
         found: dict[int, torch.Tensor] = {}
@@ -411,13 +411,13 @@ class TestRuns:
                 thread.join()
             assert all(torch.equal(found[seed], expected[seed]) for seed in range(2))
 
-    def test_a_clone_made_after_the_node_has_deepcache_too(self):
+    def test_clone_of_the_patched_model_has_deepcache(self):
         changed = with_deepcache(model())
         clone = _with(changed, ("patches", "input_block_patch", [lambda h, options: h]))
         assert torch.equal(sample(clone), sample(changed))
         assert pattern(clone) == "F..F..F..F"
 
-    def test_a_clone_that_copies_all_of_its_options_shares_the_report(self):
+    def test_deep_copied_clone_shares_the_report(self):
         changed = with_deepcache(model())
         sample(changed)
         clone = changed.clone()
@@ -426,7 +426,7 @@ class TestRuns:
         sample(clone, steps=4)
         assert pattern(changed) == "F..F"
 
-    def test_an_interrupted_run_keeps_no_tensor(self):
+    def test_interrupted_run_keeps_no_tensor(self):
         changed = with_deepcache(model(), forecast="linear", interval=1)
         stopped = _stops(changed, 3)
         with pytest.raises(KeyboardInterrupt):
@@ -437,7 +437,7 @@ class TestRuns:
         assert not executor.take()
 
     def test_calls_of_one_evaluation_in_several_threads(self):
-        """As on several devices, each of which has a copy of the model."""
+        """Several devices, each with a copy of the model, use several threads."""
         changed, other = with_deepcache(model(), forecast="linear", interval=2), model()
         expected = sample(changed, together=1)
 
@@ -452,12 +452,12 @@ class TestRuns:
         changed.model_options["model_function_wrapper"] = in_a_thread
         assert torch.equal(sample(changed, together=1), expected)
 
-    def test_two_nodes_are_the_last_one(self):
+    def test_last_of_two_nodes_applies(self):
         patcher = model()
         twice = with_deepcache(with_deepcache(patcher, interval=5), interval=2)
         assert torch.equal(sample(twice), sample(with_deepcache(patcher, interval=2)))
 
-    def test_another_wrapper_around_it_stays(self):
+    def test_other_wrappers_stay(self):
         seen = []
 
         def wrapper(executor, x, *args, **kwargs):
@@ -472,7 +472,7 @@ class TestRuns:
         # By position, as the engine calls them.
         assert set(seen) == {5}
 
-    def test_blocks_that_are_replaced_between_two_steps(self):
+    def test_blocks_replaced_between_two_steps(self):
         patcher = model()
         changed = with_deepcache(patcher, interval=2)
         unet = patcher.model.diffusion_model
@@ -485,7 +485,7 @@ class TestRuns:
         handle.remove()
 
 
-def test_compiled_there_is_a_graph_for_each_kind_of_step():
+def test_each_kind_of_step_has_one_compiled_graph():
     patcher = model()
     expected = sample(with_deepcache(patcher))
     torch._dynamo.reset()
@@ -502,7 +502,7 @@ def test_compiled_there_is_a_graph_for_each_kind_of_step():
 
 
 class TestWrongInput:
-    def test_a_model_without_long_skips(self):
+    def test_model_without_long_skips_is_rejected(self):
         patcher = model()
         patcher.model.diffusion_model = torch.nn.Sequential()
         with pytest.raises(TypeError, match=r"needs a U-Net .* this model is a Sequential; EasyCache"):
@@ -511,46 +511,46 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"branch": 6}, "branch must be from 0 to 5 for this model, got 6"),
+            ({"branch": 6}, "branch must be between 0 and 5 for this model, got 6"),
             ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent must be below end_percent, got 0.5 and 0.5"),
             ({"forecast": "response"}, "forecast='response' is for skipped steps"),
             ({"guidance_reuse": True, "between": "skipped"}, "guidance_reuse halves shallow steps"),
         ],
         ids=str,
     )
-    def test_settings(self, settings, message):
+    def test_wrong_settings_are_rejected(self, settings, message):
         with pytest.raises(ValueError, match=message):
             with_deepcache(model(), **settings)
 
-    def test_a_plan_that_is_none(self, tmp_path):
+    def test_file_that_is_not_a_plan(self, tmp_path):
         with pytest.raises(OSError, match=r"plan\.json"):
             with_deepcache(model(), plan=str(tmp_path / "plan.json"))
 
-    def test_a_report_before_the_first_run(self):
+    def test_report_before_the_first_run(self):
         assert report(with_deepcache(model())) == "no run yet"
 
 
-def test_a_report_without_deepcache():
+def test_report_without_deepcache():
     assert report(model()).startswith("DeepCache is not on this model")
 
 
 def test_presets_ignore_the_custom_inputs():
-    # Both would be refused with `custom`.
+    # Both are invalid with `custom`.
     with_deepcache(model(), preset="balanced", branch=99, forecast="response")
 
 
-def test_the_report():
+def test_report():
     changed = with_deepcache(model())
     sample(changed)
     first, second = report(changed).splitlines()
     assert first == "F..F..F..F"
     assert second.startswith("4 full and 6 shallow steps, ")
-    # Counted by hand in tests of the engine.
+    # The engine's tests count these by hand.
     share = float(second.rsplit(": ")[-1].rstrip("%")) / 100
     assert 0.4 < share < 1
 
 
-def test_the_report_in_the_docs():
+def test_report_in_the_docs():
     changed = with_deepcache(model(), preset="balanced")
     sample(changed, cfg=7.5, steps=20, size=(64, 64))
     page = (Path(__file__).parents[2] / "docs" / "comfyui.md").read_text(encoding="utf-8")
@@ -562,7 +562,7 @@ def _window(name: str, frames: tuple[int, int]) -> Any:
 
 
 def _around(patcher: Any, function: Any) -> None:
-    """Has a function run each call of the model with DeepCache."""
+    """Wraps each call of the model with DeepCache in a function."""
 
     def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
         return function(lambda: executor(*args, **kwargs))
@@ -571,7 +571,7 @@ def _around(patcher: Any, function: Any) -> None:
 
 
 def _calls(patcher: Any, change: Any) -> None:
-    """Changes the options of each call of the model before DeepCache sees them; its number is given."""
+    """Changes the options of each call before DeepCache sees them; the function gets the number of the call."""
     count = itertools.count()
 
     def wrapper(executor: Any, x: Any, timesteps: Any, context: Any, y: Any, control: Any, options: Any) -> Any:
@@ -588,7 +588,7 @@ def _outermost(patcher: Any, wrapper: Any) -> None:
 
 
 def _counting(rows: list[int]) -> Any:
-    """A wrapper that notes how many rows the calls have that reach it."""
+    """A wrapper that records the batch sizes of the calls it gets."""
 
     def wrapper(executor: Any, x: Any, *args: Any) -> Any:
         rows.append(len(x))
@@ -598,7 +598,7 @@ def _counting(rows: list[int]) -> Any:
 
 
 def _stops(patcher: Any, at: int) -> Any:
-    """Interrupts the model at its call number `at` of its last block."""
+    """Interrupts the model at call number `at` of its last block."""
     layer, count = patcher.model.diffusion_model.output_blocks[5][0], itertools.count(1)
 
     def interrupt(module: Any, args: Any) -> None:

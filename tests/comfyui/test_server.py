@@ -1,4 +1,4 @@
-"""The example workflow in ComfyUI's own server, drawn by the bundled model: set `COMFYUI_PATH` to a checkout."""
+"""The example workflow in ComfyUI's own server, with the bundled model: set `COMFYUI_PATH` to a checkout."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ LOADER, DEEPCACHE, SAMPLER, REPORT, PREVIEW, SAVE = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comfyui")
-    # It serves the API only, and so needs no package with the page.
+    # It serves the API only and does not need the package of the page.
     (folder / "page").mkdir()
     with Server(folder, "--front-end-root", str(folder / "page")) as server:
         yield server
 
 
 def changed(**inputs: Any) -> dict[str, Any]:
-    """The example with other settings of DeepCache."""
+    """The example with other DeepCache settings."""
     prompt = copy.deepcopy(PROMPT)
     prompt[DEEPCACHE]["inputs"] |= inputs
     return prompt
@@ -91,21 +91,21 @@ def test_the_example_is_close(server, plain):
     assert text.splitlines()[0] == "F--F--F--F--F--F--F-"
     assert "7 full, 0 shallow and 13 skipped steps" in text
     assert "35.0%" in text
-    # 31.8 dB on the machine that this was written on.
+    # Measured: 31.8 dB.
     assert 28 < psnr(image, plain) < 50
 
 
-def test_a_wrong_setting(server):
+def test_wrong_setting_is_reported(server):
     entry = server.run(changed(preset="custom", branch=99))
     assert entry["status"]["status_str"] == "error"
     (error,) = [message for kind, message in entry["status"]["messages"] if kind == "execution_error"]
     assert error["node_type"] == "DeepCacheUNet"
     # Newer servers put the type before it.
     message = error["exception_message"].strip().removeprefix("ValueError: ")
-    assert message == "DeepCache: branch must be from 0 to 11 for this model, got 99"
+    assert message == "DeepCache: branch must be between 0 and 11 for this model, got 99"
 
 
-def test_a_plan_that_is_tuned_again(server, tmp_path):
+def test_changed_plan_file_is_reloaded(server, tmp_path):
     path = tmp_path / "plan.json"
     for full in (5, 4):
         steps = tuple(Step(number % full == 0) for number in range(20))
@@ -114,7 +114,7 @@ def test_a_plan_that_is_tuned_again(server, tmp_path):
         assert text.splitlines()[0] == ("F" + "." * (full - 1)) * (20 // full)
 
 
-def test_the_page_finds_the_example(server):
+def test_page_lists_the_example(server):
     assert json.loads(server.get("/workflow_templates"))["deepcache"] == ["deepcache"]
     assert json.loads(server.get("/api/workflow_templates/deepcache/deepcache.json")) == read()
     picture = Image.open(io.BytesIO(server.get("/api/workflow_templates/deepcache/deepcache.jpg")))
@@ -122,7 +122,7 @@ def test_the_page_finds_the_example(server):
 
 
 @pytest.mark.parametrize("name", NODE_CLASS_MAPPINGS)
-def test_every_input_and_output_is_explained(server, name):
+def test_every_input_and_output_has_a_tooltip(server, name):
     found = json.loads(server.get(f"/object_info/{name}"))[name]
     inputs = {key: value for part in found["input"].values() for key, value in part.items()}
     assert all(options["tooltip"] for _, options in inputs.values())

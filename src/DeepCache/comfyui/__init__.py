@@ -1,4 +1,4 @@
-"""DeepCache for ComfyUI: what `custom_nodes` are loaded from."""
+"""DeepCache for ComfyUI: the mappings that ComfyUI loads nodes from."""
 
 from DeepCache.comfyui.nodes import DeepCacheNode, DeepCacheReportNode
 

@@ -1,4 +1,4 @@
-"""The block and transformer numbers that patches see on a shallow step: those of a full one."""
+"""Gives patches the same block and transformer numbers on a shallow step as on a full one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 __all__ = ["BlockNumbers"]
 
-# Patches of a part that a shallow step leaves out: the deep feature is what they have made of it.
+# Patches of a part that a shallow step omits; the cached deep feature already includes their effect.
 _AFTER_THE_MIDDLE = "middle_block_after_patch"
 _AT_OUTPUT_BLOCKS = "output_block_patch"
-# Patches that run a layer themselves, perhaps without calling it.
+# Patches that may run the code of a layer without calling the layer.
 _OF_LAYERS = "forward_timestep_embed_patch"
 # Entries of the options whose functions may depend on the numbers.
 _READERS = ("patches", "patches_replace", "optimized_attention_override")
@@ -20,19 +20,19 @@ _READERS = ("patches", "patches_replace", "optimized_attention_override")
 class BlockNumbers:
     """The numbers of the blocks and transformers of one call.
 
-    A model counts the blocks and the transformers that it runs, and some patches depend on these numbers. A full step
-    notes how many transformers ran before each output block; a shallow one resumes from there. Both happen in a patch
-    of the output blocks and not in a subclass of `dict`: with ComfyUI's node for `torch.compile`, graphs that were made
-    with such options also run with others, and fail there.
+    A model counts the blocks and transformers it runs, and some patches depend on these counts. A full step records the
+    number of transformers before each output block; a shallow step resumes from there. Both happen in a patch of the
+    output blocks and not in a subclass of `dict`: graphs from ComfyUI's node for `torch.compile` run with other options
+    too, and would fail.
 
     Args:
-        left_out: how many output blocks a shallow step leaves out; 0 on a full step.
-        transformers: those counts, of an earlier full step; None on a full step.
+        left_out: the number of output blocks that a shallow step omits; 0 on a full step.
+        transformers: the recorded counts of an earlier full step; None on a full step.
 
     Attributes:
-        transformers: how many transformers ran before each output block, by its number. Empty if no patch needs it.
-        features: what entered each output block on a full step, where patches may run layers without calling them, so
-            that their hooks do not see it.
+        transformers: the number of transformers before each output block. Empty if no patch needs it.
+        features: the inputs of the output blocks on a full step, if patches may run layers without calling them and
+            so bypass their hooks.
 
     Example:
         >>> def patch(h, skip, options):
@@ -51,11 +51,7 @@ class BlockNumbers:
         self.features: dict[int, torch.Tensor] = {}
 
     def patched(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The `transformer_options` with which patches see the numbers of a full step.
-
-        Args:
-            options: the `transformer_options` as they would be without DeepCache.
-        """
+        """These `transformer_options` with a patch that sets the numbers of a full step."""
         if not any(options.get(name) for name in _READERS):
             return dict(options)
         patches = options.get("patches", {})
@@ -66,7 +62,7 @@ class BlockNumbers:
 
     @staticmethod
     def count_blocks(options: dict[str, Any]) -> bool:
-        """Whether patches go by how many output blocks have run since the middle block (SUPIR)."""
+        """Whether patches count the output blocks after the middle block (SUPIR)."""
         patches = options.get("patches", {})
         return _AFTER_THE_MIDDLE in patches and _AT_OUTPUT_BLOCKS in patches
 

@@ -1,4 +1,4 @@
-"""Puts the nodes into an installation of ComfyUI."""
+"""Installs the nodes into ComfyUI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import DeepCache
 
 __all__ = ["install_nodes"]
 
-# What the nodes import, which takes nothing but torch.
+# The modules that the nodes import. They require torch only.
 _PARTS = (
     "__init__.py",
     "comfyui",
@@ -22,7 +22,7 @@ _PARTS = (
     "schedule.py",
     "text.py",
 )
-# Where ComfyUI looks for the workflows of a node pack. A wheel has the folder in `comfyui`.
+# The folder in which ComfyUI looks for the workflows of a node pack. A wheel has it in `comfyui`.
 _WORKFLOWS = "example_workflows"
 
 
@@ -30,21 +30,21 @@ def install_nodes(comfyui: Path) -> Path:
     """Copies the nodes, the engine and the example workflow into `custom_nodes/deepcache`, replacing an earlier copy.
 
     Args:
-        comfyui: the folder of ComfyUI.
+        comfyui: the ComfyUI directory.
 
     Returns:
-        The folder that was made.
+        The new directory.
 
     Raises:
-        ValueError: it is no folder of ComfyUI, or `custom_nodes/deepcache` is something else.
+        ValueError: it is not a ComfyUI directory, or `custom_nodes/deepcache` is something else.
         OSError: it cannot be written.
     """
     nodes = comfyui / "custom_nodes"
     if not nodes.is_dir():
-        raise ValueError(f"{str(comfyui)!r} is no folder of ComfyUI: it has no custom_nodes")
+        raise ValueError(f"{str(comfyui)!r} is not a ComfyUI directory: it has no custom_nodes")
     target = nodes / "deepcache"
     if target.exists() and not (target / "DeepCache" / "comfyui").is_dir():
-        raise ValueError(f"{str(target)!r} is something else than the nodes of DeepCache: move it away first")
+        raise ValueError(f"{str(target)!r} exists and is not a copy of the DeepCache nodes. Move it first")
     package = Path(DeepCache.__file__).parent
     beside = nodes / "deepcache.new.disabled"
     shutil.rmtree(beside, ignore_errors=True)

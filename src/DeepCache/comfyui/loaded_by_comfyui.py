@@ -1,4 +1,4 @@
-"""What ComfyUI loads from `custom_nodes/deepcache`, which has the package DeepCache beside it."""
+"""The module that ComfyUI loads from `custom_nodes/deepcache`; the DeepCache package is next to it."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""The nodes: DeepCache on a model, and what the last run with it did."""
+"""The ComfyUI nodes: DeepCache on a model, and a report of the last run."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +18,7 @@ CUSTOM = "custom"
 
 
 class DeepCacheNode:
-    """Puts DeepCache on a model."""
+    """Applies DeepCache to a model."""
 
     CATEGORY = "model/patch/unet"
     DESCRIPTION = (
@@ -32,105 +31,62 @@ class DeepCacheNode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "A model with a U-Net: SD 1.x, 2.x, SDXL or SVD."}),
-                "preset": (
-                    [*PRESETS, CUSTOM],
-                    {
-                        "default": "balanced",
-                        "tooltip": "faithful: every 2nd step runs the U-Net; balanced: every 3rd; fast: every 5th. "
-                        f"{CUSTOM}: the inputs from interval to adaptive_threshold, which the others ignore.",
-                    },
-                ),
-                "interval": (
-                    "INT",
-                    {
-                        "default": 3,
-                        "min": 1,
-                        "max": 100,
-                        "tooltip": "Steps from one full run of the U-Net to the next. 1 caches nothing. Larger is "
-                        "faster and less faithful.",
-                    },
-                ),
-                "branch": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 100,
-                        "tooltip": "Where the U-Net is cut on shallow steps, counted from the shallowest skip "
-                        "connection: 0 to 11 for SD 1.x and 2.x, 0 to 8 for SDXL. Deeper is slower and more faithful.",
-                    },
-                ),
-                "between": (
-                    list(BETWEEN),
-                    {
-                        "default": "shallow",
-                        "tooltip": "What the steps between full ones run: the layers above the branch (shallow), no "
-                        "layers (skipped), or one after the other (alternating).",
-                    },
-                ),
-                "forecast": (
-                    list(FORECASTS),
-                    {
-                        "default": "limited",
-                        "tooltip": "How cached features and predictions are continued. none: re-used as they are (the "
-                        "paper). limited: for any guidance scale. response: for skipped steps at a high scale. linear, "
-                        "quadratic: for a low scale.",
-                    },
-                ),
-                "guidance_reuse": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Shallow steps run the positive prompt only, and the negative prediction is "
-                        "forecast from the difference of the two: half the cost of a shallow step.",
-                    },
-                ),
-                "adaptive_threshold": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "Above 0 a step is full where the expected error of the forecast exceeds this "
-                        "share, and after the interval at the latest. 0: every interval-th step is full.",
-                    },
-                ),
-                "start_percent": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "Before this part of the run every step is full.",
-                    },
-                ),
-                "end_percent": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "After this part of the run every step is full.",
-                    },
-                ),
-            },
-            "optional": {
-                "plan": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "A file that deepcache tune wrote. It says what each step does, instead of the "
-                        "inputs above.",
-                    },
-                ),
-            },
+        share = {"min": 0.0, "max": 1.0, "step": 0.01}
+        required = {
+            "model": _input("MODEL", "A model with a U-Net: SD 1.x, 2.x, SDXL or SVD."),
+            "preset": _input(
+                [*PRESETS, CUSTOM],
+                "faithful: every 2nd step runs the U-Net; balanced: every 3rd; fast: every 5th. "
+                f"{CUSTOM}: the inputs from interval to adaptive_threshold, which the others ignore.",
+                default="balanced",
+            ),
+            "interval": _input(
+                "INT",
+                "Steps from one full run of the U-Net to the next. 1 caches nothing. Larger is faster and less "
+                "faithful.",
+                default=3,
+                min=1,
+                max=100,
+            ),
+            "branch": _input(
+                "INT",
+                "Where the U-Net is cut on shallow steps, counted from the shallowest skip connection: 0 to 11 for "
+                "SD 1.x and 2.x, 0 to 8 for SDXL. Deeper is slower and more faithful.",
+                default=0,
+                min=0,
+                max=100,
+            ),
+            "between": _input(
+                list(BETWEEN),
+                "What the steps between full ones run: the layers above the branch (shallow), no layers (skipped), or "
+                "one after the other (alternating).",
+                default="shallow",
+            ),
+            "forecast": _input(
+                list(FORECASTS),
+                "How cached features and predictions are extrapolated. none: reused unchanged (the paper). limited: "
+                "for any guidance scale. response: for skipped steps at a high scale. linear, quadratic: for a low "
+                "scale.",
+                default="limited",
+            ),
+            "guidance_reuse": _input(
+                "BOOLEAN",
+                "Shallow steps run the positive prompt only, and the negative prediction is forecast from the "
+                "difference of the two: half the cost of a shallow step.",
+                default=False,
+            ),
+            "adaptive_threshold": _input(
+                "FLOAT",
+                "Above 0, a step is full if the expected error of the forecast exceeds this share, and after the "
+                "interval at the latest. 0: every interval-th step is full.",
+                default=0.0,
+                **share,
+            ),
+            "start_percent": _input("FLOAT", "Before this part of the run every step is full.", default=0.0, **share),
+            "end_percent": _input("FLOAT", "After this part of the run every step is full.", default=1.0, **share),
         }
+        plan = "A file written by deepcache tune. It sets what each step does and replaces the inputs above."
+        return {"required": required, "optional": {"plan": _input("STRING", plan, default="")}}
 
     @classmethod
     def IS_CHANGED(cls, plan: str = "", **_: Any) -> int:
@@ -156,26 +112,22 @@ class DeepCacheNode:
 
         Raises:
             TypeError: the model has no U-Net with skip connections.
-            ValueError: a value is out of range, or the plan is none.
+            ValueError: a value is out of range, or the file is not a plan.
             OSError: the plan cannot be read.
         """
         if start_percent >= end_percent:
             limits = f"got {start_percent:g} and {end_percent:g}"
-            raise ValueError(f"DeepCache: start_percent must be below end_percent, {limits}")
+            raise ValueError(f"DeepCache: start_percent must be less than end_percent, {limits}")
+        settings: DeepCacheConfig | str = preset
         if plan.strip():
-            config = DeepCacheConfig(plan=Plan.from_file(Path(plan.strip())))
-            settings_for = partial(_whatever_the_guidance, config)
+            settings = DeepCacheConfig(plan=Plan.from_file(Path(plan.strip())))
         elif preset == CUSTOM:
             adaptive = {"skip_mode": "adaptive", "threshold": adaptive_threshold} if adaptive_threshold else {}
-            settings = {"between": between, "forecast": forecast, "guidance_reuse": guidance_reuse, **adaptive}
-            config = DeepCacheConfig(interval, branch, **settings)
-            settings_for = partial(_whatever_the_guidance, config)
-        else:
-            config = DeepCacheConfig()
-            settings_for = partial(DeepCacheConfig.preset, preset)
-        _check_branches(model, config)
+            values = {"between": between, "forecast": forecast, "guidance_reuse": guidance_reuse, **adaptive}
+            settings = DeepCacheConfig(interval, branch, **values)
+        _check_branches(model, settings if isinstance(settings, DeepCacheConfig) else DeepCacheConfig())
         changed = model.clone()
-        apply(changed, Applied(settings_for, start_percent, end_percent))
+        apply(changed, Applied(settings, start_percent, end_percent))
         return (changed,)
 
 
@@ -184,8 +136,8 @@ class DeepCacheReportNode:
 
     CATEGORY = "model/patch/unet"
     DESCRIPTION = (
-        "What the last run with DeepCache did: which steps were full, the share of the U-Net's work, and why steps "
-        "were full although the schedule does not say so."
+        "Reports the last run with DeepCache: which steps were full, the share of the U-Net's work, and why steps ran "
+        "in full that the schedule does not make full."
     )
     RETURN_TYPES: ClassVar = ("LATENT", "STRING")
     RETURN_NAMES: ClassVar = ("latent", "report")
@@ -195,12 +147,9 @@ class DeepCacheReportNode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The model that the DeepCache node returned."}),
-                "latent": ("LATENT", {"tooltip": "What the sampler made with it, so that this node runs after it."}),
-            }
-        }
+        model = _input("MODEL", "The model that the DeepCache node returned.")
+        latent = _input("LATENT", "The output of the sampler, so that this node runs after it.")
+        return {"required": {"model": model, "latent": latent}}
 
     def report(self, model: Any, latent: Any) -> dict[str, Any]:
         """The latent, and the report as text."""
@@ -213,12 +162,12 @@ class DeepCacheReportNode:
         return {"ui": {"text": [text]}, "result": (latent, text)}
 
 
-def _whatever_the_guidance(config: DeepCacheConfig, guidance: float | None) -> DeepCacheConfig:
-    return config
+def _input(kind: str | list[str], tooltip: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    return kind, {**options, "tooltip": tooltip}
 
 
 def _check_branches(model: Any, config: DeepCacheConfig) -> None:
-    """Refuses a model that cannot be cut, and branches that it does not have."""
+    """Raises an error for a model without skip branches, and for branches that it does not have."""
     unet = model.get_model_object("diffusion_model")
     if not PairedListsLayout.recognises(unet):
         raise TypeError(
@@ -228,4 +177,6 @@ def _check_branches(model: Any, config: DeepCacheConfig) -> None:
     branches = layout_of(unet).branches
     for number in config.branches:
         if number >= len(branches):
-            raise ValueError(f"DeepCache: branch must be from 0 to {len(branches) - 1} for this model, got {number}")
+            raise ValueError(
+                f"DeepCache: branch must be between 0 and {len(branches) - 1} for this model, got {number}"
+            )

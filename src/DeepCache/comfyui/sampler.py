@@ -1,4 +1,4 @@
-"""What a run needs to know of ComfyUI's sampler and guider."""
+"""Properties of ComfyUI's sampler and guider that a run depends on."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from DeepCache.engine.forecast import stiffness
 
 __all__ = ["Sampler", "guidance_scale_of", "sampler_of"]
 
-# The order of samplers that extrapolate past predictions, by a part of their names; of all others it is 1.
+# Orders of samplers that extrapolate past predictions, by a part of their names; others have order 1.
 _ORDERS = {"_2m": 2, "_3m": 3, "multistep": 2, "unipc": 3, "deis": 3, "ipndm": 4, "lms": 4}
 
-# Samplers that evaluate the model more than once a step, or as often as they like.
+# Samplers that evaluate the model more than once per step, or a variable number of times.
 _SEVERAL_EVALUATIONS = ("heun", "dpm_2", "_2s", "dpmpp_sde", "seeds", "pece", "dpm_fast", "dpm_adaptive")
-# Samplers with such a name that evaluate it once.
+# A sampler whose name matches but that evaluates the model once.
 _ONE_EVALUATION = "2m_sde_heun"
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a run needs to know of its sampler.
+    """Properties of a sampler that a run depends on.
 
     Args:
-        stiffness: how strongly the run answers to an error, see `DeepCache.engine.forecast.stiffness`.
-        response: how a prediction answers to its input until that is measured, see `PredictionForecast`.
-        steps: how many evaluations there are, where a plan or an adaptive schedule goes by that; else None.
-        highest_sigma: the noise level from which on DeepCache is used; None for the highest there is.
-        lowest_sigma: the noise level below which it is used no more.
-        splits_batches: whether the model may be run on parts of a batch, so that nothing tells what a row is of.
+        stiffness: how strongly the run amplifies an error, see `DeepCache.engine.forecast.stiffness`.
+        response: initial estimate of how the prediction responds to its input, see `PredictionForecast`.
+        steps: the number of evaluations, if a plan or an adaptive schedule needs it.
+        highest_sigma: DeepCache is used at this noise level and below; None for all.
+        lowest_sigma: DeepCache is used above this noise level.
+        splits_batches: whether the model may run on parts of a batch, so that its rows cannot be identified.
     """
 
     stiffness: float = 0.0
@@ -52,7 +52,7 @@ class Sampler:
 
 
 def guidance_scale_of(guider: Any) -> float | None:
-    """The guidance scale; the larger one if the guider has two, None if it has none."""
+    """The guidance scale of a guider: the larger one of two, None without one."""
     scales = [getattr(guider, name, None) for name in ("cfg", "cfg1", "cfg2")]
     return max((scale for scale in scales if scale is not None), default=None)
 
@@ -60,19 +60,19 @@ def guidance_scale_of(guider: Any) -> float | None:
 def sampler_of(
     guider: Any, sampler: Any, sigmas: torch.Tensor, config: DeepCacheConfig, start: float, end: float
 ) -> Sampler:
-    """What a run needs to know.
+    """The properties of the sampler of a run.
 
     Args:
         guider: the guider of the run.
         sampler: its sampler.
-        sigmas: the noise levels of its steps, and the one after the last.
+        sigmas: the noise levels of the steps and the final one.
         config: the settings.
-        start: the part of the run from which DeepCache is used, 0 to 1.
-        end: the part up to which it is used.
+        start: the part of the run at which DeepCache starts, 0 to 1.
+        end: the part at which it ends.
 
     Raises:
         ValueError: the plan is for another number of steps or another guidance scale, or the number of evaluations
-            cannot be known.
+            cannot be determined.
     """
     name, steps, guidance = _name_of(sampler), len(sigmas) - 1, guidance_scale_of(guider)
     counted = config.plan is not None or config.skip_mode == "adaptive"
@@ -80,19 +80,19 @@ def sampler_of(
     if counted and several:
         raise ValueError(
             f"DeepCache: a plan or adaptive_threshold needs a sampler with one evaluation per step, and {name} has "
-            "several: take another sampler, or set neither"
+            "several. Use another sampler, or set neither"
         )
     if config.plan is not None:
         planned = len(config.plan.schedule.each)
         if planned != steps:
-            raise ValueError(f"DeepCache: the plan is for {planned} steps, and the sampler runs {steps}")
+            raise ValueError(f"DeepCache: the plan is for {planned} steps, but the sampler runs {steps}")
         refuse(other_guidance(config.plan, guidance))
     sampling = guider.model_patcher.get_model_object("model_sampling")
     model_type = getattr(guider.model_patcher.model, "model_type", None)
     order = next((order for part, order in _ORDERS.items() if part in name), 1)
     return Sampler(
         stiffness(guidance, SimpleNamespace(config={"solver_order": order}), steps),
-        # Predicted noise changes as the input does.
+        # Predicted noise changes with the input.
         response=1.0 if getattr(model_type, "name", "EPS") == "EPS" else 0.0,
         steps=steps if counted else None,
         highest_sigma=float(sampling.percent_to_sigma(start)) if start > 0 else None,

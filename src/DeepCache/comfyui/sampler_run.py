@@ -1,4 +1,4 @@
-"""One run of a ComfyUI sampler: which evaluations of the model are full, and what is kept between them."""
+"""One run of a ComfyUI sampler: decides which evaluations of the model are full, and keeps the cached features."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from DeepCache.comfyui.block_numbers import BlockNumbers
-from DeepCache.comfyui.chunks import ChunkKeys
-from DeepCache.comfyui.counted_attention import counted_attention
 from DeepCache.comfyui.executors import Executors, turn
-from DeepCache.comfyui.model_call import Begun, ModelCall, positive_of_two
+from DeepCache.comfyui.model_call import Begun, ChunkKeys, ModelCall, positive_of_two
 from DeepCache.comfyui.sampler import Sampler
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.executor import Executor
@@ -37,9 +36,9 @@ class SamplerRun:
     """One run of a sampler with DeepCache.
 
     Args:
-        config: the settings of DeepCache.
-        sampler: what is known of the sampler.
-        executors: those of the node.
+        config: the settings.
+        sampler: properties of the sampler.
+        executors: the executors of the node, shared by its runs.
     """
 
     def __init__(self, config: DeepCacheConfig, sampler: Sampler, executors: Executors) -> None:
@@ -58,11 +57,8 @@ class SamplerRun:
         self._turn = threading.Lock()
 
     def begin_evaluation(self, sigma: torch.Tensor) -> None:
-        """Begins an evaluation of the model, which may take several calls.
-
-        Args:
-            sigma: its noise level, for each sample.
-        """
+        """Starts an evaluation of the model, which may consist of several calls; `sigma` is its noise level, for each
+        sample."""
         self._slots = {key: slot for key, slot in self._slots.items() if key in self._used}
         self._guidance = {keys: kept for keys, kept in self._guidance.items() if self._used.issuperset(keys)}
         self._used = set()
@@ -73,13 +69,8 @@ class SamplerRun:
 
     @not_compiled
     def begin(self, model: nn.Module, call: ModelCall) -> Begun:
-        """Decides what a call of the diffusion model does, and changes the model for it. Within the `turn` of the
-        model, up to `Begun.undo`.
-
-        Args:
-            model: the diffusion model.
-            call: the arguments.
-        """
+        """Decides which step a call of the diffusion model runs, and patches the model for it. The caller holds the
+        `turn` of the model until `Begun.undo`."""
         with self._turn:
             return self._begin(model, call)
 
@@ -105,13 +96,7 @@ class SamplerRun:
 
     @not_compiled
     def keep(self, model: nn.Module, begun: Begun, output: torch.Tensor) -> torch.Tensor:
-        """Keeps what a call has computed, and returns its output for all chunks.
-
-        Args:
-            model: the diffusion model.
-            begun: what `begin` returned.
-            output: what the model returned.
-        """
+        """Caches the features and predictions of a call, and returns its output for all chunks."""
         with self._turn:
             return output if begun.executor is None else self._keep(model, begun, output)
 
@@ -136,7 +121,7 @@ class SamplerRun:
         return output
 
     def end(self) -> None:
-        """Takes all hooks off the model and forgets what was kept."""
+        """Detaches all hooks from the model and clears the cache."""
         while self._models:
             model = self._models.pop()
             with turn(model):
@@ -146,13 +131,13 @@ class SamplerRun:
         self._guidance.clear()
 
     def stats(self) -> TrajectoryStats:
-        """What was done; the multiply-accumulates are counted while the model is there."""
+        """Statistics of the run; multiply-accumulates are counted only while the model is alive."""
         model = None if self._model is None else self._model()
         return self._record.stats(nn.Identity() if model is None else model)
 
     @property
     def _number(self) -> int:
-        """The number of the evaluation since DeepCache is in use."""
+        """Index of the evaluation since DeepCache started."""
         return max(self._evaluation - self._first, 0)
 
     def _decide(self, model: Any, call: ModelCall) -> Decision:
@@ -160,7 +145,7 @@ class SamplerRun:
             return Decision(Step(True), OUTSIDE)
         info = StepInfo(self._number, self._calls, False, self._sampler.steps)
         found = [self._planner.decide(info, self._slots.get(key), chunk) for key, chunk in call.split(call.sample)]
-        # Where one chunk has nothing to go on from, the whole call is full.
+        # If one chunk has nothing cached, the whole call is full.
         decision = next((each for each in found if each.step.full), found[0])
         if decision.step.full:
             return decision
@@ -173,7 +158,7 @@ class SamplerRun:
         guidance = self._guidance.get(tuple(call.keys))
         if guidance is None or self._sampler.splits_batches or not scheduled.guidance_reuse:
             return decision
-        # At their last full step the two may have come in separate calls.
+        # The two may have been in separate calls at their last full step.
         current = guidance.latest >= max(self._slots[key].last_full for key in call.keys)
         return Decision(scheduled) if current else decision
 
@@ -181,7 +166,7 @@ class SamplerRun:
         if self._model is None:
             self._model = weakref.ref(model)
         info = StepInfo(self._evaluation, self._calls, False)
-        kwargs = {**call.others, "transformer_options": {"optimized_attention_override": counted_attention}}
+        kwargs = {**call.others, "transformer_options": {"optimized_attention_override": _counted_attention}}
         self._record.note_call(info, decision, (call.sample,), kwargs)
 
     def _executor(self, model: nn.Module) -> Executor:
@@ -191,7 +176,7 @@ class SamplerRun:
         return self._executors.of(model, self._config.branches)
 
     def _begin_shallow(self, model: Any, executor: Executor, step: Step, call: ModelCall, part: ModelCall) -> Begun:
-        """A shallow step of a call, of which a part runs."""
+        """A shallow step of `call`, of which the model runs `part`."""
         feature = torch.cat(
             [self._slots[key].features[step.branch].at(self._number, step.forecast) for key in part.keys]
         )
@@ -228,7 +213,7 @@ class SamplerRun:
                 self._slots[key].features[branch].add(self._number, chunk)
 
     def _keep_guidance(self, call: ModelCall, output: torch.Tensor) -> None:
-        """Keeps the negative prediction minus the positive one, where a call has both."""
+        """Caches the negative prediction minus the positive one, if a call has both."""
         index = positive_of_two(call) if self._config.any_guidance_reuse else None
         if index is not None:
             halves = output.chunk(2)
@@ -253,7 +238,7 @@ class SamplerRun:
             slot.output = prediction
 
     def _measure(self, begun: Begun, expected: torch.Tensor | None, found: torch.Tensor) -> None:
-        """Tells an adaptive schedule how wrong a forecast would have been."""
+        """Reports the error of a forecast to an adaptive schedule."""
         info = StepInfo(self._number, begun.number, False)
         if self._planner.measures(info, begun.step):
             comparable = expected is not None and expected.shape == found.shape
@@ -261,6 +246,17 @@ class SamplerRun:
 
 
 def _latents(model: Any, sample: torch.Tensor) -> torch.Tensor:
-    """The channels that are denoised, without those of a mask or of an image to start from."""
+    """The channels that are denoised, without those of a mask or an input image."""
     latents: torch.Tensor = sample[:, : model.out_channels]
     return latents
+
+
+def _counted_attention(
+    attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """An `optimized_attention_override` for counting on the meta device, where ComfyUI's attention asks for the free
+    memory of the device."""
+    if not kwargs.get("skip_reshape"):
+        q, k, v = (each.view(*each.shape[:2], heads, -1).transpose(1, 2) for each in (q, k, v))
+    output = scaled_dot_product_attention(q, k, v)
+    return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)

@@ -1,8 +1,7 @@
-"""The wrappers that put DeepCache around a model of ComfyUI: nothing of the model is replaced."""
+"""The wrappers that apply DeepCache to a ComfyUI model without replacing any part of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,54 +17,47 @@ from DeepCache.engine.torch_versions import not_compiled
 __all__ = ["KEY", "Applied", "apply"]
 
 KEY = "deepcache"
-"""What the wrappers and the entry of `transformer_options` are called."""
+"""The key of the wrappers and of the entry in `transformer_options`."""
 
 
 class Applied:
-    """DeepCache as a node has put it on a model.
+    """DeepCache as a node has applied it to a model.
 
     Args:
-        settings: those for a guidance scale, which is None where it is not known.
-        start_percent: from where in a run on it is used, 0 to 1.
-        end_percent: up to where.
+        settings: the settings, or the name of a preset, whose settings depend on the guidance scale.
+        start_percent: the part of the run at which DeepCache starts, 0 to 1.
+        end_percent: the part at which it ends.
     """
 
-    def __init__(
-        self,
-        settings: Callable[[float | None], DeepCacheConfig],
-        start_percent: float = 0.0,
-        end_percent: float = 1.0,
-    ) -> None:
+    def __init__(self, settings: DeepCacheConfig | str, start_percent: float = 0.0, end_percent: float = 1.0) -> None:
         self._settings, self._start, self._end = settings, start_percent, end_percent
         self._executors = Executors()
         self._last: SamplerRun | None = None
 
     def __deepcopy__(self, memo: Any) -> Applied:
-        """Clones of a model share what a run with it did. ComfyUI copies all that is in its options."""
+        # ComfyUI copies all options of a model; its clones share the statistics.
         return self
 
     @property
     def stats(self) -> TrajectoryStats | None:
-        """What the last run did; None before the first."""
+        """Statistics of the last run; None before the first."""
         return None if self._last is None else self._last.stats()
 
     def begin_run(self, guider: Any, sampler: Any, sigmas: torch.Tensor) -> SamplerRun:
-        """Begins a run.
-
-        Raises:
-            ValueError: the settings are not for this run, see `sampler_of`.
-        """
-        config = self._settings(guidance_scale_of(guider))
+        """Starts a run. Raises a `ValueError` if the settings do not fit it, see `sampler_of`."""
+        config = self._settings
+        if isinstance(config, str):
+            config = DeepCacheConfig.preset(config, guidance_scale_of(guider))
         known = sampler_of(guider, sampler, sigmas, config, self._start, self._end)
         self._last = SamplerRun(config, known, self._executors)
         return self._last
 
 
 def apply(model: Any, applied: Applied) -> None:
-    """Puts DeepCache on a `ModelPatcher`, replacing what an earlier node put there."""
+    """Applies DeepCache to a `ModelPatcher`, replacing that of an earlier node."""
     model.model_options.setdefault("transformer_options", {})[KEY] = applied
     for kind, wrapper in (
-        # The names in `comfy.patcher_extension.WrappersMP`.
+        # Names from `comfy.patcher_extension.WrappersMP`.
         ("outer_sample", _outer_sample),
         ("predict_noise", _predict_noise),
         ("diffusion_model", _diffusion_model),
@@ -111,7 +103,7 @@ def _diffusion_model(
 
     model = executor.class_obj
     with turn(model):
-        # Graphs that ComfyUI compiles may read every entry, and also run without DeepCache.
+        # Graphs compiled by ComfyUI may read every entry and must also run without DeepCache.
         plain = {name: value for name, value in options.items() if name != KEY}
         call = ModelCall(x, control, {"timesteps": timesteps, "context": context, "y": y, **kwargs}, plain)
         begun = run.begin(model, call)
@@ -127,5 +119,5 @@ def _diffusion_model(
         return run.keep(model, begun, output)
 
 
-# Compiled, only the model itself is: a graph for full steps and one for shallow ones.
+# torch.compile applies to the model itself only: one graph for full steps and one for shallow ones.
 _diffusion_model = not_compiled(_diffusion_model, recursive=False)
