@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.comfyui_engine import engine
+from benchmarks.comfyui_engine.bundled_model import load
+from benchmarks.comfyui_engine.nodes import with_deepcache
 from benchmarks.fidelity import resumed
 from benchmarks.frontier import IDENTICAL
 from DeepCache.bench.result_file import write_result
@@ -26,11 +29,8 @@ from DeepCache.bench.summary import summary
 from DeepCache.comfyui.wrappers import KEY
 from DeepCache.config import PRESETS
 from DeepCache.metrics import psnr
-from tests.comfyui import real_engine
-from tests.comfyui.bundled_model import load
-from tests.comfyui.nodes import with_deepcache
 
-# `real_engine` makes these importable.
+# `engine` makes these importable.
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode  # isort: skip
 from comfyui_version import __version__ as comfyui_version  # isort: skip
 
@@ -158,7 +158,7 @@ class _Engine:
         for run in runs:
             noise, positive = self.noise[run], [[self.positive[run], {}]]
             settings = (steps, guidance, sampler, levels, positive, self.negative, torch.zeros_like(noise))
-            latents.append(real_engine.comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=self.seed))
+            latents.append(engine.comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=self.seed))
         deepcache = model.model_options.get("transformer_options", {}).get(KEY)
         if deepcache is not None:
             stats = deepcache.stats

@@ -12,16 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
+from benchmarks.comfyui_engine import engine
+from benchmarks.comfyui_engine.conditions import (
+    DRAWING,
+    FURTHER_CONDITIONS,
+    Condition,
+    Unavailable,
+    conditions,
+    seeded_by_layer,
+)
+from benchmarks.comfyui_engine.nodes import with_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
-from tests.comfyui import real_engine
-from tests.comfyui.nodes import with_deepcache
-from tests.comfyui.test_real_engine import DRAWING, FURTHER_CONDITIONS, Condition, _drawing_by_layer, conditions
 
-# `real_engine` makes this importable.
+# `engine` makes this importable.
 from comfyui_version import __version__ as comfyui_version  # isort: skip
 
 STEPS, INTERVAL = 8, 3
@@ -41,7 +47,7 @@ def main() -> None:
     for name, condition in {**listed, **FURTHER_CONDITIONS}.items():
         try:
             found = _measured(name, condition)
-        except pytest.skip.Exception:
+        except Unavailable:
             continue
         result["conditions"].append({"name": name, "model": condition.kind} | found)
         write_result(options.output, result)
@@ -50,19 +56,19 @@ def main() -> None:
 
 
 def _measured(name: str, condition: Condition) -> dict[str, Any]:
-    model, settings = real_engine.model(condition.kind), condition.settings()
+    model, settings = engine.model(condition.kind), condition.settings()
     settings = {"kind": condition.kind, **settings}
 
     def sample(patcher: Any, **more: Any) -> torch.Tensor:
-        return real_engine.sample(patcher, **settings | {"steps": STEPS} | more)
+        return engine.sample(patcher, **settings | {"steps": STEPS} | more)
 
     plain = sample(condition.change(model))
     whole = sample(with_deepcache(condition.change(model), interval=1))
     cached = with_deepcache(condition.change(model), interval=INTERVAL)
     shallow = sample(cached)
     # Of a sampler that evaluates the same several times the deep feature is the true one.
-    same = _drawing_by_layer(model) if name in DRAWING else model
-    again = partial(sample, steps=2, sampler=real_engine.repeat)
+    same = seeded_by_layer(model) if name in DRAWING else model
+    again = partial(sample, steps=2, sampler=engine.repeat)
     expected, true = again(condition.change(same)), again(with_deepcache(condition.change(same)))
     return {
         "interval_1": (whole - plain).abs().max().item(),

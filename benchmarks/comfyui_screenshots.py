@@ -18,8 +18,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Page, sync_playwright
 
-from tests.comfyui.example_workflow import FOLDER, as_prompt, node_of, read, with_bundled_model
-from tests.comfyui.server import Server
+from benchmarks.comfyui_engine.example_workflow import FOLDER, as_prompt, node_of, read, with_bundled_model
+from benchmarks.comfyui_engine.server import Server
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 UPSCALED = 512

@@ -7,15 +7,15 @@ import os
 import pytest
 import torch
 
+from benchmarks.comfyui_engine.nodes import pattern, with_deepcache
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.models import load_pipeline
-from tests.comfyui.nodes import pattern, with_deepcache
 
 if not os.environ.get("COMFYUI_PATH"):
     pytest.skip("COMFYUI_PATH names no checkout of ComfyUI", allow_module_level=True)
 
-from tests.comfyui import real_engine as engine
-from tests.comfyui.bundled_model import Autoencoder, TextEncoder, model_of
+from benchmarks.comfyui_engine import engine
+from benchmarks.comfyui_engine.bundled_model import Autoencoder, TextEncoder, model_of
 
 pytestmark = pytest.mark.filterwarnings("default")
 

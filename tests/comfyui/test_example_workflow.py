@@ -7,8 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+from benchmarks.comfyui_engine.example_workflow import FOLDER, as_prompt, node_of, read
 from DeepCache.comfyui import NODE_CLASS_MAPPINGS
-from tests.comfyui.example_workflow import FOLDER, as_prompt, node_of, read
 
 
 @pytest.mark.parametrize("kind", NODE_CLASS_MAPPINGS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.comfyui.nodes import pattern, with_deepcache
+from benchmarks.comfyui_engine.nodes import pattern, with_deepcache
 from tests.comfyui.stand_in import model, sample
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from benchmarks.comfyui_engine.nodes import pattern, report, with_deepcache
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
 from tests.comfyui.ldm_unet import CHANNELS, SpatialTransformer
-from tests.comfyui.nodes import pattern, report, with_deepcache
 from tests.comfyui.stand_in import NEGATIVE, POSITIVE, cond, model, sample
 
 BRANCHES = range(6)

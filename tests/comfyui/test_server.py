@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.comfyui_engine.example_workflow import as_prompt, node_of, read, with_bundled_model
+from benchmarks.comfyui_engine.server import Server
 from DeepCache.comfyui import NODE_CLASS_MAPPINGS
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
-from tests.comfyui.example_workflow import as_prompt, node_of, read, with_bundled_model
-from tests.comfyui.server import Server
 
 if not os.environ.get("COMFYUI_PATH"):
     pytest.skip("COMFYUI_PATH names no checkout of ComfyUI", allow_module_level=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.comfyui.absent_modules import stand_in_for
+from benchmarks.comfyui_engine.absent_modules import stand_in_for
 
 stand_in_for("torchvision", "torchaudio", "av")
 sys.path.insert(0, os.environ["COMFYUI_PATH"])

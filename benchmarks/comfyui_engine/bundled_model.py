@@ -1,6 +1,6 @@
 """The bundled model in ComfyUI's own U-Net, with its text encoder and autoencoder behind the methods that nodes call.
 
-Import `real_engine` first, or run within ComfyUI. It cannot be a checkpoint file: ComfyUI takes all widths for
+Import `engine` first, or run within ComfyUI. It cannot be a checkpoint file: ComfyUI takes all widths for
 multiples of the first and each norm to have 32 groups; here the widths are 48, 64 and 96 and the groups 16.
 """
 

@@ -1,15 +1,15 @@
-"""A loader of the model that comes with DeepCache, for ComfyUI as `tests.comfyui.server` starts it."""
+"""A loader of the model that comes with DeepCache, for ComfyUI as `benchmarks.comfyui_engine.server` starts it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar
 
-import tests
+import benchmarks
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 
-PACKAGE = Path(tests.__file__).parents[1] / "src" / "DeepCache"
+PACKAGE = Path(benchmarks.__file__).parents[1] / "src" / "DeepCache"
 
 
 class BundledModelNode:
@@ -29,7 +29,7 @@ class BundledModelNode:
         # `deepcache comfyui` installs only what the nodes import. The model needs other parts of the package.
         if str(PACKAGE) not in DeepCache.__path__:
             DeepCache.__path__.append(str(PACKAGE))
-        from tests.comfyui.bundled_model import load
+        from benchmarks.comfyui_engine.bundled_model import load
 
         return load()
 

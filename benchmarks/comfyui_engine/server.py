@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.comfyui.absent_modules import stand_in_for
+from benchmarks.comfyui_engine.absent_modules import stand_in_for
 
 __all__ = ["Server"]
 
