@@ -1,4 +1,4 @@
-"""Measures the exported model on held-out captions and writes figures, pictures and the card."""
+"""Measures the exported model on held-out captions and writes figures, images and the model card."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BATCH = 32
 
 @dataclass
 class Result:
-    """What one way to sample gave."""
+    """The result of one way to sample."""
 
     sampler: str
     steps: int
@@ -201,7 +201,7 @@ def _as_image(tile: Tensor) -> Image.Image:
 
 
 def contact_sheet(images: Tensor, path: Path, columns: int = 8, scale: int = 2) -> None:
-    """The pictures side by side, enlarged."""
+    """The images side by side, enlarged."""
     side = images.shape[-1] * scale
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
@@ -212,12 +212,12 @@ def contact_sheet(images: Tensor, path: Path, columns: int = 8, scale: int = 2) 
 
 
 def labelled_sheet(images: Tensor, captions: list[str], path: Path) -> None:
-    """The pictures with their captions below them."""
+    """The images with their captions below them."""
     side, line, columns = 192, 12, 6
     height = side + 4 * line
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side, rows * height), "white")
-    draw = ImageDraw.Draw(sheet)
+    canvas = ImageDraw.Draw(sheet)
     for index, (tile, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = index % columns * side, index // columns * height
         sheet.paste(_as_image(tile).resize((side, side), Image.Resampling.LANCZOS), (left, top))
@@ -226,7 +226,7 @@ def labelled_sheet(images: Tensor, captions: list[str], path: Path) -> None:
             if len(lines[-1]) + len(word) > 30:
                 lines.append("")
             lines[-1] = f"{lines[-1]} {word}".strip()
-        draw.text((left + 2, top + side), "\n".join(lines), fill="black")
+        canvas.text((left + 2, top + side), "\n".join(lines), fill="black")
     sheet.save(path)
 
 

@@ -1,4 +1,4 @@
-"""Puts the trained parts together as a stock diffusers folder in half precision."""
+"""Combines the trained parts into a standard diffusers folder in half precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training stages share: budgets of steps or time, logs, checkpoints and averages."""
+"""Shared by the training stages: budgets of steps or time, logs, checkpoints and averages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Budget:
     start_time: float = field(default_factory=time.time)
 
     def fraction(self, step: int) -> float:
-        """The share of the stage that is done, from nought to one."""
+        """The share of the stage that is done, from 0 to 1."""
         if self.deadline is None:
             return min(1.0, step / self.steps)
         span = max(1e-6, self.deadline - self.start_time)

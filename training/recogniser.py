@@ -62,7 +62,7 @@ def through_vae(pixels: Tensor, vae: AutoencoderKL, generator: torch.Generator, 
 
 
 def _soften(image: Tensor, generator: torch.Generator) -> Tensor:
-    """A quarter of the pictures blurred and a quarter noisy."""
+    """Blurs a quarter of the images and adds noise to a quarter."""
     parts = list(image.split(len(image) // 4))
     parts[0] = functional.avg_pool2d(functional.pad(parts[0], (1,) * 4, mode="reflect"), 3, 1)
     parts[1] = parts[1] + 0.06 * torch.randn(parts[1].shape, generator=generator)

@@ -22,8 +22,8 @@ PALETTE = {
     "purple": (0.52, 0.17, 0.74),
     "pink": (0.99, 0.52, 0.74),
 }
-RADII = {"small": 0.118, "medium": 0.155, "big": 0.205}  # shares of the picture's width
-ALONE = 1.4  # a single object is drawn this much larger
+RADII = {"small": 0.118, "medium": 0.155, "big": 0.205}  # shares of the image's width
+ALONE = 1.4  # a single object is this much larger
 # The light end and the dark end of each background.
 GROUNDS = {
     "": ((0.93, 0.91, 0.87), (0.76, 0.73, 0.70)),
@@ -110,7 +110,7 @@ def _shape_field(kinds: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _texture_field(kinds: Tensor, x: Tensor, y: Tensor, period: Tensor) -> Tensor:
-    """How much of the second tone each point shows, from nought to one."""
+    """How much of the second tone each point shows, from 0 to 1."""
 
     def wave(along: Tensor) -> Tensor:
         return torch.sin(2 * math.pi * along / period)
@@ -158,7 +158,7 @@ def _background(kinds: Tensor, generator: torch.Generator, size: int) -> Tensor:
 
 
 def render(scenes: Sequence[Scene], generator: torch.Generator, centres: Tensor | None = None) -> Tensor:
-    """Pictures of the scenes, float RGB in nought to one, shaped (scene, 3, 64, 64).
+    """Images of the scenes, float RGB in 0 to 1, shaped (scene, 3, 64, 64).
 
     Objects stand where the caption says, up to a jitter, or at the given centres: one row of
     (x, y), as shares of the width, for each object of each scene in turn.
@@ -241,7 +241,7 @@ def _slots(owner: Tensor, scenes: int) -> list[Tensor]:
 
 
 def scatter(scenes: Sequence[Scene], rng: random.Random) -> list[list[tuple[float, float]]]:
-    """Centres anywhere in the picture, apart from each other, whatever the captions say."""
+    """Centres anywhere in the image, apart from each other, regardless of the captions."""
     return [_scatter_one(scene, rng) for scene in scenes]
 
 
@@ -261,7 +261,7 @@ def render_uint8(
     centres: Sequence[Sequence[tuple[float, float]]] | None = None,
     chunk: int = 256,
 ) -> Tensor:
-    """Many pictures as bytes, rendered a chunk at a time."""
+    """Many images as bytes, rendered in chunks."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, len(scenes), chunk):

@@ -1,4 +1,4 @@
-"""The text encoder: taught on captions alone to say what is where, then frozen.
+"""The text encoder: trained on captions alone to predict which object is where, then frozen.
 
 Every token of the output can be seen by the U-Net's cross-attention, the padding too, so the
 padding is put to use: by its position each padding token learns to stand for the first, the
@@ -32,9 +32,9 @@ from training.tokenizer import MAX_LENGTH, build_tokenizer
 RATE = 2e-3
 BATCH = 128
 POOL = 60_000
-IGNORED = -100  # the label that cross_entropy leaves out
+IGNORED = -100  # the label that cross_entropy ignores
 
-# What is told of an object; the last class of each means that there is no such object.
+# The parts of an object to predict; the last class of each means that the object is absent.
 PARTS = {
     "colour": len(COLOURS) + 1,
     "shape": len(SHAPES) + 1,
@@ -80,7 +80,7 @@ def encode_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 @dataclass
 class Lesson:
-    """Captions as tokens, and what each token is to tell.
+    """Captions as tokens, and the labels of each token.
 
     ``own`` holds, per token, the parts of the one object that the token stands for, ``ground``
     the background, and ``scene``, for the end token alone, the parts of all three objects.
@@ -108,7 +108,7 @@ def _parts(scene: Scene, index: int) -> list[int]:
 
 
 def _third(share: float) -> int:
-    """Which third of the picture a place is in."""
+    """The third of the image that a position is in."""
     return min(2, int(share * 3))
 
 
@@ -120,7 +120,7 @@ def make_lesson(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Lesson:
     own = torch.full((*ids.shape, len(PARTS)), IGNORED)
     ground = torch.full(ids.shape, IGNORED)
 
-    # Shape words know their own adjectives (not the place, which may be told later).
+    # Shape words know their own adjectives (not the position, which may follow).
     shape_ids = torch.tensor(tokenizer.convert_tokens_to_ids([f"{name}</w>" for name in SHAPES]))
     is_shape = torch.isin(ids, shape_ids)
     rank = (is_shape.cumsum(1) - 1).clamp(0, MAX_OBJECTS - 1)
@@ -142,7 +142,7 @@ def make_lesson(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Lesson:
 
 
 class Teacher(nn.Module):
-    """The text encoder with the heads that it is taught through."""
+    """The text encoder with its training heads."""
 
     def __init__(self, encoder: CLIPTextModel, end_token: int) -> None:
         super().__init__()
@@ -170,13 +170,13 @@ class Teacher(nn.Module):
 
 
 def _accuracy(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    """The share of labels told right, over all parts."""
+    """The share of correct labels over all parts."""
     right = sum(int(((logits.argmax(-1) == y) & (y != IGNORED)).sum()) for logits, y in pairs)
     return right / sum(int((labels != IGNORED).sum()) for _, labels in pairs)
 
 
 def train_text_encoder(folder: Path, log: CsvLog, seed: int, steps: int) -> None:
-    """Teach the text encoder and save it with its tokenizer under the folder."""
+    """Train the text encoder and save it with its tokenizer under the folder."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     encoder = build_text_encoder(tokenizer)
@@ -205,7 +205,7 @@ def train_text_encoder(folder: Path, log: CsvLog, seed: int, steps: int) -> None
     encoder.eval()
     with torch.no_grad():
         told = _accuracy(teacher(make_lesson(held_out_scenes(1024, seed), tokenizer)))
-    print(f"text encoder: {100 * told:.2f} % of parts told right on held-out captions")
+    print(f"text encoder: {100 * told:.2f} % of parts right on held-out captions")
     tokenizer.save_pretrained(folder / "tokenizer")
     save_model(encoder, folder / "text_encoder")
 

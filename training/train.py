@@ -1,6 +1,6 @@
-"""Trains the small text-to-image model from nothing: ``python -m training.train``.
+"""Trains the small text-to-image model from scratch: ``python -m training.train``.
 
-Stages run in order; one that is done is skipped, and one that was stopped goes on from its last
+Stages run in order; one that is done is skipped, and one that was stopped resumes from its last
 checkpoint.
 """
 
@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="folder for checkpoints and other working files",
     )
     parser.add_argument("--model", type=Path, default=MODEL, help="folder that the finished model is written to")
-    parser.add_argument("--report", type=Path, default=HERE, help="folder for the figures, the log and the pictures")
+    parser.add_argument("--report", type=Path, default=HERE, help="folder for the figures, the log and the images")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--vae-steps", type=int, default=2824)
     parser.add_argument("--text-steps", type=int, default=900)
@@ -48,13 +48,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--vae-until",
         metavar="HH:MM",
         type=parse_deadline,
-        help="end the autoencoder's training at this time, whatever the steps",
+        help="end the autoencoder's training at this time, regardless of the steps",
     )
     parser.add_argument(
         "--unet-until",
         metavar="HH:MM",
         type=parse_deadline,
-        help="end the U-Net's training at this time, whatever the steps",
+        help="end the U-Net's training at this time, regardless of the steps",
     )
     parser.add_argument("--threads", type=int, help="processor threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="evaluate 128 captions, not 256")

@@ -101,14 +101,14 @@ def _part_loss(
     unet: nn.Module,
     rows: Tensor,
 ) -> Tensor:
-    """What some rows of a batch add to its mean weighted error."""
+    """The share of some rows in the mean weighted error of a batch."""
     predicted = unet(noisy[rows], timesteps[rows], context[rows]).sample
     error = (predicted - noise[rows]).pow(2).flatten(1).mean(1)
     return (weights[rows] * error).sum() / len(noisy)
 
 
 def train_unet(folder: Path, log: CsvLog, seed: int, steps: int, deadline: float | None) -> None:
-    """Train, or go on training, the U-Net and save its averaged weights."""
+    """Train, or resume training, the U-Net and save its averaged weights."""
     torch.manual_seed(seed)
     unet = build_unet()
     average = Average(unet, 0.999)

@@ -1,4 +1,4 @@
-"""The autoencoder: pictures of 64×64 pixels to latents of 4×16×16 and back."""
+"""The autoencoder: images of 64×64 pixels to latents of 4×16×16 and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.progress import (
 from training.scenes import render_uint8
 
 RATE = 1.5e-3
-CROP = 32  # most steps see crops; the last quarter sees whole pictures
+CROP = 32  # most steps see crops; the last quarter sees whole images
 POOL = 10_000
 KL_WEIGHT = 1e-4
 CHECKPOINT_SECONDS = 120.0
@@ -69,7 +69,7 @@ def vae_loss(vae: AutoencoderKL, image: Tensor, generator: torch.Generator) -> T
 
 
 def train_vae(folder: Path, log: CsvLog, seed: int, steps: int, deadline: float | None) -> None:
-    """Train, or go on training, the autoencoder and save it to ``folder / "vae"``."""
+    """Train, or resume training, the autoencoder and save it to ``folder / "vae"``."""
     torch.manual_seed(seed)
     vae = build_vae()
     average = Average(vae, 0.998)
@@ -130,7 +130,7 @@ def train_vae(folder: Path, log: CsvLog, seed: int, steps: int, deadline: float 
 
 
 def _crops(pool: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """Random crops of random pictures."""
+    """Random crops of random images."""
     chosen = torch.randint(len(pool), (batch,), generator=generator).tolist()
     corners = torch.randint(pool.shape[-1] - CROP + 1, (batch, 2), generator=generator).tolist()
     crops = [
