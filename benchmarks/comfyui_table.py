@@ -24,7 +24,7 @@ def compared_in_comfyui(result: dict[str, Any]) -> str:
     ]
     lead = (
         f"The bundled model in the engine of ComfyUI {result['comfyui']}, {len(result['prompts'])} held-out prompts, "
-        f"{', '.join(samplers)}: 25 evaluations of the model each. In a cell: the share of the multiply-accumulates of "
+        f"{', '.join(samplers)}: 25 evaluations of the model each. Each cell: the share of the multiply-accumulates of "
         "the U-Net without caching, and the mean PSNR of the images against those without caching with its 95 % "
         "confidence interval ([comfyui.json](../benchmarks/comfyui.json))."
     )
@@ -69,12 +69,12 @@ _OTHERS = {
 
 
 def conditions_in_comfyui(result: dict[str, Any]) -> str:
-    """What is exact under which conditions, as Markdown."""
+    """Exactness by condition, as Markdown."""
     lead = (
         f"ComfyUI {result['comfyui']}, tiny models with random weights, Euler with {result['steps']} steps. "
-        "Interval 1: the largest difference from no node. True feature: that of a shallow step which gets the deep "
-        "feature of its own input. Error: the relative difference of the final latent at interval "
-        f"{result['interval']}, branch 0, re-use, which random weights make large: it says nothing of images "
+        "Interval 1: the largest difference from a run without the node. True feature: the same for a shallow step "
+        "with the deep feature of its own input. Error: the relative difference of the final latent at interval "
+        f"{result['interval']}, branch 0, re-use; random weights make it large, and it does not predict image quality "
         "([comfyui_conditions.json](../benchmarks/comfyui_conditions.json)). Others: how other DeepCache nodes "
         "are described to behave; they also [fail in current versions]"
         "(https://github.com/SoftMeng/ComfyUI-DeepCache-Fix/issues/3)."
