@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.narrowed_unet import draw_narrowed_unet
+from benchmarks.shallow_unet import shallow_unet_diagram
 from benchmarks.tables import HERE, SCHEDULES, _read
 from DeepCache.app.explorer import SHIPPED_ABLATION
 
@@ -54,7 +54,7 @@ def main() -> None:
     groups = ablation()["groups"]
     for name, draw in DRAWN.items():
         draw(groups, IMAGES / f"{name}.png")
-    (IMAGES / "narrowed-unet.svg").write_text(draw_narrowed_unet(), encoding="utf-8")
+    (IMAGES / "shallow-unet.svg").write_text(shallow_unet_diagram(), encoding="utf-8")
 
 
 def pages() -> dict[Path, str]:

@@ -1,10 +1,10 @@
-"""What the host does between the steps of a denoising run, and where it waits for the device; it takes no GPU.
+"""Measures the work of the host between the steps of a denoising run, and where it waits for the device. Needs no GPU.
 
 DeepCache's own work: a U-Net of real structure whose layers do nothing, called with DeepCache and without in turn.
-A compiled call: a U-Net whose graph does nothing, so that the compiler's guards and DeepCache's hooks are left.
+A compiled call: a U-Net whose graph does nothing, which leaves the compiler's guards and DeepCache's hooks.
 Schedulers' work: a step on the CPU, on the latents of SDXL and on a single value.
-All three are processor time of the one thread that runs, so that other work on the machine does not count.
-Waits: schedulers and pipelines run on a device that is made up (`benchmarks.made_up_device`).
+All three are processor time of one thread, which excludes other work on the machine.
+Waits: schedulers and pipelines run on a simulated device (`benchmarks.simulated_device`).
 
     python -m benchmarks.host_work --output benchmarks/host_work.json
 """
@@ -54,7 +54,7 @@ METHODS = {
 KINDS = ("first", "full", "shallow")
 
 _REUSE = DeepCacheConfig(cache_interval=2, forecast="none")
-# Of each the settings, and whether the U-Net has another class on shallow steps.
+# The settings of each method, and whether the U-Net has another class on shallow steps.
 COMPILED = {
     "no caching": (None, True),
     "re-use": (_REUSE, True),
@@ -69,7 +69,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    # As `timeit` has it.
+    # As in `timeit`.
     gc.disable()
     result = provenance(options.seed) | {
         "threads": 1,
@@ -92,13 +92,13 @@ def main() -> None:
 
 
 class HollowUnet(UNet2DConditionModel):
-    """A U-Net whose call does what DeepCache has to do with, and nothing else: it runs the layers that make the deep
-    feature, which hand on what they get, and the mid block, or what stands in for it."""
+    """A U-Net that runs only the layers that DeepCache depends on: those that return the deep feature and the mid block
+    or its replacement. They return their input."""
 
     def empty(self) -> None:
         self.__dict__["deep"] = list(layout_of(self).tapped(skip_branches(self)[0]))
         for layer in (*self.deep, self.mid_block):
-            layer.forward = _handed_on
+            layer.forward = _identity
 
     def forward(
         self,
@@ -134,12 +134,12 @@ def deepcache_work(name: str, rounds: int) -> list[dict[str, Any]]:
 def _race(
     bare: HollowUnet, ours: HollowUnet, config: DeepCacheConfig, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Medians of each round, without DeepCache and with it, of the first call of a run, of full and of shallow ones."""
+    """Medians of each round, without and with DeepCache, of the first call of a run, of full and of shallow calls."""
     bare.empty()
     ours.empty()
     deep, pipe = bare.deep, SimpleNamespace(unet=ours, scheduler=None)
     engine, pattern = apply_deepcache(pipe, config), config.steps(50)
-    # The two halves of a guided batch, with as little in them as can be.
+    # The two halves of a guided batch, as small as possible.
     sample = torch.randn(1, 4, 2, 2).repeat(2, 1, 1, 1)
     call = {
         "encoder_hidden_states": torch.randn(2, 3, 4),
@@ -170,7 +170,7 @@ def _race(
     return pairs
 
 
-def _handed_on(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 
@@ -179,7 +179,7 @@ def _handed_on(value: Tensor) -> Tensor:
 
 def compiled_work(name: str, runs: int = 30) -> list[dict[str, Any]]:
     """Microseconds of a call of a compiled U-Net whose graph does nothing, with DeepCache and without: the compiler's
-    guards, what hands the graph its inputs, and DeepCache's hooks."""
+    guards, passing the inputs to the graph, and DeepCache's hooks."""
     rows = []
     for method, (config, other_class) in COMPILED.items():
         with nullcontext() if other_class else class_kept():
@@ -191,14 +191,14 @@ def compiled_work(name: str, runs: int = 30) -> list[dict[str, Any]]:
 
 
 def class_kept() -> Any:
-    """Lets modules keep their class on every step while the block runs."""
+    """Disables the class swap of shallow steps for the length of a block."""
     return patch.object(ClassSwap, "apply", lambda swap: None)
 
 
 @torch.no_grad()
 def _time_compiled(name: str, config: DeepCacheConfig | None, runs: int) -> tuple[int, dict[str, list[float]]]:
-    """Number of graphs, and medians of each run, of full and of shallow calls after its first one."""
-    # The graphs of another U-Net would be tried too.
+    """The number of graphs, and the medians of the full and shallow calls of each run without its first."""
+    # Otherwise the graphs of another U-Net are tried too.
     torch.compiler.reset()
     graphs: list[fx.GraphModule] = []
 
@@ -219,7 +219,7 @@ def _time_compiled(name: str, config: DeepCacheConfig | None, runs: int) -> tupl
         kinds = ["full" if step.full else "shallow" for step in config.steps(COMPILED_STEPS)]
     times: dict[str, list[float]] = {kind: [] for kind in dict.fromkeys(kinds)}
     gc.collect()
-    # Three runs warm up. Nothing is collected in between: it would empty the caches of the processor.
+    # Three runs warm up. No garbage collection in between: it would empty the processor's caches.
     for number in range(-3, runs):
         pipe.scheduler.set_timesteps(COMPILED_STEPS)
         spent: dict[str, list[float]] = {kind: [] for kind in times}
@@ -237,7 +237,7 @@ def _time_compiled(name: str, config: DeepCacheConfig | None, runs: int) -> tupl
 
 
 def _conditions(unet: UNet2DConditionModel) -> dict[str, Any]:
-    """What a U-Net is given beside the sample and the timestep."""
+    """The inputs of a U-Net besides the sample and the timestep."""
     call = {"encoder_hidden_states": torch.randn(2, 77, unet.config.cross_attention_dim), "return_dict": False}
     if unet.config.addition_embed_type == "text_time":
         pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim

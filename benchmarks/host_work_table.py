@@ -11,7 +11,7 @@ PIPELINES = {"StableDiffusionPipeline": "SD", "StableDiffusionXLPipeline": "SDXL
 
 
 def host_work(result: dict[str, Any]) -> str:
-    """What DeepCache, the compiler and schedulers do between the steps, where they wait, and what avoids it."""
+    """The work of DeepCache, the compiler and schedulers between steps, their waits, and settings that avoid them."""
     return "\n\n".join([_own(result), _compiled(result), _schedulers(result), _settings(result), _pipelines(result)])
 
 
@@ -79,13 +79,13 @@ def _schedulers(result: dict[str, Any]) -> str:
 
 def _settings(result: dict[str, Any]) -> str:
     classes = {row["name"]: row["class"] for row in result["schedulers"]}
-    rows = ["| scheduler | setting, or another scheduler | waits of a step | with it | picture |", "|---" * 5 + "|"]
+    rows = ["| scheduler | setting, or another scheduler | waits of a step | with it | image |", "|---" * 5 + "|"]
     for row in result["settings"]:
         before, after = (max(row[key][1:]) for key in ("waits", "waits_with_it"))
-        apart, picture = row["levels_apart"], "another" if after < before else ""
+        apart, image = row["levels_apart"], "another" if after < before else ""
         if apart is not None:
-            picture = f"within {apart:.3f} of 255 levels" if apart else "the same"
-        rows.append(f"| `{classes[row['scheduler']]}` | {row['setting']} | {before} | {after} | {picture} |")
+            image = f"within {apart:.3f} of 255 levels" if apart else "the same"
+        rows.append(f"| `{classes[row['scheduler']]}` | {row['setting']} | {before} | {after} | {image} |")
     lead = "**Settings**, in a `StableDiffusionPipeline`, all that its steps wait for counted:"
     return lead + "\n\n" + "\n".join(rows)
 

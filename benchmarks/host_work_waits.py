@@ -1,5 +1,5 @@
-"""Where schedulers and pipelines make the host wait, found on the made-up device; what a scheduler's step takes on the
-host; and the settings that keep it from waiting. A part of `benchmarks.host_work`."""
+"""Finds where schedulers and pipelines make the host wait, with the simulated device; times a scheduler's step on the
+host; and checks settings that avoid the waits. A part of `benchmarks.host_work`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 import DeepCache
-from benchmarks.made_up_device import DEVICE, Watch, made_up_device, on_device
+from benchmarks.simulated_device import DEVICE, Watch, on_device, simulated_device
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.models import ARCHITECTURES, SCHEDULER_ALIASES, load_pipeline
 
@@ -32,7 +32,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {name: (kind, {}) for name, 
     "ipndm": ("IPNDMScheduler", {}),
     "sa": ("SASolverScheduler", {}),
 }
-# That of Stable Diffusion; every scheduler takes what it knows of it.
+# That of Stable Diffusion; each scheduler uses the values it supports.
 NOISE_SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -47,11 +47,11 @@ STEPS = 20
 LATENTS = {"1x4x128x128": (1, 4, 128, 128), "one value": (1, 1, 1, 1)}
 
 PACKAGE = Path(diffusers.__file__).parent
-# A wait is put down to code here, and not to the helpers in between.
+# Waits are attributed to code in these folders.
 SCHEDULER_CODE = (PACKAGE / "schedulers",)
 ALL_CODE = (*SCHEDULER_CODE, PACKAGE / "pipelines", PACKAGE / "models", Path(DeepCache.__file__).parent)
 
-# What the pipelines have beside a U-Net and a scheduler, and do without here.
+# Components of the pipelines that are not needed here.
 ABSENT: dict[type[Any], dict[str, Any]] = {
     StableDiffusionPipeline: dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     | {"requires_safety_checker": False},
@@ -71,8 +71,8 @@ def make_scheduler(name: str, **options: Any) -> Any:
 def scheduler_waits(
     scheduler: Any, folders: tuple[Path, ...] = SCHEDULER_CODE, steps: int = STEPS, generator: Any = None
 ) -> Watch:
-    """Runs the steps of a scheduler on the made-up device."""
-    with made_up_device(folders) as watch, _quiet():
+    """Runs the steps of a scheduler on the simulated device."""
+    with simulated_device(folders) as watch, _quiet():
         scheduler.set_timesteps(steps, device=DEVICE)
         sample, prediction = (torch.randn(1, 4, 8, 8, device=DEVICE) for _ in range(2))
         options = _options_of_step(scheduler, generator)
@@ -83,7 +83,7 @@ def scheduler_waits(
 
 
 def scheduler_rows(rounds: int) -> list[dict[str, Any]]:
-    """Of every scheduler what a step takes on the host, and where it waits."""
+    """The time of a step on the host and its waits, for each scheduler."""
     times: dict[str, dict[str, list[float]]] = {name: {latents: [] for latents in LATENTS} for name in SCHEDULERS}
     for number in track(range(-1, rounds), description="schedulers, the first round to warm up"):
         for name in SCHEDULERS:
@@ -113,7 +113,7 @@ def scheduler_rows(rounds: int) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _time_steps(scheduler: Any, shape: tuple[int, ...]) -> float:
-    """Microseconds of a step after the first, what is done to the U-Net's input included."""
+    """Microseconds of a step after the first, including the scaling of the U-Net's input."""
     sample, prediction, spent = torch.randn(shape), torch.randn(shape), []
     scheduler.set_timesteps(STEPS)
     with _quiet():
@@ -133,7 +133,7 @@ def _options_of_step(scheduler: Any, generator: Any) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        # Of torchsde, on the ends of its interval.
+        # From torchsde, about the ends of its interval.
         warnings.filterwarnings("ignore", message="Should have t")
         yield
 
@@ -142,7 +142,7 @@ def _quiet() -> Iterator[None]:
 
 
 def pipeline_waits(kind: type[Any], scheduler: Any, config: DeepCacheConfig | None = None, steps: int = STEPS) -> Watch:
-    """Runs a tiny pipeline of Stable Diffusion or SDXL on the made-up device."""
+    """Runs a tiny Stable Diffusion or SDXL pipeline on the simulated device."""
     architecture = ARCHITECTURES["sdxl-tiny" if kind is StableDiffusionXLPipeline else "sd15-tiny"]
     unet = UNet2DConditionModel(**architecture.networks["unet"].config).eval()
     pipe = kind(**ABSENT[kind], unet=unet, scheduler=scheduler)
@@ -153,7 +153,7 @@ def pipeline_waits(kind: type[Any], scheduler: Any, config: DeepCacheConfig | No
     if kind is StableDiffusionXLPipeline:
         pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
         embeds |= {"pooled_prompt_embeds": (1, pooled), "negative_pooled_prompt_embeds": (1, pooled)}
-    with made_up_device(ALL_CODE) as watch, _quiet():
+    with simulated_device(ALL_CODE) as watch, _quiet():
         for module in unet.modules():
             for tensors in (module._parameters, module._buffers):
                 tensors.update({name: on_device(value) for name, value in tensors.items()})
@@ -176,7 +176,7 @@ def pipeline_waits(kind: type[Any], scheduler: Any, config: DeepCacheConfig | No
 
 
 def pipeline_rows(methods: Mapping[str, DeepCacheConfig]) -> list[dict[str, Any]]:
-    """Where the runs of two pipelines wait, with DeepCache and without."""
+    """The waits of two pipelines, with DeepCache and without."""
     rows = []
     for kind in ABSENT:
         for name in ("ddim", "dpm++", "euler"):
@@ -191,27 +191,27 @@ def pipeline_rows(methods: Mapping[str, DeepCacheConfig]) -> list[dict[str, Any]
 
 
 def timesteps_on_host(scheduler: Any) -> Any:
-    """The scheduler, whose timesteps stay on the host from now on."""
+    """Keeps the timesteps of a scheduler on the host."""
     set_timesteps = scheduler.set_timesteps
     scheduler.set_timesteps = lambda *args, device=None, **options: set_timesteps(*args, **options)
     return scheduler
 
 
 def table_on_device(scheduler: Any) -> Any:
-    """The scheduler, whose table of noise levels is on the made-up device."""
+    """Moves the noise levels of a scheduler to the simulated device."""
     scheduler.alphas_cumprod = on_device(scheduler.alphas_cumprod)
     return scheduler
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What may keep the steps of a scheduler from waiting.
+    """A setting that may avoid the waits of a scheduler.
 
     Args:
         scheduler: the scheduler that waits.
         label: the setting as Markdown.
-        make: makes the scheduler with the setting, or the one to take instead.
-        same: whether the picture is to be the same, but for rounding.
+        make: makes the scheduler with the setting, or an alternative.
+        same: whether the image must be the same up to rounding.
     """
 
     scheduler: str
@@ -242,7 +242,7 @@ SETTINGS = (
 
 
 def setting_rows() -> list[dict[str, Any]]:
-    """The waits of Stable Diffusion's pipeline before and after a setting, and how far apart the pictures are."""
+    """The waits of a Stable Diffusion pipeline before and after a setting, and the difference of the images."""
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)
     rows = []
@@ -257,10 +257,10 @@ def setting_rows() -> list[dict[str, Any]]:
 
 
 def levels_apart(pipe: Any, setting: Setting) -> float:
-    """The largest difference of a picture drawn with a setting from the one drawn without, of 255 levels."""
-    pictures = []
+    """The largest difference between images with and without a setting, in levels of 255."""
+    images = []
     for pipe.scheduler in (make_scheduler(setting.scheduler), setting.make()):
         generator = torch.Generator().manual_seed(0)
-        drawn = pipe("a red circle", num_inference_steps=10, generator=generator, output_type="pt")
-        pictures.append(drawn.images)
-    return round(255 * float((pictures[0] - pictures[1]).abs().max()), 3)
+        generated = pipe("a red circle", num_inference_steps=10, generator=generator, output_type="pt")
+        images.append(generated.images)
+    return round(255 * float((images[0] - images[1]).abs().max()), 3)

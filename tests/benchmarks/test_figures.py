@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from benchmarks import figures
 from benchmarks.figures import INTERVALS, cell, fewer_steps, psnr
-from benchmarks.narrowed_unet import draw_narrowed_unet, left_and_right
+from benchmarks.shallow_unet import left_and_right, shallow_unet_diagram
 from DeepCache.engine.layouts import skip_branches
 from DeepCache.models import random_pipeline
 
@@ -121,14 +121,14 @@ def test_the_ablation_leaves_out_what_the_page_says():
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_narrowed_unet()
+    return shallow_unet_diagram()
 
 
-def test_the_narrowed_unet_is_as_it_would_be_drawn(drawn):
-    assert (figures.IMAGES / "narrowed-unet.svg").read_text(encoding="utf-8") == drawn
+def test_the_shallow_unet_is_as_it_would_be_drawn(drawn):
+    assert (figures.IMAGES / "shallow-unet.svg").read_text(encoding="utf-8") == drawn
 
 
-def test_what_runs_in_the_narrowed_unet(drawn):
+def test_what_runs_in_the_shallow_unet(drawn):
     shallow, deep = ElementTree.fromstring(drawn).findall(f"{SVG}g")
     ran = [
         {box.get("data-module") for box in panel.iter(f"{SVG}g") if box.get("class") == "runs"}

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 
 from benchmarks import host_work
 from benchmarks.host_work_waits import make_scheduler, pipeline_waits, scheduler_waits, timesteps_on_host
-from benchmarks.made_up_device import READ, TO_DEVICE
+from benchmarks.simulated_device import READ, TO_DEVICE
 from benchmarks.tables import BETWEEN
 from DeepCache.engine.layouts import layout_of
 from DeepCache.engine.patch import ShallowPatch

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from benchmarks.host_work_waits import ALL_CODE, make_scheduler
-from benchmarks.made_up_device import DEVICE, READ, TO_DEVICE, TO_HOST, made_up_device
+from benchmarks.simulated_device import DEVICE, READ, TO_DEVICE, TO_HOST, simulated_device
 
 HERE = (Path(__file__),)
 
@@ -52,7 +52,7 @@ NO_WAITS = {
 
 def watch(action):
     host = torch.tensor([1.0, 2.0, 3.0])
-    with made_up_device(HERE) as watched:
+    with simulated_device(HERE) as watched:
         device = host.to(DEVICE)
         del watched.waits[:]
         action(device, host)
@@ -77,7 +77,7 @@ def test_tensors_of_the_host_and_of_the_device_do_not_mix():
         watch(lambda device, host: device + host)
 
 
-def test_nothing_of_the_made_up_device_is_left_behind():
+def test_nothing_of_the_simulated_device_is_left_behind():
     generator = torch.Generator
     watch(lambda device, host: None)
     assert torch.Generator is generator
@@ -88,7 +88,7 @@ def test_nothing_of_the_made_up_device_is_left_behind():
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc", "heun"])
-def test_the_made_up_device_computes_what_the_host_does(name):
+def test_the_simulated_device_computes_what_the_host_does(name):
     start, prediction = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def run(place):
@@ -100,6 +100,6 @@ def test_the_made_up_device_computes_what_the_host_does(name):
             sample = scheduler.step(prediction.to(place), timestep, sample).prev_sample
         return sample.cpu()
 
-    with made_up_device((*HERE, *ALL_CODE)):
+    with simulated_device((*HERE, *ALL_CODE)):
         on_device = run(DEVICE)
     assert torch.equal(on_device, run(torch.device("cpu")))

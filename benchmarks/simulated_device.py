@@ -1,9 +1,9 @@
-"""A device that is made up, to find without one where the host would wait for it.
+"""A simulated device that shows where the host would wait for a real one.
 
-Its tensors lie on the host and have their true values, so that whatever runs on them goes through to its end, but say
-that they lie elsewhere. What needs such a value on the host, or copies between the two, is noted with its line of code.
+Its tensors have their true values on the host, so that all code runs to its end, but report another device. Operations
+that need such a value on the host, or copy between the two, are recorded with their line of code.
 
-    with made_up_device(folders) as watch:
+    with simulated_device(folders) as watch:
         torch.ones(3, device=DEVICE).sum().item()
     watch.waits
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-# The one kind of device that every build of PyTorch knows and that takes no driver.
+# The only device type that every build of PyTorch knows and that needs no driver.
 DEVICE = torch.device("lazy")
 INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
 READ, TO_DEVICE, TO_HOST = "read", "copy to the device", "copy to the host"
@@ -32,11 +32,11 @@ READ, TO_DEVICE, TO_HOST = "read", "copy to the device", "copy to the host"
 
 @dataclass(frozen=True)
 class Wait:
-    """A place where the host waits until the device has done all that it was given.
+    """A line of code at which the host waits for the device.
 
     Args:
-        step: number of the step; None before the first.
-        what: a value is read, or something is copied.
+        step: index of the step; None before the first.
+        what: the reason: a read or a copy.
         place: the file and the line.
     """
 
@@ -46,7 +46,7 @@ class Wait:
 
 
 class DeviceTensor(Tensor):
-    """A tensor on the host that says it is on the made-up device. Only under a `Watch` can it be computed with."""
+    """A tensor on the host that reports the simulated device. Operations on it must run under a `Watch`."""
 
     value: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -60,7 +60,7 @@ class DeviceTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is not torch.ops.prim.device.default:
-            raise RuntimeError(f"{function} on the made-up device, which works under a Watch only")
+            raise RuntimeError(f"{function} on the simulated device must run under a Watch")
         return DEVICE
 
     def tolist(self) -> Any:
@@ -68,7 +68,7 @@ class DeviceTensor(Tensor):
 
 
 class DeviceGenerator(torch.Generator):
-    """A generator that is on whatever device it is asked for, the made-up one included."""
+    """A generator that reports the requested device, including the simulated one."""
 
     def __new__(cls, device: Any = "cpu") -> DeviceGenerator:
         generator = super().__new__(cls)
@@ -81,15 +81,15 @@ class DeviceGenerator(torch.Generator):
 
 
 class Watch(TorchDispatchMode):
-    """Computes on the host what is on the made-up device, and notes where a true device would have made the host wait.
+    """Computes on the host and records where a real device would make the host wait.
 
     Args:
-        folders: where the code is to which waits are put down.
+        folders: the code that waits are attributed to.
 
     Attributes:
-        step: number of the current step, kept by whoever runs it.
-        waits: every wait so far.
-        operations: what the device was given to do, by step; views of a tensor are nothing to do.
+        step: index of the current step, set by the caller.
+        waits: all waits so far.
+        operations: the number of operations on the device by step, without views.
     """
 
     def __init__(self, folders: tuple[Path, ...]) -> None:
@@ -116,17 +116,17 @@ class Watch(TorchDispatchMode):
         return tree_map(on_device, result) if after else result
 
     def each_step(self) -> list[int]:
-        """Number of waits of every step."""
+        """The number of waits of each step."""
         numbers = Counter(wait.step for wait in self.waits)
         return [numbers[step] for step in range(1 + (self.step or 0))]
 
     def places(self) -> list[dict[str, Any]]:
-        """Where the steps wait, what for, and how often in a run."""
+        """Where the steps wait, for what, and how often in a run."""
         found = Counter((wait.place, wait.what) for wait in self.waits if wait.step is not None)
         return [{"place": place, "what": what, "times": times} for (place, what), times in sorted(found.items())]
 
     def _place(self) -> str:
-        """The innermost line of the code that is watched."""
+        """The innermost line of the watched code."""
         frame: Any = sys._getframe(2)
         while not frame.f_code.co_filename.startswith(self._folders):
             frame = frame.f_back
@@ -134,10 +134,10 @@ class Watch(TorchDispatchMode):
 
 
 @contextmanager
-def made_up_device(folders: tuple[Path, ...]) -> Iterator[Watch]:
-    """The made-up device, `DEVICE`, while the block runs; yields the `Watch` over it."""
+def simulated_device(folders: tuple[Path, ...]) -> Iterator[Watch]:
+    """The simulated device, `DEVICE`, for the length of a block; yields its `Watch`."""
     lifted = torch._C._only_lift_cpu_tensors()
-    # `torch.tensor(…, device=…)` would else make its copy where no dispatch mode sees it.
+    # Otherwise `torch.tensor(…, device=…)` copies where no dispatch mode sees it.
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with patch.object(torch, "Generator", DeviceGenerator), Watch(folders) as watch, torch.no_grad():
@@ -147,7 +147,7 @@ def made_up_device(folders: tuple[Path, ...]) -> Iterator[Watch]:
 
 
 def on_device(value: Any) -> Any:
-    """A tensor on the made-up device with the same memory; anything else as it is."""
+    """A tensor on the simulated device with the same memory; other values unchanged."""
     return DeviceTensor(value.detach()) if isinstance(value, Tensor) else value
 
 
@@ -156,10 +156,10 @@ def _on_host(value: Any) -> Any:
 
 
 def _wait(function: Any, args: Any, kwargs: Any, before: bool, after: bool) -> str:
-    """What an operator makes the host wait for, an empty string where it does not.
+    """The reason why an operator makes the host wait; an empty string if it does not.
 
     Raises:
-        RuntimeError: it mixes tensors of the host with those of the device, as no device would have it.
+        RuntimeError: it mixes tensors of the host and the device, which a real device does not support.
     """
     if function is torch.ops.aten._to_copy.default and before != after:
         return "" if kwargs.get("non_blocking") else TO_DEVICE if after else TO_HOST
@@ -167,7 +167,7 @@ def _wait(function: Any, args: Any, kwargs: Any, before: bool, after: bool) -> s
         return "" if True in args[2:] else TO_DEVICE if isinstance(args[0], DeviceTensor) else TO_HOST
     if not before:
         return ""
-    # A single number of the host is handed over with the operation.
+    # A scalar on the host is passed with the operation.
     if any(isinstance(each, Tensor) and not isinstance(each, DeviceTensor) and each.ndim for each in tree_iter(args)):
         if function.overloadpacket in INDEXING and isinstance(args[0], DeviceTensor):
             return TO_DEVICE
@@ -176,11 +176,11 @@ def _wait(function: Any, args: Any, kwargs: Any, before: bool, after: bool) -> s
 
 
 def _reads(function: Any, args: Any) -> bool:
-    """Whether an operator, or the size of its result, takes a value on the host."""
+    """Whether an operator, or the size of its result, needs a value on the host."""
     if function is torch.ops.aten._linalg_check_errors.default:
         return True
     if function.overloadpacket in INDEXING:
-        # A mask is counted first; numbers are not.
+        # The elements of a mask are counted first; indices are not.
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags))
 

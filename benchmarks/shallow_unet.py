@@ -1,6 +1,6 @@
-"""Draws the U-Net of Stable Diffusion 1.5 as a shallow step has it: docs/images/narrowed-unet.svg.
+"""A diagram of the layers that a shallow step of Stable Diffusion 1.5's U-Net runs: docs/images/shallow-unet.svg.
 
-What runs is not told by hand: the U-Net is narrowed and called on the meta device, and its layers say whether they ran.
+The layers are not listed by hand: hooks record which layers run in a shallow step on the meta device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from DeepCache.engine.cost import count_costs
 from DeepCache.engine.layouts import SkipBranch, layout_of, skip_branches
 from DeepCache.engine.patch import ShallowPatch
 
-__all__ = ["BRANCHES", "draw_narrowed_unet", "left_and_right", "meta_unet", "modules_that_run"]
+__all__ = ["BRANCHES", "left_and_right", "meta_unet", "modules_that_run", "shallow_unet_diagram"]
 
 BRANCHES = (0, 4)
 
@@ -55,7 +55,7 @@ def meta_unet() -> nn.Module:
 
 
 def unet_call() -> tuple[torch.Tensor, ...]:
-    """What it is called with at 512 pixels, guided."""
+    """The inputs of a guided call at 512 px."""
     return (
         torch.zeros(2, 4, 64, 64, device="meta"),
         torch.zeros((), device="meta"),
@@ -100,7 +100,7 @@ def left_and_right(branch: SkipBranch, blocks: int = 4) -> tuple[tuple[str, str]
     return left, right
 
 
-def draw_narrowed_unet() -> str:
+def shallow_unet_diagram() -> str:
     """The figure as SVG: a panel for each branch, one under the other, so that it can be read on a phone."""
     unet = meta_unet()
     branches = skip_branches(unet)
