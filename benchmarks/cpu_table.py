@@ -66,7 +66,8 @@ def _runtimes(result: dict[str, Any]) -> str:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     fewer = [row for row in result["rows"] if row["method"] == "fewer steps" and row["runtime"] == "eager"]
-    shown = ", ".join(f"{row['settings']} {_speed_up(row)}" for row in fewer)
+    steps = {"1 steps": "1 step"}
+    shown = ", ".join(f"{steps.get(row['settings'], row['settings'])} {_speed_up(row)}" for row in fewer)
     model = result["unet"].removesuffix(", random weights")
     name = f"cpu_runtimes_{'shapes' if model == 'shapes' else result['dtype']}.json"
     shown_model = {"sd15": "Stable Diffusion 1.5 with random weights", "shapes": "the bundled model"}[model]

@@ -53,7 +53,7 @@ def pages() -> dict[Path, str]:
     shallow = shallow_step(_read("shallow_step"))
     batch = batch_costs(_read("sd15_512_cpu")) + "\n\n" + batch_tried(_read("batch_stress"), _read("batch_memory"))
     comfyui = compared_in_comfyui(_read("comfyui")) + "\n\n" + conditions_in_comfyui(_read("comfyui_conditions"))
-    runtimes = [_read(name) for name in ("cpu_runtimes_bfloat16", "cpu_runtimes_shapes")]
+    runtimes = [_read(name) for name in ("cpu_runtimes_float32", "cpu_runtimes_bfloat16", "cpu_runtimes_shapes")]
     cpu = cpu_page(_read("cpu_steps"), runtimes, _read("cpu_memory_format"), _read("cpu_dtypes"))
     made = {
         CPU: cpu,
