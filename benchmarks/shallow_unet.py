@@ -118,7 +118,7 @@ def shallow_unet_diagram() -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_ACROSS} {height}" role="img" '
             'aria-labelledby="title description">',
-            '<title id="title">The layers of Stable Diffusion 1.5's U-Net that a shallow step runs</title>',
+            '<title id="title">The layers of the Stable Diffusion 1.5 U-Net that a shallow step runs</title>',
             f'<desc id="description">{_DESCRIPTION}</desc>',
             f"<style>{_STYLE}</style>",
             f"<defs>{_arrowhead('blue', '#2f6fd6')}{_arrowhead('orange', '#c2571a')}</defs>",
