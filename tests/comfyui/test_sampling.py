@@ -340,7 +340,7 @@ def test_plan_sets_each_step(tmp_path):
     changed = with_deepcache(model(), plan=str(path))
     sample(changed, steps=4)
     assert pattern(changed) == "F.-F"
-    with pytest.raises(ValueError, match="the plan is for 4 steps, and the sampler runs 5"):
+    with pytest.raises(ValueError, match="the plan is for 4 steps, but the sampler runs 5"):
         sample(changed, steps=5)
     with pytest.raises(ValueError, match=r"the guidance scale is 7\.5 and not 4"):
         sample(changed, steps=4, cfg=7.5)
@@ -512,7 +512,7 @@ class TestWrongInput:
         ("settings", "message"),
         [
             ({"branch": 6}, "branch must be between 0 and 5 for this model, got 6"),
-            ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent must be below end_percent, got 0.5 and 0.5"),
+            ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent must be less than end_percent, got 0.5"),
             ({"forecast": "response"}, "forecast='response' is for skipped steps"),
             ({"guidance_reuse": True, "between": "skipped"}, "guidance_reuse halves shallow steps"),
         ],
