@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.comfyui_engine import engine
 from benchmarks.comfyui_engine.conditions import (
-    DRAWING,
     FURTHER_CONDITIONS,
+    RANDOM_LAYERS,
     Condition,
     Unavailable,
     conditions,
@@ -67,7 +67,7 @@ def _measured(name: str, condition: Condition) -> dict[str, Any]:
     cached = with_deepcache(condition.change(model), interval=INTERVAL)
     shallow = sample(cached)
     # Of a sampler that evaluates the same several times the deep feature is the true one.
-    same = seeded_by_layer(model) if name in DRAWING else model
+    same = seeded_by_layer(model) if name in RANDOM_LAYERS else model
     again = partial(sample, steps=2, sampler=engine.repeat)
     expected, true = again(condition.change(same)), again(with_deepcache(condition.change(same)))
     return {

@@ -48,11 +48,11 @@ def main() -> None:
 def _write_example(server: Server) -> None:
     """The image of the example, with the workflow in its metadata as *Save Image* writes it, and the thumbnail."""
     prompt = as_prompt(with_bundled_model(read()))
-    drawn = Image.open(io.BytesIO(server.image(server.run(prompt), node_of(prompt, "SaveImage"))))
+    generated = Image.open(io.BytesIO(server.image(server.run(prompt), node_of(prompt, "SaveImage"))))
     metadata = PngInfo()
     metadata.add_text("prompt", json.dumps(as_prompt(read())))
     metadata.add_text("workflow", json.dumps(read()))
-    image = drawn.resize((UPSCALED, UPSCALED), Image.Resampling.BICUBIC)
+    image = generated.resize((UPSCALED, UPSCALED), Image.Resampling.BICUBIC)
     image.save(FOLDER / "deepcache.png", pnginfo=metadata, optimize=True)
     image.save(FOLDER / "deepcache.jpg", quality=90)
 

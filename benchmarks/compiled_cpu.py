@@ -2,7 +2,7 @@
 compiled, and whole.
 
 Without caching, with DeepCache and with the reference package, all in turn in one run. The reference package is not
-measured whole: the compiler translates it anew for one step after another. Cold starts are taken first, each in a
+measured whole: the compiler recompiles it for each step. Cold starts are taken first, each in a
 process of its own with an empty cache of compiled code. Six steps, of which two are full, as seventeen of fifty are.
 
     python -m benchmarks.compiled_cpu

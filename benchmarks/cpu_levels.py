@@ -102,14 +102,14 @@ def workers(module: str, levels: Sequence[str], options: Sequence[str] = ()) -> 
 def serve(answer: Callable[..., Any]) -> None:
     """Answers the questions of a worker until there are no more."""
     replies = os.fdopen(os.dup(1), "w")
-    # Whatever a library prints goes where errors go.
+    # The output of libraries goes to stderr.
     os.dup2(2, 1)
     for line in sys.stdin:
         print(json.dumps(answer(*json.loads(line))), file=replies, flush=True)
 
 
 def described() -> dict[str, Any]:
-    """What PyTorch says of the level that this process is at. (`torch.cpu` asks the processor, whatever the level.)"""
+    """The level that PyTorch reports for this process. (`torch.cpu` queries the processor, regardless of the level.)"""
     return {
         "aten": torch.backends.cpu.get_cpu_capability(),
         "onednn_takes_bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),

@@ -25,12 +25,12 @@ from rich.progress import Progress
 from torch import Tensor
 
 from benchmarks.cpu_levels import LEVELS, NOTE, rotated, serve, workers
+from benchmarks.harness.denoising_run import BarePipe, ddim
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.models import ARCHITECTURES, random_pipeline
 from DeepCache.models.device import cpu_support
-from tests.parity.trajectory import BarePipe, ddim
 
 MODULE = "benchmarks.cpu_memory_format"
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

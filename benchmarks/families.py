@@ -1,8 +1,8 @@
 """What a shallow step costs on denoisers of other families than Stable Diffusion's, and whether cuts are exact.
 
 The costs are multiply-accumulates counted on the meta device: no weights and no arithmetic. The cuts are those of the
-small denoisers in `tests/layouts/families.py`: at each, a shallow step that is given the true deep feature must return
-the bits of the full step.
+small denoisers in `benchmarks/harness/denoiser_families.py`: at each of them, a shallow step with the true deep feature
+must return the bits of the full step.
 
     python -m benchmarks.families
 """
@@ -19,13 +19,13 @@ import torch
 from diffusers import HunyuanDiT2DModel, Kandinsky3UNet, StableCascadeUNet
 from torch import nn
 
+from benchmarks.harness.denoiser_families import FAMILIES, Family, denoiser_of
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.engine.cost import count_costs
 from DeepCache.engine.layouts import layout_of, skip_branches
 from DeepCache.models.description import limit_speed_up
-from tests.layouts.families import FAMILIES, Family, denoiser_of
 
 INTERVALS = (2, 3, 5)
 

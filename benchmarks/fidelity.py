@@ -1,8 +1,8 @@
 """Fidelity of the shipped model under caching, next to fewer steps without caching at a like cost.
 
-Held-out prompts, the model's recommended guidance, DDIM. Every cell draws the same prompts from the same latents as
+Held-out prompts, the model's recommended guidance, DDIM. Every cell generates the same prompts from the same latents as
 the pipeline without caching does; PSNR and SSIM are taken image by image against that. The result file is written
-after every cell, and a run that was stopped goes on from there.
+after every cell, and an interrupted run resumes from there.
 
     python -m benchmarks.fidelity --output benchmarks/fidelity.json
 """
@@ -53,11 +53,11 @@ def main() -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, speed_estimate_period=3600) as progress:
         studio.watch(progress, progress.add_task("", total=studio.calls(options.steps * (1 + len(missing)))))
-        reference = studio.draw("without caching", options.steps)
+        reference = studio.generate("without caching", options.steps)
         result["reference_seconds"] = studio.seconds
         for interval, branch in missing:
             engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=interval, cache_branch_id=branch))
-            images = studio.draw(f"I={interval} B={branch}", options.steps)
+            images = studio.generate(f"I={interval} B={branch}", options.steps)
             stats = engine.stats
             remove_deepcache(pipe)
             if stats.mac_share is None:
@@ -76,7 +76,7 @@ def main() -> None:
         lengths = sorted(fewer - {cell["steps"] for cell in result["plain"]})
         studio.watch(progress, progress.add_task("", total=studio.calls(sum(lengths))))
         for steps in lengths:
-            images = studio.draw(f"{steps} steps", steps)
+            images = studio.generate(f"{steps} steps", steps)
             cell = {"steps": steps, "mac_share": steps / options.steps}
             result["plain"].append(cell | fidelity(images, reference) | {"seconds": studio.seconds})
             write_result(options.output, result)
@@ -86,7 +86,7 @@ def main() -> None:
 
 @dataclass
 class _Studio:
-    """Draws all prompts, each from its own latents, which are the same every time."""
+    """Generates all prompts, each from the same latents every time."""
 
     pipe: Any
     guidance: float
@@ -101,10 +101,10 @@ class _Studio:
         self.bar = progress, task
 
     def calls(self, steps: int) -> int:
-        """Number of U-Net calls that it takes to draw with so many steps."""
+        """The number of U-Net calls of a run with this number of steps."""
         return steps * -(-len(self.prompts) // self.batch)
 
-    def draw(self, title: str, steps: int) -> Tensor:
+    def generate(self, title: str, steps: int) -> Tensor:
         """The images, (N, 3, H, W) in 0..1; the seconds of each batch are in `seconds`."""
         if self.bar is not None:
             progress, task = self.bar

@@ -7,7 +7,7 @@ takes:
 
     python -m benchmarks.gpu
 
-Results are written after every round, so a run that was stopped goes on where it was; `--minutes 9` stops by itself,
+Results are written after every round, so an interrupted run resumes; `--minutes 9` stops by itself,
 for machines that are lent in short pieces. `--dry-run` goes through all of it on the CPU with tiny models. A page of
 what there is so far: `deepcache report benchmarks/gpu/CARD/*.json`.
 """
@@ -88,7 +88,7 @@ def jobs(reference: Path | None) -> Iterator[Job]:
                 )
                 yield Job(f"{grid.model}-{mode}-{scope}", settings)
     if reference is not None:
-        # Last and by itself: the compiler translates the reference package anew for one step after another, which takes
+        # Last and by itself: the compiler recompiles the reference package for each step, which takes
         # minutes before the first round.
         for grid in GRIDS:
             alone = BenchmarkSettings(
@@ -154,7 +154,7 @@ def main() -> None:
                         run_profile(job.settings, result, where, device, display)
             console.print(f"{path}: {_state(result)}", soft_wrap=True, highlight=False)
     if left:
-        console.print(f"The same command goes on with {', '.join(left)}.", soft_wrap=True, highlight=False)
+        console.print(f"The same command continues with {', '.join(left)}.", soft_wrap=True, highlight=False)
 
 
 def _state(result: dict[str, list[dict[str, str]]]) -> str:

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from benchmarks.harness.denoising_run import ddim, identical, run_denoising
+from benchmarks.harness.reference_package import reference_helper_class
+from benchmarks.harness.tiny_unets import TINY_UNETS
 from DeepCache import DeepCacheSDHelper
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
-from tests.parity.reference import reference_helper_class
-from tests.parity.tiny_unets import TINY_UNETS
-from tests.parity.trajectory import ddim, identical, run_trajectory
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def main() -> None:
 def _compare(name: str, size: int, branch: int, interval: int, steps: int, seed: int) -> dict[str, Any]:
     kind = TINY_UNETS[name]
     unet, inputs = kind.seeded(seed), kind.make_inputs(size, seed)
-    theirs = run_trajectory(copy.deepcopy(unet), ddim(steps), reference_helper_class(), interval, branch, inputs)
-    ours = run_trajectory(unet, ddim(steps), DeepCacheSDHelper, interval, branch, inputs)
+    theirs = run_denoising(copy.deepcopy(unet), ddim(steps), reference_helper_class(), interval, branch, inputs)
+    ours = run_denoising(unet, ddim(steps), DeepCacheSDHelper, interval, branch, inputs)
     return {
         "unet": name,
         "size": list(inputs.sample.shape[-2:]),

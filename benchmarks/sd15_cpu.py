@@ -1,7 +1,7 @@
-"""What a shallow step costs, and what is kept, in U-Nets of full size: ours and the reference package.
+"""The time of a shallow step and the memory kept between steps in U-Nets of full size: ours and the reference package.
 
-Time: Stable Diffusion 1.5's U-Net with random weights, fp32, batch 1. In every round each contestant runs one full
-step and some shallow ones, in turn, so that whatever else the machine does hits all alike.
+Time: Stable Diffusion 1.5's U-Net with random weights, fp32, batch 1. In every round each case runs one full step
+and some shallow ones, in turn, so that other work on the machine affects all of them.
 Memory: bytes kept between steps, from that run, and for fp16 with guidance from the shapes of meta tensors (which
 have sizes but no storage).
 
@@ -24,17 +24,17 @@ from diffusers import UNet2DConditionModel
 from rich.progress import Progress
 from torch import Tensor
 
+from benchmarks.harness.denoising_run import BarePipe, ddim
+from benchmarks.harness.reference_package import reference_helper_class
+from benchmarks.harness.tiny_unets import UnetInputs
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.contestants import bytes_of
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.engine.cost import count_costs
 from DeepCache.models import ARCHITECTURES
-from tests.parity.reference import reference_helper_class
-from tests.parity.tiny_unets import UnetInputs
-from tests.parity.trajectory import BarePipe, ddim
 
-CONTESTANTS = ("plain", "ours", "reference")
+CASES = ("plain", "ours", "reference")
 SD15, SDXL = (ARCHITECTURES[name].networks["unet"].config for name in ("sd15", "sdxl"))
 
 
@@ -60,7 +60,7 @@ def main() -> None:
             "shallow": costs.shallow[options.branch],
             "ratio": costs.share(options.branch),
         },
-        "summary": {name: _summary(name, rounds) for name in CONTESTANTS},
+        "summary": {name: _summary(name, rounds) for name in CASES},
         "bytes_kept": [
             {"unet": "sd15", "pixels": options.pixels, "dtype": "float32", "batch": 1, "how": "measured"} | kept,
             _bytes_from_shapes("sd15", SD15, _sd15_inputs(512, 2, torch.float16, "meta"), 512, options.branch),
@@ -69,7 +69,7 @@ def main() -> None:
         "seconds": rounds,
     }
     write_result(options.output, result)
-    for name in CONTESTANTS:
+    for name in CASES:
         print(name, result["summary"][name])
     print(f"multiply-accumulates, shallow/full: {costs.share(options.branch):.4f}")
     for row in result["bytes_kept"]:
@@ -80,12 +80,12 @@ def main() -> None:
 def _race(
     unet: UNet2DConditionModel, inputs: UnetInputs, rounds: int, shallow_steps: int, branch: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Seconds of each U-Net call, a list a contestant and round (the first is the full step), and the bytes kept."""
+    """Seconds of each U-Net call, a list per case and round (the first is the full step), and the bytes kept."""
     times, kept = [], {}
     with Progress() as progress:
         for number in progress.track(range(-1, rounds), description="rounds, the first to warm up"):
             # Each goes first equally often.
-            order = [CONTESTANTS[(number + place) % len(CONTESTANTS)] for place in range(len(CONTESTANTS))]
+            order = [CASES[(number + place) % len(CASES)] for place in range(len(CASES))]
             seconds = {}
             for name in order:
                 calls = 1 if name == "plain" else 1 + shallow_steps
@@ -111,7 +111,7 @@ def _time_calls(pipe: BarePipe, inputs: UnetInputs, calls: int) -> list[float]:
 
 @contextmanager
 def _enabled(name: str, pipe: BarePipe, interval: int, branch: int) -> Iterator[Any]:
-    """Caching by a contestant while the block runs; yields a function that tells the bytes kept."""
+    """Enables the caching of a case for the length of a block; yields a function that returns the bytes kept."""
     if name == "ours":
         engine = apply_deepcache(pipe, DeepCacheConfig(cache_interval=interval, cache_branch_id=branch))
         yield lambda: engine.stats.bytes_kept
@@ -134,11 +134,11 @@ def _bytes_from_shapes(
     with torch.device("meta"):
         unet = UNet2DConditionModel(**architecture).to(inputs.sample.dtype)
     kept = {}
-    for contestant in ("ours", "reference"):
+    for case in ("ours", "reference"):
         pipe = BarePipe(unet, ddim(2))
-        with _enabled(contestant, pipe, 2, branch) as bytes_kept:
+        with _enabled(case, pipe, 2, branch) as bytes_kept:
             _time_calls(pipe, inputs, calls=1)
-            kept[contestant] = bytes_kept()
+            kept[case] = bytes_kept()
     dtype = str(inputs.sample.dtype).removeprefix("torch.")
     batch = inputs.sample.shape[0]
     return {"unet": name, "pixels": pixels, "dtype": dtype, "batch": batch, "how": "meta tensors"} | kept

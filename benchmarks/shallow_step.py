@@ -1,17 +1,17 @@
-"""What a shallow step at branch 0 spends, and what would cut it.
+"""Where a shallow step at branch 0 spends its time, and what could reduce it.
 
 Time: Stable Diffusion 1.5's U-Net with random weights, 512 px, batch 2 (guidance), bfloat16, one thread. In every round
 each memory format runs a full step, and then all variants of the shallow step run in turn.
-Fidelity: the shipped model draws held-out prompts with each variant; PSNR is taken image by image against no caching,
-and every variant is held against what the settings of DeepCache give at the same cost.
+Fidelity: the bundled model generates held-out prompts with each variant; PSNR is measured image by image against no
+caching, and every variant is compared with the settings of DeepCache at the same cost.
 
-A variant continues parts of the shallow step from full steps, as the deep feature is: re-used, or forecast linearly.
-`transformer` is all that the transformer block adds, `convolution` what the first convolutions of the ResNet make of
-the deep feature, `prediction` the output of the U-Net, so that no layer runs.
+A variant reuses or linearly forecasts parts of the shallow step from full steps, like the deep feature.
+`transformer` is the residual that the transformer block adds, `convolution` the part of the first convolutions of the
+ResNet that depends on the deep feature, `prediction` the output of the U-Net, so that no layer runs.
 
     python -m benchmarks.shallow_step
 
-A run that was stopped goes on where it was. With --time-again only the times are measured anew.
+An interrupted run resumes. With --time-again only the times are measured again.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.fidelity import resumed
+from benchmarks.harness.denoising_run import BarePipe, ddim
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
@@ -48,16 +49,15 @@ from DeepCache.generation.batch_sampler import BatchSampler
 from DeepCache.metrics import psnr
 from DeepCache.models import ARCHITECTURES, load_pipeline, recommended_guidance, set_scheduler
 from DeepCache.schedule import Step, StepSchedule
-from tests.parity.trajectory import BarePipe, ddim
 
 SD15 = ARCHITECTURES["sd15"].networks["unet"].config
 TOKENS = 77
 SCHEDULERS = {"ddim": 50, "dpm++": 25}
 INTERVALS = (3, 4, 5)
-# Intervals of the settings that every variant is held against.
+# Intervals of the settings that each variant is compared with.
 NEIGHBOURS = (3, 4, 5, 6, 8)
 FORMATS = ("plain", "channels_last", "fused projections", "channels_last, fused projections")
-# The first that fits the name of a module; what runs outside of such modules is `other`.
+# The first pattern that matches the name of a module; everything else is `other`.
 KINDS = {
     "self-attention, projections": r"attn1\.to_(q|k|v|out)$",
     "self-attention, products": r"attn1$",
@@ -75,7 +75,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run the shallow step: with some parts continued instead of run, and with guidance reuse or without."""
+    """A way to run the shallow step: with some parts forecast instead of run, with or without guidance reuse."""
 
     parts: tuple[str, ...] = ()
     forecast: str = "linear"
@@ -103,16 +103,16 @@ TIMED = (
 
 
 class Parts:
-    """Parts of the shallow step of a U-Net, continued from full steps as the variant of the moment wants it.
+    """Parts of the shallow step of a U-Net, forecast from full steps as the current variant requires.
 
     Args:
-        unet: the U-Net, one with cross-attention in its last up block.
-        steps: what DeepCache does at each step of a trajectory.
-        names: the parts that are kept on full steps.
+        unet: a U-Net with cross-attention in its last up block.
+        steps: DeepCache's steps in a denoising run.
+        names: the parts cached on full steps.
 
     Attributes:
-        variant: how shallow steps run from now on.
-        number: number of the step.
+        variant: the variant of the next shallow steps.
+        number: index of the step.
     """
 
     def __init__(self, unet: nn.Module, steps: Sequence[Step], names: Sequence[str]) -> None:
@@ -135,11 +135,11 @@ class Parts:
 
     @property
     def step(self) -> Step:
-        """What is done at this step."""
+        """The current step."""
         return self._steps[self.number]
 
     def remove(self) -> None:
-        """Leaves the U-Net as it was found."""
+        """Restores the U-Net."""
         self._handle.remove()
         for each in self._modules:
             del each.module.forward
@@ -149,8 +149,8 @@ class Parts:
 
 
 class _Continued:
-    """Stands in for the `forward` of a module. A full step keeps a part of its output; a shallow step may join what
-    that part would be now with what is left to compute."""
+    """Replaces the `forward` of a module. A full step caches a part of its output; a shallow step may combine the
+    forecast of that part with the rest of the computation."""
 
     def __init__(self, parts: Parts, name: str, module: nn.Module, part: Callable, join: Callable) -> None:
         self.module = module
@@ -172,7 +172,7 @@ class _Continued:
 
 
 def _split(conv: nn.Conv2d, deep: int) -> tuple[Callable, Callable]:
-    """What a convolution makes of the deep feature, and that joined with what it makes of the skip connection."""
+    """The part of a convolution that depends on the deep feature, and its sum with the part of the skip connection."""
     padding = conv.padding
     return (
         lambda _, x: conv2d(x[:, :deep], conv.weight[:, :deep], padding=padding),
@@ -181,13 +181,13 @@ def _split(conv: nn.Conv2d, deep: int) -> tuple[Callable, Callable]:
 
 
 class Trajectory:
-    """U-Net calls, one after the other, with DeepCache and the parts of its shallow step in hand.
+    """Consecutive U-Net calls with DeepCache and parts of its shallow step.
 
     Args:
         unet: the U-Net.
-        steps: what is done at each.
+        steps: the steps.
         side: height and width of the latents.
-        names: the parts that are kept on full steps.
+        names: the parts cached on full steps.
     """
 
     def __init__(self, unet: nn.Module, steps: Sequence[Step], side: int, names: Sequence[str] = ()) -> None:
@@ -198,7 +198,7 @@ class Trajectory:
 
     @torch.no_grad()
     def step(self, variant: Variant = PLAIN) -> float:
-        """Makes the next step, and tells the seconds that it took."""
+        """Runs the next step and returns its seconds."""
         self._parts.variant = variant
         timestep = self._pipe.scheduler.timesteps[self._parts.number + 1]
         sample, text = self._inputs
@@ -207,13 +207,13 @@ class Trajectory:
         return perf_counter() - start
 
     def end(self) -> None:
-        """Leaves the U-Net as it was found."""
+        """Restores the U-Net."""
         self._parts.remove()
         remove_deepcache(self._pipe)
 
 
 def profile(unet: nn.Module, side: int, read: Callable[[], float], count: int) -> list[dict[str, float]]:
-    """What each kind of module spends in each of some shallow steps, by the difference of two readings."""
+    """The time of each kind of module in each shallow step, by the difference of two readings."""
     trajectory = Trajectory(unet, [Step(True), *[Step(False)] * count], side)
     trajectory.step()
     spent = []
@@ -227,7 +227,7 @@ def profile(unet: nn.Module, side: int, read: Callable[[], float], count: int) -
 
 @contextmanager
 def _metered(unet: nn.Module, read: Callable[[], float]) -> Iterator[Counter[str]]:
-    """Counts what modules spend by their kind, without what those inside of them do."""
+    """Measures modules by kind, without their submodules."""
     spent: Counter[str] = Counter()
     inside: list[str] = []
     last = 0.0
@@ -259,7 +259,7 @@ def _metered(unet: nn.Module, read: Callable[[], float]) -> Iterator[Counter[str
 
 
 def multiply_accumulates(config: Any, side: int) -> dict[str, float]:
-    """Those of every variant of the shallow step, as shares of a full step's."""
+    """The multiply-accumulates of each variant of the shallow step, as shares of a full step's."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     sample, text = inputs(unet, side)
@@ -288,7 +288,7 @@ def formatted(unet: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def differences(unets: dict[str, nn.Module], side: int) -> dict[str, float]:
-    """The largest difference of an output from that of the plain format, as a share of the largest value of this."""
+    """The largest difference of an output from that of the plain format, as a share of its largest value."""
     sample, text = inputs(unets["plain"], side)
     outputs = {name: unet(sample, 500, text).sample for name, unet in unets.items()}
     plain = outputs["plain"]
@@ -296,7 +296,7 @@ def differences(unets: dict[str, nn.Module], side: int) -> dict[str, float]:
 
 
 def race(unets: dict[str, nn.Module], side: int, rounds: int, repeats: int) -> list[dict[str, Any]]:
-    """Seconds of a full step of each format and of some shallow ones of each variant in it, round by round."""
+    """Seconds of a full step of each format and of shallow steps of each variant, round by round."""
     # The first round warms up, and has no second full step to forecast from.
     turns = [_rotated(TIMED, number) * repeats for number in range(rounds + 1)]
     steps = [
@@ -320,8 +320,8 @@ def race(unets: dict[str, nn.Module], side: int, rounds: int, repeats: int) -> l
 
 
 def timing(name: str, variant: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of a variant in a format, and their ratios, each of times of the same round, to those of the plain one.
-    The speed-up of the U-Net by interval is computed from them."""
+    """Medians of a variant in a format, their ratios to the plain format in the same round, and the resulting speed-ups
+    of the U-Net by interval."""
     mine = [seconds["shallow"][variant][name] for seconds in rounds]
     plain = [seconds["shallow"]["plain"]["plain"] for seconds in rounds]
     full = [seconds["full"]["plain"] for seconds in rounds]
@@ -342,7 +342,7 @@ def timing(name: str, variant: str, rounds: list[dict[str, Any]]) -> dict[str, A
 
 
 def cells() -> Iterator[tuple[int, str, Variant]]:
-    """Interval, forecast of the deep feature and variant of all that is drawn."""
+    """The interval, forecast of the deep feature and variant of every cell."""
     for interval in NEIGHBOURS:
         yield from ((interval, "linear", variant) for variant in (PLAIN, GUIDANCE, Variant(PREDICTION)))
     for interval in INTERVALS:
@@ -352,7 +352,7 @@ def cells() -> Iterator[tuple[int, str, Variant]]:
         yield from ((interval, *each) for each in (("none", PLAIN), ("none", RE_USED), ("linear", RE_USED)))
 
 
-def drawn(sampler: BatchSampler, interval: int, forecast: str, variant: Variant) -> tuple[Tensor, int]:
+def generated(sampler: BatchSampler, interval: int, forecast: str, variant: Variant) -> tuple[Tensor, int]:
     """The images of a cell, and how many steps were full."""
     pipe = sampler.pipe
     config = DeepCacheConfig(interval, forecast=forecast, guidance_reuse=variant.guidance_reuse)
@@ -367,7 +367,7 @@ def drawn(sampler: BatchSampler, interval: int, forecast: str, variant: Variant)
 
 
 def gain(cell: dict[str, Any], rivals: list[dict[str, Any]], axis: str) -> dict[str, Any] | None:
-    """How much nearer a cell comes than the front of its rivals at its place on an axis of cost, on the line between
+    """The PSNR of a cell above the front of its rivals at the same cost, on the line between
     the two around it; None where there are no two."""
     front: list[dict[str, Any]] = []
     for rival in sorted(rivals, key=lambda each: (each[axis], -each["psnr"]["mean"])):
@@ -435,7 +435,7 @@ def main() -> None:
         result |= provenance(options.seed)
         measure_time(result)
         write_result(options.output, result)
-    torch.set_num_threads(options.drawing_threads)
+    torch.set_num_threads(options.image_threads)
     for cell in measure_fidelity(result):
         result["cells"].append(cell)
         write_result(options.output, result)
@@ -483,7 +483,7 @@ def measure_fidelity(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
         sampler = BatchSampler(pipe, prompts, steps, guidance, result["seed"], len(prompts))
         reference = sampler.sample()
         for interval, forecast, variant in track(missing, scheduler):
-            images, full = drawn(sampler, interval, forecast, variant)
+            images, full = generated(sampler, interval, forecast, variant)
             cell = dict(zip(key, (scheduler, interval, forecast, variant.name), strict=True))
             yield cell | {"full_steps": full, "psnr": summary(psnr(images, reference).tolist())}
 
@@ -527,8 +527,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2, help="shallow steps of each variant in a round")
     parser.add_argument("--prompts", type=Path, default=Path("training/held_out.txt"), help="one prompt a line")
     parser.add_argument("--count", type=int, default=32, help="how many prompts, from the first")
-    parser.add_argument("--time-again", action="store_true", help="measure times anew and keep what is drawn")
-    parser.add_argument("--drawing-threads", type=int, default=2, help="threads for what is not timed")
+    parser.add_argument("--time-again", action="store_true", help="measure times again and keep the images")
+    parser.add_argument("--image-threads", type=int, default=2, help="threads for what is not timed")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

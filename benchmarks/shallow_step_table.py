@@ -58,7 +58,7 @@ def _variants(result: dict[str, Any]) -> str:
         rows.append(f"| {'as it is' if variant == 'plain' else variant} | {time:.2f} | {shown} |")
     lead = (
         "Parts of the shallow step continued from full steps, as the deep feature is. Time as a share of the shallow "
-        f"step as it is; PSNR against no caching on the model in the box, {len(result['prompts'])} held-out prompts, "
+        f"step as it is; PSNR against no caching on the bundled model, {len(result['prompts'])} held-out prompts, "
         "linear forecast of the deep feature, DDIM in 50 steps and DPM++ in 25:"
     )
     return f"{lead}\n\n" + "\n".join(rows)

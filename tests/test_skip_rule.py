@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.harness.reference_package import reference_helper_class
 from DeepCache import DeepCacheSDHelper, ExplicitSchedule
 from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
-from tests.parity.reference import reference_helper_class
 
 STEPS = 8
 

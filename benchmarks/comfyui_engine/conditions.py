@@ -11,8 +11,8 @@ import torch
 from benchmarks.comfyui_engine import engine
 
 __all__ = [
-    "DRAWING",
     "FURTHER_CONDITIONS",
+    "RANDOM_LAYERS",
     "Condition",
     "Unavailable",
     "conditions",
@@ -204,7 +204,7 @@ FURTHER_CONDITIONS = {
     "an inpainting model": _shape("inpainting", engine.inpainting),
 }
 # Conditions that draw random numbers in the layers.
-DRAWING = {"ToMe", "HyperTile"}
+RANDOM_LAYERS = {"ToMe", "HyperTile"}
 
 
 def seeded_by_layer(patcher: Any) -> Any:

@@ -69,7 +69,7 @@ class Call:
         number: number of the step.
         arguments: positional and keyword arguments, without the sample.
         x: the input of the U-Net, of both halves where it is guided. It has the scale `alpha * x0 + sigma * noise`
-            whatever the scheduler, since each scales its latents to that for the U-Net.
+            for every scheduler, since each scales its latents to that for the U-Net.
     """
 
     def __init__(

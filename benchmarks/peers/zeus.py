@@ -13,7 +13,7 @@ class Zeus:
     """Every `interval`-th step is full; skipped ones extrapolate the last two full steps, or re-use the last by turns.
 
     With e1 the output of the last full step and e0 that of the full step before it, the first skipped step after a full
-    one is `2 * e1 - e0` whatever their distance, the second e1 again, and so on: no two in a row extrapolate.
+    one is `2 * e1 - e0` regardless of their distance, the second e1 again, and so on: no two in a row extrapolate.
 
     Published defaults: interval 3, steps 10 to 45 of 50.
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from benchmarks.harness.reference_package import FOLDER
 from DeepCache import DeepCacheConfig
 from DeepCache.bench import benchmark
 from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
@@ -25,7 +26,6 @@ from DeepCache.models import set_scheduler
 from DeepCache.schedule import Step
 from tests.bench.small_models import plan_for, unconditional_pipeline
 from tests.engine.backend import use_backend
-from tests.parity.reference import FOLDER
 from tests.tune.small_pipeline import small_pipeline
 
 TWO = parse_variant("I=2")

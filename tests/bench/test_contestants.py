@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
+from benchmarks.harness.reference_package import FOLDER, reference_helper_class
 from DeepCache import DeepCacheConfig
 from DeepCache.bench.contestants import BASELINE, DEEPCACHE, FEWER_STEPS, REFERENCE, Contestant, bytes_of
 from DeepCache.bench.variants import parse_variant
@@ -18,7 +19,6 @@ from DeepCache.bench.workload import PipelineCall
 from DeepCache.engine import stats
 from DeepCache.engine.attach import apply_deepcache
 from tests.bench.small_models import unconditional_pipeline
-from tests.parity.reference import FOLDER, reference_helper_class
 from tests.tune.small_pipeline import small_pipeline
 
 CALL = PipelineCall(batch=2, size=(16, 16), steps=5, guidance=3.0, seed=3)

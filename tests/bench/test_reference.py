@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import DeepCache
+from benchmarks.harness.reference_package import FOLDER
 from DeepCache.bench.reference import reference_helper_class
-from tests.parity.reference import FOLDER
 
 
 def test_a_wheel_and_the_folder_that_it_is_unpacked_to_are_the_same():

@@ -27,7 +27,7 @@ def test_a_result_is_as_its_schema_says_and_complete(path):
         assert names >= set(result["settings"]["labels"])
 
 
-def test_the_pictures_of_the_ablation_are_there():
+def test_images_of_the_ablation_exist():
     result, folder = read_result(SHIPPED_ABLATION), SHIPPED_ABLATION.parent
     named = [cell["samples"] for group in result["groups"] for cell in (group["reference"], *group["cells"])]
     assert all((folder / name).is_file() for name in named)

@@ -19,7 +19,7 @@ def test_every_item_is_first_in_turn():
 
 
 @pytest.mark.skipif(not HAS_AVX2, reason="the processor has no AVX2")
-def test_a_worker_is_at_its_level_whatever_the_environment_says(monkeypatch):
+def test_worker_ignores_the_level_of_the_environment(monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx512")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
     with workers("benchmarks.cpu_dtypes", ["AVX2"], ["--side", "2"]) as running:

@@ -41,11 +41,11 @@ def test_the_numbers_in_a_page_are_those_of_the_result_files(page):
 
 @pytest.mark.parametrize("name", figures.DRAWN)
 def test_a_figure_is_drawn_from_the_results_as_they_are(name, tmp_path):
-    figures.DRAWN[name](list(GROUPS.values()), tmp_path / "drawn.png")
+    figures.DRAWN[name](list(GROUPS.values()), tmp_path / "diagram.png")
     committed = figures.IMAGES / f"{name}.png"
     assert committed.stat().st_size < 100_000
-    with Image.open(tmp_path / "drawn.png") as drawn, Image.open(committed) as there:
-        difference = ImageChops.difference(drawn.convert("RGB"), there.convert("RGB"))
+    with Image.open(tmp_path / "diagram.png") as diagram, Image.open(committed) as there:
+        difference = ImageChops.difference(diagram.convert("RGB"), there.convert("RGB"))
     # Of 255 levels; another release of matplotlib may set a letter elsewhere.
     assert max(ImageStat.Stat(difference).mean) < 1
 
@@ -115,21 +115,21 @@ def test_where_fewer_steps_are_the_better_choice():
         assert psnr(deep) < psnr(fewer_steps(group, deep["mac_share"]))
 
 
-def test_the_ablation_leaves_out_what_the_page_says():
+def test_ablation_omits_what_the_page_says():
     assert set(figures.ablation()["settings"]["left_out"]) == {"lpips", "clip"}
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def diagram():
     return shallow_unet_diagram()
 
 
-def test_the_shallow_unet_is_as_it_would_be_drawn(drawn):
-    assert (figures.IMAGES / "shallow-unet.svg").read_text(encoding="utf-8") == drawn
+def test_diagram_is_up_to_date(diagram):
+    assert (figures.IMAGES / "shallow-unet.svg").read_text(encoding="utf-8") == diagram
 
 
-def test_what_runs_in_the_shallow_unet(drawn):
-    shallow, deep = ElementTree.fromstring(drawn).findall(f"{SVG}g")
+def test_layers_in_the_diagram(diagram):
+    shallow, deep = ElementTree.fromstring(diagram).findall(f"{SVG}g")
     ran = [
         {box.get("data-module") for box in panel.iter(f"{SVG}g") if box.get("class") == "runs"}
         for panel in (shallow, deep)
@@ -149,7 +149,7 @@ def test_what_runs_in_the_shallow_unet(drawn):
     assert all(len(panel.findall(f"{SVG}g[@data-module]")) == 25 for panel in (shallow, deep))
 
 
-def test_a_skip_branch_ends_where_the_figure_says():
+def test_skip_branches_end_where_the_diagram_shows():
     unet = random_pipeline("sd15-tiny", dtype=torch.float32, device="cpu").unet
     branches = skip_branches(unet)
     made, taken = {}, {}

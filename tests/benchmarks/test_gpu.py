@@ -64,7 +64,7 @@ def test_a_dry_run_leaves_out_what_takes_a_card():
     assert dry.count(None) == 8
 
 
-def test_a_dry_run_goes_through_a_job_on_the_cpu_and_goes_on_where_it_was(monkeypatch, tmp_path):
+def test_dry_run_completes_a_job_on_the_cpu_and_resumes(monkeypatch, tmp_path):
     options = ["--dry-run", "--profile", "--jobs", "sd15-eager-unet", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["gpu", *options])
     # One sample of each kind of step will do, and costs that are counted once.

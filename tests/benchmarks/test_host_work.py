@@ -98,7 +98,7 @@ def test_with_timesteps_on_the_host_the_unet_copies_one_number(name):
     assert {wait.what for wait in watched.waits} == {TO_DEVICE}
 
 
-def test_a_scheduler_that_is_told_where_it_begins_does_not_look():
+def test_scheduler_with_a_given_begin_index_does_not_search():
     begun = make_scheduler("euler")
     set_timesteps = begun.set_timesteps
     begun.set_timesteps = lambda *args, **options: (set_timesteps(*args, **options), begun.set_begin_index(0))

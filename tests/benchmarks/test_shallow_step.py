@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.harness.denoising_run import BarePipe, ddim
+from benchmarks.harness.tiny_unets import TINY_UNETS
 from benchmarks.shallow_step import (
     BOTH,
     CONVOLUTION,
@@ -23,8 +25,6 @@ from benchmarks.shallow_step import (
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.engine.cost import count_costs
 from DeepCache.schedule import pattern_of
-from tests.parity.tiny_unets import TINY_UNETS
-from tests.parity.trajectory import BarePipe, ddim
 
 STEPS = 7
 SAMPLES = torch.randn(STEPS, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(1, 2, 1, 1, 1)
@@ -182,6 +182,6 @@ def test_the_gain_is_that_over_the_line_between_the_neighbours_on_the_front():
     assert gain(cell(0.1, 47.0, 47.0), settings, "time") is None
 
 
-def test_no_cell_is_drawn_twice():
+def test_no_cell_is_measured_twice():
     every = list(cells())
     assert len(set(every)) == len(every)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.harness.reference_package import FOLDER
 from DeepCache.bench import benchmark, profiles
 from DeepCache.bench.benchmark import BenchmarkSettings
 from DeepCache.bench.result_file import read_result
@@ -16,7 +17,6 @@ from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
 from tests.bench.command_line import complain, killed, options_of, options_shown
 from tests.bench.fake_clock import FakeClock
 from tests.bench.small_models import remember_costs, use_model
-from tests.parity.reference import FOLDER
 from tests.tune.small_pipeline import small_pipeline
 
 LITTLE = ("benchmark", "--steps", 3, "--rounds", 2, "-v", "I=2", "--scopes", "unet")

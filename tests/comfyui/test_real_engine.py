@@ -19,8 +19,8 @@ if not os.environ.get("COMFYUI_PATH"):
 
 from benchmarks.comfyui_engine import engine
 from benchmarks.comfyui_engine.conditions import (
-    DRAWING,
     FURTHER_CONDITIONS,
+    RANDOM_LAYERS,
     Unavailable,
     conditions,
     patch_by_number,
@@ -104,7 +104,7 @@ class TestFurtherConditions:
 
     def test_a_shallow_step_with_the_true_feature_is_exact(self, condition, request):
         patcher, kind, settings = _model(condition.kind), condition.kind, condition.settings()
-        if request.node.callspec.id in DRAWING:
+        if request.node.callspec.id in RANDOM_LAYERS:
             patcher = seeded_by_layer(patcher)
         expected = engine.sample(condition.change(patcher), kind, sampler=engine.repeat, steps=3, **settings)
         deepest = len(layout_of(patcher.model.diffusion_model).branches) - 1

@@ -14,9 +14,9 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel, UNet2DModel
 
+from benchmarks.harness.tiny_unets import TINY_UNETS, TOKENS, WIDTH
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.layouts import skip_branches
-from tests.parity.tiny_unets import TINY_UNETS, TOKENS, WIDTH
 from tests.releases import HALF, UNWRITTEN, before_diffusers
 
 # 12 branches: four down blocks of two layers each, with downsamplers except the last.

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.harness.denoiser_families import FAMILIES, denoiser_of, random
+from benchmarks.harness.ldm_unet import TEXT, LayerByLayerUNet, LdmUNet
 from DeepCache import DeepCacheConfig, apply_deepcache, register_layout, remove_deepcache
 from DeepCache.engine.layouts import layout_of, skip_branches
 from tests.compatibility.components import seeded
-from tests.layouts.families import FAMILIES, denoiser_of, random
-from tests.layouts.ldm_unet import TEXT, LayerByLayerUNet, LdmUNet
 
 TEXTS = random(2, 5, TEXT, seed=80)
 COMFYUI = next(family for family in FAMILIES if family.name == "ComfyUI")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from benchmarks.harness.denoiser_families import FAMILIES, Family, denoiser_of
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.engine.attach import DeepCacheEngine
 from DeepCache.engine.layouts import skip_branches
 from tests.engine.slots import kept_slots
-from tests.layouts.families import FAMILIES, Family, denoiser_of
 from tests.releases import COMPILES, COUNTS_OPERATIONS
 
 LEVELS = (0.9, 0.75, 0.6, 0.4, 0.25, 0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests.parity.reference import FOLDER
+from benchmarks.harness.reference_package import FOLDER
 
 FILE = Path(__file__).parents[2] / "docs" / "reference-names.md"
 HELPER = "DeepCacheSDHelper"

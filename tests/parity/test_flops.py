@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.harness.reference_package import FOLDER
 from DeepCache.flops import count_ops_and_params
 from tests.engine.tiny_pipeline import tiny_unet
-from tests.parity.reference import FOLDER
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import importlib
 import pytest
 
 import DeepCache
+from benchmarks.harness.reference_package import FOLDER
 from DeepCache import DeepCacheSDHelper, flops
 from DeepCache.extension.deepcache import DeepCacheSDHelper as ExtensionHelper
 from tests.engine.tiny_pipeline import tiny_pipeline
 from tests.parity.names import ANSWERS, FILE, REFUSED_MODULES, names_of_flops, names_of_helper, page
-from tests.parity.reference import FOLDER
 
 HELPER = DeepCacheSDHelper(tiny_pipeline())
 

@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 from torch import nn
 
+from benchmarks.harness.denoising_run import ddim, identical, run_denoising
+from benchmarks.harness.reference_package import reference_helper_class
+from benchmarks.harness.tiny_unets import TINY_UNETS
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.layouts import skip_branches
-from tests.parity.reference import reference_helper_class
-from tests.parity.tiny_unets import TINY_UNETS
-from tests.parity.trajectory import ddim, identical, run_trajectory
 
 BRANCHES = [(name, branch) for name, kind in TINY_UNETS.items() for branch in range(kind.branches)]
 ODD_SIZES = [(name, branch, size) for name, branch in BRANCHES for size in TINY_UNETS[name].sizes[1:]]
@@ -30,8 +30,8 @@ def _unet(name: str) -> nn.Module:
 
 def _assert_parity(name: str, interval: int, branch: int, size: int, steps: int = 7, start: int = 0) -> None:
     inputs = TINY_UNETS[name].make_inputs(size, 1)
-    theirs = run_trajectory(_unet(name), ddim(steps), reference_helper_class(), interval, branch, inputs, start)
-    ours = run_trajectory(_unet(name), ddim(steps), DeepCacheSDHelper, interval, branch, inputs, start)
+    theirs = run_denoising(_unet(name), ddim(steps), reference_helper_class(), interval, branch, inputs, start)
+    ours = run_denoising(_unet(name), ddim(steps), DeepCacheSDHelper, interval, branch, inputs, start)
     assert identical(ours, theirs)
 
 
@@ -69,6 +69,6 @@ def test_a_run_that_omits_the_first_timesteps(name: str) -> None:
 def test_caching_changes_the_result(name: str) -> None:
     """Otherwise the tests above would show nothing."""
     inputs = TINY_UNETS[name].make_inputs(TINY_UNETS[name].sizes[0], 1)
-    plain = run_trajectory(_unet(name), ddim(), None, 1, 0, inputs)
-    cached = run_trajectory(_unet(name), ddim(), DeepCacheSDHelper, 3, 0, inputs)
+    plain = run_denoising(_unet(name), ddim(), None, 1, 0, inputs)
+    cached = run_denoising(_unet(name), ddim(), DeepCacheSDHelper, 3, 0, inputs)
     assert not identical(cached, plain)

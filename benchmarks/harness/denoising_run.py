@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from tests.parity.tiny_unets import UnetInputs
+from benchmarks.harness.tiny_unets import UnetInputs
 
 
 @dataclass
@@ -21,14 +21,14 @@ class BarePipe:
 
 
 def ddim(steps: int = 7) -> DDIMScheduler:
-    """A DDIM scheduler, its timesteps set."""
+    """A DDIM scheduler with its timesteps set."""
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(steps)
     return scheduler
 
 
 @torch.no_grad()
-def run_trajectory(
+def run_denoising(
     unet: nn.Module,
     scheduler: Any,
     helper_class: Any,
@@ -58,5 +58,5 @@ def run_trajectory(
 
 
 def identical(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two runs are the same to the last bit."""
+    """Whether two runs are bit-identical."""
     return len(first) == len(second) and all(map(torch.equal, first, second))

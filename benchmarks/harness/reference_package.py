@@ -1,4 +1,4 @@
-"""The reference package that `make test` fetches."""
+"""The reference package that `make test` downloads."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from diffusers import (
 from packaging.version import Version
 from torch import nn
 
+from benchmarks.harness.ldm_unet import TEXT, LayerByLayerUNet, LdmUNet
 from tests.compatibility.components import generator, seeded
-from tests.layouts.ldm_unet import TEXT, LayerByLayerUNet, LdmUNet
 from tests.releases import DIFFUSERS
 
 try:

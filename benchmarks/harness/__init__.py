@@ -1,0 +1,1 @@
+"""Small models and denoising runs that tests and benchmarks share."""
