@@ -27,12 +27,12 @@ ANSWERS = {
     "cur_timestep": "the same, read-only; assigning 0 drops what is stored",
     "start_timestep": "the same, read-only; assigning `None` drops what is stored",
     "is_skip_step": "the same; a subclass may define it, and its rule is followed or refused",
-    "is_enter_position": "the same, to be called; to define it is a `TypeError`",
+    "is_enter_position": "the same, to be called; overriding it is a `TypeError`",
     "wrap_modules": "applies DeepCache; a subclass may extend it",
     "unwrap_modules": "removes DeepCache; a subclass may extend it",
     "reset_states": "drops what is stored; a subclass may extend it",
-    "wrap_unet_forward": "a `NotImplementedError`, and to define it a `TypeError`: no `forward` is replaced",
-    "wrap_block_forward": "a `NotImplementedError`, and to define it a `TypeError`: no `forward` is replaced",
+    "wrap_unet_forward": "a `NotImplementedError`, and overriding it a `TypeError`: no `forward` is replaced",
+    "wrap_block_forward": "a `NotImplementedError`, and overriding it a `TypeError`: no `forward` is replaced",
 }
 """The behaviour of each name of the helper here."""
 
