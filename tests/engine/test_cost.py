@@ -1,4 +1,4 @@
-"""Multiply-accumulates, computed by hand on a toy."""
+"""Multiply-accumulates, computed by hand for a toy."""
 
 from __future__ import annotations
 
