@@ -181,7 +181,7 @@ class TestNoTransfers:
         with NoTransfers(monkeypatch):
             assert _steps(trajectory, timesteps, scheduler) == "*0 1 2 3 *0 1 2 3"
 
-    @pytest.mark.parametrize("forecast", ["none", "linear", "quadratic"])
+    @pytest.mark.parametrize("forecast", ["none", "linear", "quadratic", "limited"])
     @pytest.mark.parametrize("interval", [1, 3])
     @torch.no_grad()
     def test_in_full_and_shallow_steps(self, interval, forecast, monkeypatch):
