@@ -1,4 +1,4 @@
-"""Graphs of a small U-Net, exported once for all tests that read them."""
+"""Graphs of a small U-Net, exported once."""
 
 from __future__ import annotations
 

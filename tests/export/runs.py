@@ -9,7 +9,7 @@ STEPS = 7
 
 
 def CALL(batch=1, size=64, **others):
-    """What the tiny pipeline is called with for latents that a seed decides on."""
+    """Arguments of the tiny pipeline for deterministic latents."""
     prompt, negative = torch.randn(2, batch, 3, 8, generator=torch.Generator().manual_seed(1))
     call = {
         "prompt_embeds": prompt,
@@ -28,7 +28,7 @@ def latents(pipe, **others):
 
 
 def least_unet():
-    """As few layers as there can be: each takes time to trace."""
+    """As few layers as possible: each takes time to trace."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
         block_out_channels=(8,),

@@ -1,5 +1,3 @@
-"""How a call becomes named tensors and constants."""
-
 from __future__ import annotations
 
 import pytest
@@ -18,28 +16,28 @@ SAMPLE, TEXT = torch.zeros(2, 4), torch.ones(2, 3)
 @pytest.mark.parametrize(
     "timestep", [7, 7.0, torch.tensor(7), torch.tensor([7]), torch.tensor([7.0, 7.0]), torch.arange(9)[7]]
 )
-def test_a_timestep_becomes_one_number_for_each_sample(timestep):
+def test_timestep_becomes_one_number_per_sample(timestep):
     tensors = READ((SAMPLE, timestep), {"text": TEXT}).tensors
     assert torch.equal(tensors["timestep"], torch.tensor([7.0, 7.0]))
 
 
-def test_timesteps_of_their_own_stay():
+def test_one_timestep_per_sample_is_kept():
     assert READ((SAMPLE, torch.tensor([3, 9]), TEXT), {}).tensors["timestep"].tolist() == [3.0, 9.0]
 
 
-def test_a_timestep_for_another_number_of_samples_is_refused():
-    with pytest.raises(ValueError, match=r"one timestep for each of the 2 samples.*\(3,\)"):
+def test_timesteps_for_another_number_of_samples_are_refused():
+    with pytest.raises(ValueError, match=r"one for each of the 2 samples.*\(3,\)"):
         READ((SAMPLE, torch.tensor([1, 2, 3]), TEXT), {})
 
 
-def test_it_does_not_matter_how_arguments_are_given():
+def test_positional_and_keyword_arguments_are_equivalent():
     by_place = READ((SAMPLE, 7, TEXT), {"return_dict": False})
     by_name = READ((), {"text": TEXT, "timestep": 7, "sample": SAMPLE, "added": None})
     assert list(by_place.tensors) == list(by_name.tensors) == ["sample", "timestep", "text"]
     assert by_place.constants == by_name.constants == {}
 
 
-def test_nested_tensors_have_a_path_and_go_back_where_they_were():
+def test_nested_tensors_have_paths_and_are_restored():
     residuals, size = [torch.zeros(1), torch.ones(1)], torch.ones(2, 6)
     call = READ((SAMPLE, 7, TEXT), {"added": {"size": size}, "residuals": residuals})
     assert list(call.tensors) == ["sample", "timestep", "text", "added.size", "residuals.0", "residuals.1"]
@@ -48,15 +46,15 @@ def test_nested_tensors_have_a_path_and_go_back_where_they_were():
     assert again["residuals"] == residuals
 
 
-def test_numbers_flags_and_text_are_constants():
+def test_numbers_booleans_and_strings_are_constants():
     call = READ((SAMPLE, 7, TEXT), {"scale": 0.5, "added": {"mode": "a", "on": True}})
     assert call.constants == {"scale": 0.5, "added.mode": "a", "added.on": True}
 
 
-def test_a_default_is_as_good_as_nothing():
+def test_defaults_are_omitted():
     assert READ((SAMPLE, 7, TEXT), {"scale": 1.0}).constants == {}
 
 
-def test_what_a_graph_cannot_take_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"'added.hook' is a function"):
+def test_unsupported_arguments_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"got a function for 'added.hook'"):
         READ((SAMPLE, 7, TEXT), {"added": {"hook": lambda: None}})

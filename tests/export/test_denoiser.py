@@ -1,4 +1,4 @@
-"""A pipeline on graphs generates what it generates with the engine on its own U-Net, bit by bit."""
+"""Pipelines on graphs give the same latents as with the engine on their U-Net, bit by bit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def on_graphs(exported):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_pipelines_on_graphs(on_graphs, name):
+def test_latents_and_statistics_are_those_of_the_engine(on_graphs, name):
     own, config = tiny_pipeline(), CONFIGS[name]
     if config is not None:
         engines = [apply_deepcache(pipe, config) for pipe in (own, on_graphs)]
@@ -54,7 +54,7 @@ def test_pipelines_on_graphs(on_graphs, name):
         assert stats.mac_share == expected_stats.mac_share < 1
 
 
-def test_the_helper_works_on_graphs(on_graphs):
+def test_helper_works_on_graphs(on_graphs):
     own, images = tiny_pipeline(), []
     for pipe in (own, on_graphs):
         helper = DeepCacheSDHelper(pipe=pipe)
@@ -75,8 +75,7 @@ def test_a_copy_shares_the_graphs(on_graphs):
     assert torch.equal(latents(other), latents(expected))
 
 
-def test_threads_without_deepcache_do_not_mix(on_graphs):
-    """Each thread has a sample of its own."""
+def test_threads_do_not_mix_without_deepcache(on_graphs):
     unet, own = on_graphs.unet, tiny_unet()
     samples = [torch.full((2, 4, 8, 8), float(number)) for number in range(4)]
     text, found = torch.ones(2, 3, 8), {}
@@ -94,16 +93,16 @@ def test_threads_without_deepcache_do_not_mix(on_graphs):
         assert all(torch.equal(found[number], own(samples[number], 7, text).sample) for number in range(4))
 
 
-def test_another_branch_is_refused(on_graphs):
+def test_deeper_branch_is_refused(on_graphs):
     with pytest.raises(ValueError, match="cache_branch_id must be between 0 and 0"):
         apply_deepcache(on_graphs, DeepCacheConfig(cache_branch_id=2))
 
 
-def test_a_shallower_branch_than_that_of_the_graphs_is_refused(tmp_path):
+def test_shallower_branch_is_refused(tmp_path):
     export_graphs(tiny_pipeline(), tmp_path / "graphs", CALL(), DeepCacheConfig(cache_branch_id=1), format="torch")
     pipe = tiny_pipeline()
     pipe.unet = load_graphs(tmp_path / "graphs")
-    with pytest.raises(ValueError, match="cache_branch_id must be 1, at which these graphs are cut, got 0"):
+    with pytest.raises(ValueError, match="cache_branch_id must be 1 for these graphs, got 0"):
         apply_deepcache(pipe, DeepCacheConfig(cache_branch_id=0))
     config, own = DeepCacheConfig(cache_branch_id=1, cache_interval=3), tiny_pipeline()
     for each in (pipe, own):
@@ -114,42 +113,42 @@ def test_a_shallower_branch_than_that_of_the_graphs_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("others", "reason"),
     [
-        ({"size": 72}, r"sample has shape \(2, 4, 9, 9\), and it was exported for \(2, 4, 8, 8\)"),
+        ({"size": 72}, r"sample has shape \(2, 4, 9, 9\), but it was exported for \(2, 4, 8, 8\)"),
         ({"batch": 2}, r"sample has shape \(4, 4, 8, 8\)"),
         ({"guidance_scale": 1.0}, r"sample has shape \(1, 4, 8, 8\)"),
     ],
 )
-def test_another_call_than_that_of_the_export_is_refused(on_graphs, others, reason):
+def test_calls_of_other_sizes_are_refused(on_graphs, others, reason):
     with pytest.raises(ValueError, match=f"no graph in .* fits this call .*{reason}"):
         latents(on_graphs, **others)
 
 
-def test_an_argument_that_the_graphs_lack_is_refused(on_graphs):
+def test_other_arguments_are_refused(on_graphs):
     sample, text = torch.zeros(2, 4, 8, 8), torch.ones(2, 3, 8)
     with pytest.raises(ValueError, match="exported without mid_block_additional_residual"):
         on_graphs.unet(sample, 1, encoder_hidden_states=text, mid_block_additional_residual=torch.zeros(2, 16, 4, 4))
     scaled = {"encoder_hidden_states": text, "cross_attention_kwargs": {"scale": 0.5}}
-    with pytest.raises(ValueError, match=r"cross_attention_kwargs\.scale is 0.5, and it was exported with None"):
+    with pytest.raises(ValueError, match=r"cross_attention_kwargs\.scale is 0.5, but it was exported with None"):
         on_graphs.unet(sample, 1, **scaled)
-    with pytest.raises(ValueError, match="it takes encoder_hidden_states, which the call lacks"):
+    with pytest.raises(ValueError, match="it requires encoder_hidden_states, missing in this call"):
         on_graphs.unet(sample, 1)
 
 
-def test_timesteps_of_their_own(on_graphs):
+def test_one_timestep_per_sample(on_graphs):
     sample, text, own = torch.randn(2, 4, 8, 8), torch.ones(2, 3, 8), tiny_unet()
     steps = torch.tensor([3, 900])
     with torch.no_grad():
         assert torch.equal(on_graphs.unet(sample, steps, text).sample, own(sample, steps, text).sample)
 
 
-def test_what_cannot_be_changed_is_refused(on_graphs):
+def test_changes_of_graphs_are_refused(on_graphs):
     with pytest.raises(AttributeError, match="has no 'load_lora_adapter': its graphs cannot be changed"):
         on_graphs.unet.load_lora_adapter({})
-    with pytest.raises(ValueError, match="compiled by its runtime"):
+    with pytest.raises(ValueError, match="compiled by their runtime"):
         on_graphs.unet.compile()
 
 
-def test_plans_are_checked_against_the_model_of_the_graphs(on_graphs):
+def test_plans_are_checked_against_the_original_model(on_graphs):
     schedule = StepSchedule(tuple(Step(number % 2 == 0) for number in range(STEPS)))
     own = Plan(schedule, fingerprint(tiny_unet()), scheduler_settings(on_graphs.scheduler), guidance=(7.5, 7.5))
     engine = apply_deepcache(on_graphs, DeepCacheConfig(plan=own))
@@ -161,7 +160,7 @@ def test_plans_are_checked_against_the_model_of_the_graphs(on_graphs):
         apply_deepcache(on_graphs, DeepCacheConfig(plan=other))
 
 
-def test_the_description(exported):
+def test_description_matches_schema_and_graphs(exported):
     folder, found, stages = exported
     read = json.loads((folder / FILE).read_text(encoding="utf-8"))
     schema = json.loads(description.SCHEMA.read_text(encoding="utf-8"))
@@ -193,11 +192,11 @@ def test_the_description(exported):
     [
         (
             lambda folder: (folder / FILE).unlink(),
-            "is not a folder of exported graphs: it has no deepcache-graphs.json",
+            "is not a folder of exported graphs: deepcache-graphs.json is missing",
         ),
         (lambda folder: (folder / FILE).write_text("{"), "does not describe graphs of DeepCache: .*Export again"),
         (lambda folder: (folder / FILE).write_text("[]"), "does not describe graphs of DeepCache: .*Export again"),
-        (lambda folder: (folder / "full.pt2").unlink(), "lacks its file 'full.pt2'. Export again"),
+        (lambda folder: (folder / "full.pt2").unlink(), "the file 'full.pt2' in .* is missing. Export again"),
         (
             lambda folder: (folder / "full.pt2").write_bytes(b"no"),
             "cannot load the graph 'full' .*'full.pt2' is damaged. Export again",
@@ -205,41 +204,39 @@ def test_the_description(exported):
     ],
     ids=["no description", "no JSON", "no object", "no graph", "a damaged graph"],
 )
-def test_wrong_folders(exported, tmp_path, damage, message):
+def test_damaged_folders_are_refused(exported, tmp_path, damage, message):
     shutil.copytree(exported[0], tmp_path / "graphs")
     damage(tmp_path / "graphs")
     with pytest.raises((OSError, ValueError), match=message):
         load_graphs(tmp_path / "graphs")
 
 
-def test_another_version_of_the_description_is_refused(exported, tmp_path):
+def test_other_version_of_description_is_refused(exported, tmp_path):
     values = json.loads((exported[0] / FILE).read_text(encoding="utf-8"))
     (tmp_path / FILE).write_text(json.dumps(values | {"deepcache_graphs": 99}))
-    with pytest.raises(ValueError, match="it is of version 99, and this DeepCache reads 1"):
+    with pytest.raises(ValueError, match="its version is 99, and this DeepCache reads 1"):
         load_graphs(tmp_path)
 
 
-def test_open_sizes_must_go_together(tmp_path):
+def test_dynamic_sizes_must_match_each_other(tmp_path):
     export_graphs(tiny_pipeline(least_unet()), tmp_path / "graphs", CALL(), format="torch", dynamic=True)
     unet, own = load_graphs(tmp_path / "graphs"), tiny_pipeline(least_unet()).unet
     text = torch.ones(3, 5, 8)
     with torch.no_grad():
         sample = torch.randn(3, 4, 12, 20)
         assert torch.equal(unet(sample, 1, text).sample, own(sample, 1, text).sample)
-    with pytest.raises(
-        ValueError, match=r"encoder_hidden_states has shape \(1, 5, 8\), which does not go with a sample"
-    ):
+    with pytest.raises(ValueError, match=r"encoder_hidden_states has shape \(1, 5, 8\), which does not match a sample"):
         unet(sample, 1, text[:1])
 
 
-def test_open_sizes_are_multiples_of_what_the_denoiser_halves(tmp_path):
+def test_dynamic_sizes_must_be_multiples(tmp_path):
     export_graphs(tiny_pipeline(small_unet()), tmp_path / "graphs", CALL(), format="torch", dynamic=True)
     with pytest.raises(ValueError, match=r"height and width of the sample must be multiples of 2, got \(9, 8\)"):
         load_graphs(tmp_path / "graphs")(torch.zeros(2, 4, 9, 8), 1, torch.zeros(2, 3, 8))
 
 
 def test_open_sizes_need_an_example_of_two(tmp_path):
-    with pytest.raises(ValueError, match="need an example with two samples or more"):
+    with pytest.raises(ValueError, match="require an example with two samples or more"):
         export_graphs(
             tiny_pipeline(least_unet()), tmp_path / "graphs", CALL(guidance_scale=1.0), format="torch", dynamic=True
         )

@@ -1,4 +1,4 @@
-"""Graphs of torch.export are the engine to the last bit, for every kind of U-Net and call."""
+"""Graphs of torch.export equal the engine bit by bit, for every kind of U-Net and call."""
 
 from __future__ import annotations
 
@@ -91,7 +91,6 @@ def test_graphs_are_the_engine_bit_by_bit(kind):
     unet, keywords = KINDS[kind]()
     unet, branch = unet.eval(), branch_of(unet, 1)
     call = CallReader.of(unet)((), keywords | {"timestep": 501})
-    # As the engine does it.
     executor = Executor(unet, [1])
     executor.attach()
     arguments = call.keywords(call.tensors)
@@ -116,7 +115,7 @@ def test_graphs_are_the_engine_bit_by_bit(kind):
     assert not torch.equal(expected_shallow, expected)
 
 
-def test_a_shallow_graph_has_no_weight_of_the_deep_part():
+def test_shallow_graph_has_no_weights_of_the_deep_part():
     torch.manual_seed(0)
     unet, keywords = sd()
     call = CallReader.of(unet)((), keywords | {"timestep": 1})
@@ -127,7 +126,7 @@ def test_a_shallow_graph_has_no_weight_of_the_deep_part():
     assert len(unet.up_blocks) == len(unet.down_blocks) == 2
 
 
-def test_residuals_for_the_deep_part_are_no_inputs_of_a_shallow_graph():
+def test_shallow_graph_has_no_residuals_of_the_deep_part():
     torch.manual_seed(0)
     unet, keywords = with_controlnet()
     call = CallReader.of(unet)((), keywords | {"timestep": 1})
@@ -136,7 +135,7 @@ def test_residuals_for_the_deep_part_are_no_inputs_of_a_shallow_graph():
     assert used == {"sample", "timestep", "encoder_hidden_states", "deep_in", "down_block_additional_residuals.0"}
 
 
-def test_open_sizes():
+def test_dynamic_sizes():
     torch.manual_seed(0)
     unet, keywords = sd()
     call = CallReader.of(unet)((), keywords | {"timestep": 1})
@@ -151,7 +150,7 @@ def test_open_sizes():
         assert torch.equal(program(*other.values())[0], unet(**other).sample)
 
 
-def test_what_cannot_be_traced_is_reported():
+def test_tracing_errors_are_reported():
     class Branching(UNet2DModel):
         def forward(self, sample, timestep, return_dict=True):
             return super().forward(sample if sample.sum() > 0 else -sample, timestep, return_dict=return_dict)

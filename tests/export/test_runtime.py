@@ -1,4 +1,4 @@
-"""Graphs that are made when they are needed and kept on disk."""
+"""Graphs that are exported on demand and cached on disk."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from peft import LoraConfig
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.export import GraphDenoiser, cache_folder, export_graphs, load_graphs, use_runtime
 from DeepCache.export.call import CallReader
-from DeepCache.export.formats import FORMATS
-from DeepCache.export.options import GraphOptions
+from DeepCache.export.formats import FORMATS, GraphOptions
 from DeepCache.export.writing import WantedGraph, traced
 from DeepCache.runtime import RUNTIMES
 from tests.engine.tiny_pipeline import tiny_pipeline, tiny_unet
@@ -28,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Names of the graphs that are made; they are run by PyTorch, which is faster to make."""
+    """Names of the exported graphs, in the format of PyTorch, which is faster."""
     names = []
     torch_format = type(FORMATS["torch"])()
     torch_format.name = "openvino"
@@ -48,7 +47,7 @@ def pipeline(unet=None):
     return tiny_pipeline(least_unet() if unet is None else unet)
 
 
-def test_graphs_are_made_once_and_found_by_the_next_pipeline(made):
+def test_next_pipeline_reuses_cached_graphs(made):
     expected = pipeline()
     apply_deepcache(expected, CONFIG)
     for _ in range(2):
@@ -60,7 +59,7 @@ def test_graphs_are_made_once_and_found_by_the_next_pipeline(made):
         assert made == ["full", "shallow"]
 
 
-def test_another_size_takes_other_graphs_and_guidance_reuse_one_more(made):
+def test_other_sizes_export_other_graphs(made):
     pipe, config = pipeline(), DeepCacheConfig(cache_interval=3, guidance_reuse=True)
     own = pipeline()
     use_runtime(pipe, "openvino", config)
@@ -72,7 +71,7 @@ def test_another_size_takes_other_graphs_and_guidance_reuse_one_more(made):
     assert made == ["full", "shallow"] * 2
 
 
-def test_graphs_of_other_versions_are_made_again(made, monkeypatch):
+def test_graphs_of_other_versions_are_exported_again(made, monkeypatch):
     for version in "1", "1", "2":
         monkeypatch.setattr(
             "DeepCache.export.writing.versions_of", lambda packages, version=version: {"torch": version}
@@ -84,7 +83,7 @@ def test_graphs_of_other_versions_are_made_again(made, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["deepcache-graphs.json", "full.pt2"])
-def test_damaged_graphs_are_made_again(made, own_cache, name):
+def test_damaged_graphs_are_exported_again(made, own_cache, name):
     pipe = pipeline()
     use_runtime(pipe, "openvino")
     expected = latents(pipe)
@@ -127,8 +126,8 @@ CHANGES = {
     "LoRA": adapter,
     "LoRA, scaled": lambda unet: adapter(unet, 0.5),
     "a hook": with_hook(2),
-    "a hook of the same code": with_hook(3),
-    "a forward of its own": changed_forward,
+    "a hook with the same code": with_hook(3),
+    "another forward": changed_forward,
     "attention processors": lambda unet: unet.set_attn_processor(AttnProcessor()),
 }
 
@@ -144,7 +143,7 @@ def hash_after(change):
         return graph.key
 
 
-def test_what_changes_the_output_changes_the_key():
+def test_every_change_of_the_output_changes_the_key():
     keys = {name: hash_after(change) for name, change in CHANGES.items()}
     assert len({*keys.values()}) == len(keys), keys
     assert hash_after(lambda unet: None) == keys["nothing"]
@@ -153,8 +152,7 @@ def test_what_changes_the_output_changes_the_key():
         assert hash_after(lambda unet: None) == keys["nothing"]
 
 
-def test_weights_changed_before_the_first_call_are_those_of_the_graphs(made):
-    """Whatever was in the weights when `use_runtime` was called."""
+def test_graphs_have_the_weights_of_the_first_call(made):
     pipe, other = pipeline(), pipeline()
     unet = pipe.unet
     use_runtime(pipe, "openvino")
@@ -168,7 +166,7 @@ def test_weights_changed_before_the_first_call_are_those_of_the_graphs(made):
     assert made == ["full", "full"]
 
 
-def test_adapters_cannot_be_changed_behind_the_graphs(made):
+def test_adapters_of_graphs_cannot_be_changed(made):
     pipe = pipeline()
     use_runtime(pipe, "openvino")
     for change in (pipe.disable_lora, pipe.unload_lora_weights, pipe.fuse_lora):
@@ -176,7 +174,7 @@ def test_adapters_cannot_be_changed_behind_the_graphs(made):
             change()
 
 
-def test_few_graphs_stay_in_memory(made, monkeypatch):
+def test_number_of_graphs_in_memory_is_limited(made, monkeypatch):
     monkeypatch.setattr("DeepCache.export.runtime._MOST_LOADED", 2)
     pipe = pipeline()
     use_runtime(pipe, "openvino")
@@ -186,7 +184,7 @@ def test_few_graphs_stay_in_memory(made, monkeypatch):
     assert len(pipe.unet._source[0]._graphs) == 2
 
 
-def test_back_to_pytorch(made):
+def test_runtime_torch_restores_the_unet(made):
     pipe = pipeline()
     unet = pipe.unet
     use_runtime(pipe, "openvino", CONFIG)
@@ -201,7 +199,7 @@ def test_back_to_pytorch(made):
     assert made == []
 
 
-def test_what_is_refused(made, tmp_path):
+def test_invalid_pipelines_and_settings_are_refused(made, tmp_path):
     pipe = pipeline()
     with pytest.raises(ValueError, match="runtime must be one of torch, openvino, onnx, got 'tensorrt'"):
         use_runtime(pipe, "tensorrt")
@@ -220,13 +218,13 @@ def test_what_is_refused(made, tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNTIMES[1:])
-def test_a_missing_runtime_names_its_extra(monkeypatch, name):
+def test_missing_runtime_names_its_extra(monkeypatch, name):
     monkeypatch.setattr("DeepCache.extras.why_missing", lambda extra: f"install 'DeepCache[{extra}]'")
     with pytest.raises(ImportError, match=rf"runtime {name} cannot be used here: install 'DeepCache\[{name}\]'"):
         use_runtime(pipeline(), name)
 
 
-def test_where_graphs_are_kept(monkeypatch, tmp_path, own_cache):
+def test_cache_folder(monkeypatch, tmp_path, own_cache):
     assert cache_folder() == own_cache
     monkeypatch.delenv("DEEPCACHE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -148,7 +148,7 @@ def export_command(
 
     with quiet_libraries():
         from DeepCache.export import export_graphs
-        from DeepCache.export.options import GraphOptions
+        from DeepCache.export.formats import GraphOptions
 
     # What is wrong here is reported before the model is loaded.
     GraphOptions(graph_format, int8, dynamic, renamed).require()

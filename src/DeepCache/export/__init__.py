@@ -1,4 +1,4 @@
-"""A denoiser as two graphs for other runtimes: one of a full step, one of a shallow step."""
+"""Exports a denoiser as graphs of full and shallow steps, and runs them in other runtimes."""
 
 from DeepCache.export.denoiser import GraphDenoiser, load_graphs
 from DeepCache.export.description import GraphDescription, GraphSetDescription, TensorDescription

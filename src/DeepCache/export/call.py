@@ -1,4 +1,4 @@
-"""A call of a denoiser as a flat list of named tensors, which is what a graph takes."""
+"""Flattens a call of a denoiser to named tensors, the inputs of a graph."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ __all__ = ["Call", "CallReader", "Constant"]
 
 Constant = bool | int | float | str
 
-# The front that runs the graphs answers it.
-_ANSWERED = "return_dict"
-
 
 class Call(NamedTuple):
     """The arguments of a call.
 
     Args:
-        tensors: every tensor by its path, such as `added_cond_kwargs.text_embeds`.
-        constants: every number, flag and text by its path. A graph has them built in.
-        arguments: the same as nested keyword arguments, with a path in place of each tensor.
+        tensors: the tensors by path, such as `added_cond_kwargs.text_embeds`.
+        constants: the numbers, booleans and strings by path, which become part of a graph.
+        arguments: the nested keyword arguments, with paths instead of tensors.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -31,12 +28,12 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
 
     def keywords(self, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """The keyword arguments with these tensors in them."""
+        """The keyword arguments with these tensors."""
         return {name: _filled(value, tensors) for name, value in self.arguments.items()}
 
 
 class _Path(str):
-    """Where a tensor was."""
+    """Stands for a tensor."""
 
     __slots__ = ()
 
@@ -44,7 +41,7 @@ class _Path(str):
 class CallReader:
     """Reads the calls of one class of denoisers.
 
-    The timestep becomes a float32 tensor of one value a sample, whatever the scheduler gave: graphs have one type.
+    The timestep becomes a float32 tensor with one value per sample, since graphs have fixed types.
 
     Args:
         forward: `type(denoiser).forward`.
@@ -63,25 +60,25 @@ class CallReader:
 
     @classmethod
     def of(cls, denoiser: nn.Module) -> CallReader:
-        """Of the class, since offloading replaces `forward` on an instance."""
+        # Offloading replaces `forward` on instances.
         return cls(type(denoiser).forward)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Reads a call.
 
         Raises:
-            TypeError: an argument holds something other than tensors, numbers, flags and texts.
-            ValueError: there is no timestep for each sample.
+            TypeError: an argument contains anything but tensors, numbers, booleans and strings.
+            ValueError: the number of timesteps is not that of the samples.
         """
         arguments = dict(zip(self._names, args, strict=False)) | kwargs
-        arguments.pop(_ANSWERED, None)
+        arguments.pop("return_dict", None)
         sample = arguments[self._names[0]]
         if "timestep" in arguments:
             arguments["timestep"] = _timesteps(arguments["timestep"], sample)
         tensors: dict[str, torch.Tensor] = {}
         constants: dict[str, Constant] = {}
         kept: dict[str, Any] = {}
-        # In the order of the signature, so that the same call has the same inputs however it was written.
+        # In the order of the signature, so that positional and keyword arguments give the same inputs.
         ordered = [name for name in self._names if name in arguments]
         for name in [*ordered, *sorted(arguments.keys() - {*ordered})]:
             value = arguments[name]
@@ -100,10 +97,10 @@ def _timesteps(timestep: Any, sample: torch.Tensor) -> torch.Tensor:
     steps = torch.as_tensor(timestep, device=sample.device).to(torch.float32)
     if steps.ndim > 1 or (steps.ndim == 1 and len(steps) not in (1, len(sample))):
         raise ValueError(
-            f"a graph takes one timestep for each of the {len(sample)} samples, or one for all, got a tensor of shape "
+            f"timestep must be one value or one for each of the {len(sample)} samples, got a tensor of shape "
             f"{tuple(steps.shape)}"
         )
-    # A tensor of its own: that of the scheduler is a view whose strides are those of one value.
+    # The timestep of a scheduler is a view with the strides of one value.
     return steps.expand(len(sample)).contiguous()
 
 
@@ -120,7 +117,9 @@ def _read(path: str, value: Any, tensors: dict[str, torch.Tensor], constants: di
     if isinstance(value, (bool, int, float, str)):
         constants[path] = value
         return value
-    raise TypeError(f"a graph takes tensors, numbers and text, and the argument {path!r} is a {type(value).__name__}")
+    raise TypeError(
+        f"arguments of a graph must be tensors, numbers or strings, got a {type(value).__name__} for {path!r}"
+    )
 
 
 def _filled(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -134,7 +133,7 @@ def _filled(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def paths_in(value: Any) -> Iterator[str]:
-    """The paths of the tensors in a part of `Call.arguments`."""
+    """The paths of the tensors in a value of `Call.arguments`."""
     if isinstance(value, _Path):
         yield value
     elif isinstance(value, (dict, list, tuple)):

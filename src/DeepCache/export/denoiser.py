@@ -1,4 +1,4 @@
-"""A denoiser that runs graphs. It stands where `pipe.unet` stands, and DeepCache is applied to it as to any other."""
+"""A denoiser that runs graphs and replaces `pipe.unet`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from DeepCache.engine.layouts import CachedFeature, Layout, Overlay, SkipBranch, register_layout
+from DeepCache.errors import GraphError
 from DeepCache.export.call import Call, CallReader
 from DeepCache.export.description import GraphDescription, GraphSetDescription, TensorDescription
 from DeepCache.export.formats import LoadedGraph, graph_format
@@ -27,26 +28,20 @@ __all__ = ["Graph", "GraphDenoiser", "GraphSource", "load_graph", "load_graphs"]
 
 
 class Graph:
-    """A graph in its runtime. Threads take turns.
-
-    Args:
-        description: what it takes and returns.
-        run: runs it.
-        multiple: what open heights and widths must be a multiple of.
-    """
+    """A graph in its runtime, used by one thread at a time. `multiple` must divide dynamic heights and widths."""
 
     def __init__(self, description: GraphDescription, run: LoadedGraph, multiple: int = 1) -> None:
         self.description, self._run, self._multiple = description, run, multiple
         self._turn = threading.Lock()
 
     def why_not(self, call: Call, feature: torch.Tensor | None) -> str:
-        """Why the graph is not for a call; an empty string where it is."""
+        """The reason why the graph does not fit a call; an empty string if it does."""
         given = call.tensors if feature is None else call.tensors | {DEEP_IN: feature}
         wanted = {each.argument for each in self.description.inputs}
         if extra := given.keys() - wanted - {*self.description.unread}:
             return f"it was exported without {', '.join(sorted(extra))}"
         if missing := wanted - given.keys():
-            return f"it takes {', '.join(sorted(missing))}, which the call lacks"
+            return f"it requires {', '.join(sorted(missing))}, missing in this call"
         sample = self.description.inputs[0]
         for each in self.description.inputs:
             found = tuple(given[each.argument].shape)
@@ -55,11 +50,11 @@ class Graph:
         here, there = call.constants, self.description.constants
         for name in sorted({*here, *there}):
             if here.get(name) != there.get(name):
-                return f"{name} is {here.get(name)!r}, and it was exported with {there.get(name)!r}"
+                return f"{name} is {here.get(name)!r}, but it was exported with {there.get(name)!r}"
         return ""
 
     def __call__(self, call: Call, feature: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Runs it; what it returns is of the dtype and on the device of the sample."""
+        """Runs the graph and returns its outputs in the dtype and on the device of the sample."""
         given = call.tensors if feature is None else call.tensors | {DEEP_IN: feature}
         tensors = [given[each.argument].to(getattr(torch, each.dtype)) for each in self.description.inputs]
         sample = next(iter(call.tensors.values()))
@@ -67,28 +62,17 @@ class Graph:
             return [tensor.to(sample.device, sample.dtype) for tensor in self._run(tensors)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
-        """A copy of a denoiser shares the graphs, which hold the weights."""
-        return self
+        return self  # copies share the graphs
 
 
 class GraphSource(Protocol):
-    """Where a denoiser has its graphs from."""
+    """Finds the graph for a call: of a shallow step if a deep feature is given, else of a full step."""
 
-    def graph(self, call: Call, feature: torch.Tensor | None) -> Graph:
-        """The graph of a full step for a call; of a shallow step where a deep feature is given.
-
-        Raises:
-            ValueError: there is none, with the reason.
-        """
+    def graph(self, call: Call, feature: torch.Tensor | None) -> Graph: ...
 
 
 class LoadedGraphs:
-    """The graphs of a folder.
-
-    Args:
-        folder: the folder.
-        provider: what computes, by the runtime's name for it.
-    """
+    """The graphs of a folder."""
 
     def __init__(self, folder: Path, provider: str | None) -> None:
         self.description = GraphSetDescription.read(folder)
@@ -105,41 +89,39 @@ class LoadedGraphs:
                     return graph
                 reasons[graph.description.file] = reason
         listed = "; ".join(f"{file}: {reason}" for file, reason in reasons.items())
-        raise ValueError(
-            f"no graph in {str(self._folder)!r} fits this call ({listed or 'there is none of this kind of step'}). "
-            "Call the pipeline as for the export, or export for this call"
+        raise GraphError(
+            f"no graph in {str(self._folder)!r} fits this call ({listed or f'there is no {step} step'}). Call the "
+            "pipeline as for the export, or export for this call"
         )
 
 
 def load_graph(folder: Path, description: GraphSetDescription, name: str, provider: str | None = None) -> Graph:
-    """One graph of a folder."""
     described = description.graphs[name]
     if damage := why_damaged(folder, described):
-        raise ValueError(f"cannot load the graph {name!r} in {str(folder)!r}: {damage}. Export again")
+        raise GraphError(f"cannot load the graph {name!r} in {str(folder)!r}: {damage}. Export again")
     path, dtype = folder / described.file, getattr(torch, description.dtype)
     try:
         run = graph_format(description.format).load(path, provider=provider, dtype=dtype)
     except (ValueError, ImportError):
         raise
-    # Runtimes raise errors of their own where a file is damaged.
-    except Exception as error:
+    except Exception as error:  # of any type, from runtimes
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"cannot load the graph {str(path)!r}: {reason}. Export again") from error
+        raise GraphError(f"cannot load the graph {str(path)!r}: {reason}. Export again") from error
     return Graph(described, run, description.multiple)
 
 
 def load_graphs(folder: str | os.PathLike[str], *, provider: str | None = None) -> GraphDenoiser:
-    """Loads exported graphs as a denoiser that can be assigned to `pipe.unet`.
+    """Loads exported graphs as a denoiser to assign to `pipe.unet`.
 
     Args:
-        folder (`str` or `Path`): what `export_graphs` or `deepcache export` wrote.
+        folder (`str` or `Path`): the folder that `export_graphs` or `deepcache export` wrote.
         provider (`str`, *optional*):
-            What computes: a provider of ONNX Runtime (`CUDAExecutionProvider`, `DmlExecutionProvider`,
-            `CoreMLExecutionProvider`, …) or a device of OpenVINO (`GPU`, `NPU`). The CPU by default.
+            A provider of ONNX Runtime (`CUDAExecutionProvider`, `DmlExecutionProvider`, `CoreMLExecutionProvider`, …)
+            or a device of OpenVINO (`GPU`, `NPU`). The CPU by default.
 
     Raises:
-        FileNotFoundError: the folder is not one of graphs, or lacks one.
-        ValueError: the description cannot be read, or the runtime has no such provider.
+        FileNotFoundError: the description or a graph is missing.
+        ValueError: the description or a graph cannot be read, or the runtime does not have the provider.
         ImportError: the runtime, or the class of the denoiser, is not installed.
     """
     found = LoadedGraphs(Path(folder), provider)
@@ -168,17 +150,17 @@ def load_graphs(folder: str | os.PathLike[str], *, provider: str | None = None) 
 class GraphDenoiser(ModelMixin):
     """A denoiser whose full and shallow steps are graphs.
 
-    It has no weights and no layers: adapters, FreeU, attention processors and `torch.compile` are for the denoiser that
-    the graphs are made of, before they are made.
+    It has no weights and no layers. Apply adapters, FreeU and attention processors to the original denoiser before the
+    export.
 
     Args:
-        source: where it has its graphs from.
-        read: reads the calls of the denoiser that the graphs are made of.
-        branch: the skip branch at which shallow steps are cut.
-        config: the configuration of that denoiser.
-        dtype: what it computes in.
-        prompt_half: which half of a guided batch has the prompt, 0 or 1.
-        runtime: what the graphs run in.
+        source: finds the graph for a call.
+        read: reads the calls of the original denoiser.
+        branch: the skip branch of shallow steps.
+        config: the configuration of the original denoiser.
+        dtype: the dtype of the original denoiser.
+        prompt_half: the index of the conditional half of a guided batch, 0 or 1.
+        runtime: the runtime of the graphs.
     """
 
     def __init__(
@@ -198,40 +180,35 @@ class GraphDenoiser(ModelMixin):
         self.runtime, self._dtype = runtime, dtype
         self.config = FrozenDict(config)  # type: ignore[no-untyped-call]
         self.deep_part = _DeepPart(self)
-        # Pipelines of SDXL and Stable Video Diffusion look up its size.
+        # Pipelines of SDXL and Stable Video Diffusion read its size.
         features = config.get("projection_class_embeddings_input_dim")
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=features))
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the denoiser that the graphs are made of computes in."""
+        """The dtype of the original denoiser."""
         return self._dtype
 
     @property
     def device(self) -> torch.device:
-        """Where samples are handed over."""
+        """The device of inputs and outputs."""
         return torch.device("cpu")
 
     def describe_original(self, fingerprint: dict[str, Any], architecture: Callable[[], nn.Module]) -> None:
-        """What plans and statistics look at in place of this module.
-
-        Args:
-            fingerprint: that of the denoiser that the graphs are made of.
-            architecture: makes a module of its structure, with or without weights.
-        """
+        """Sets the fingerprint of the original denoiser, for plans, and its architecture, for statistics."""
         self.deepcache_fingerprint = fingerprint
         self._architecture: list[Any] = [architecture, None]
 
     @property
     def deepcache_architecture(self) -> nn.Module:
-        """A module of the structure of the denoiser that the graphs are made of."""
+        """A module with the structure of the original denoiser, with or without weights."""
         if self._architecture[1] is None:
             self._architecture[1] = self._architecture[0]()
         found: nn.Module = self._architecture[1]
         return found
 
     def forward(self, sample: torch.Tensor, timestep: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        """A full step; a shallow one where DeepCache has replaced the deep part by a stored deep feature."""
+        """Runs a full step, or a shallow one if DeepCache has replaced the deep part by a stored feature."""
         call = self._read((sample, timestep, *args), kwargs)
         made: list[torch.Tensor] = []
         feature = self.deep_part(call, made)
@@ -241,41 +218,33 @@ class GraphDenoiser(ModelMixin):
         return UNet2DOutput(sample=prediction)
 
     def full_step(self, call: Call) -> list[torch.Tensor]:
-        """The prediction and the deep feature."""
+        """Returns the prediction and the deep feature."""
         return self._source[0].graph(call, None)(call)
 
     def to(self, *args: Any, **kwargs: Any) -> GraphDenoiser:  # type: ignore[override]
-        """Without effect: graphs stay where their runtime has them."""
+        """Has no effect: the runtime places the graphs."""
         return self
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Refused.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a denoiser of graphs is not saved with its pipeline. Copy the folder of the graphs")
+        """Always raises `GraphError`."""
+        raise GraphError("graphs are not saved with their pipeline. Copy the folder of the graphs")
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Refused.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a denoiser of graphs is compiled by its runtime. Leave torch.compile out")
+        """Always raises `GraphError`."""
+        raise GraphError("graphs are compiled by their runtime. Remove torch.compile")
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             raise AttributeError(
-                f"a denoiser of graphs has no {name!r}: its graphs cannot be changed. Change the pipeline first, and "
-                "make them again"
+                f"a GraphDenoiser has no {name!r}: its graphs cannot be changed. Change the pipeline first, and export "
+                "again"
             ) from None
 
 
 class _DeepPart(nn.Module):
-    """Where the deep part of a denoiser is: on a full step it runs the whole graph and returns the deep feature."""
+    """Stands for the deep part of a denoiser: runs the graph of a full step and returns the deep feature."""
 
     def __init__(self, denoiser: GraphDenoiser) -> None:
         super().__init__()
@@ -289,7 +258,7 @@ class _DeepPart(nn.Module):
 
 @register_layout
 class GraphLayout(Layout):
-    """Denoisers of graphs, which are cut where their graphs are."""
+    """The layout of a `GraphDenoiser`, which can only be cut at the branch of its graphs."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser)
@@ -305,8 +274,8 @@ class GraphLayout(Layout):
     def overlays(self, branch: SkipBranch, cached: CachedFeature) -> list[Overlay]:
         if branch.number != self._graphs.branch:
             raise ValueError(
-                f"cache_branch_id must be {self._graphs.branch}, at which these graphs are cut, got {branch.number}. "
-                "Export again for another branch"
+                f"cache_branch_id must be {self._graphs.branch} for these graphs, got {branch.number}. Export again "
+                "for another branch"
             )
         return [Overlay(self.denoiser, "deep_part", cached)]
 
@@ -321,22 +290,22 @@ def _why_not_shape(
     sample_found: tuple[int, ...],
     multiple: int,
 ) -> str:
-    """Why a graph does not take an input of a shape; an empty string where it does. Open sides must be to the sample as
-    they were in the example: not every runtime notices."""
+    """The reason why an input has the wrong shape; an empty string if it has not. Dynamic sizes must relate to the
+    sample as in the example, which not every runtime checks."""
     shape, example = wanted.shape, wanted.example
     if len(found) != len(shape) or any(want not in (None, have) for have, want in zip(found, shape, strict=True)):
-        return f"{wanted.argument} has shape {found}, and it was exported for {_shown(shape)}"
+        return f"{wanted.argument} has shape {found}, but it was exported for {_shape(shape)}"
     for side in (-2, -1):
         if wanted is sample and len(shape) > 2 and shape[side] is None and found[side] % multiple:
             return f"height and width of the sample must be multiples of {multiple}, got {found[-2:]}"
     for side, want in enumerate(shape):
-        # The length of the text is its own.
+        # The length of the text is independent of the sample.
         if want is None and not (wanted.argument == "encoder_hidden_states" and side == 1):
             other = 0 if side == 0 else side - len(shape)
             if found[side] * sample.example[other] != example[side] * sample_found[other]:
-                return f"{wanted.argument} has shape {found}, which does not go with a sample of {sample_found}"
+                return f"{wanted.argument} has shape {found}, which does not match a sample of {sample_found}"
     return ""
 
 
-def _shown(shape: tuple[int | None, ...]) -> str:
+def _shape(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"

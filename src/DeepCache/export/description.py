@@ -1,4 +1,4 @@
-"""The JSON file beside the graphs: what another program needs to run them."""
+"""`deepcache-graphs.json`: describes exported graphs, so that other programs can run them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["FILE", "SCHEMA", "GraphDescription", "GraphSetDescription", "TensorD
 
 FILE = "deepcache-graphs.json"
 SCHEMA = Path(__file__).parent / "deepcache-graphs-1.schema.json"
-"""The JSON Schema of that file."""
+"""The JSON Schema of the file."""
 
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class TensorDescription:
-    """An input or an output of a graph.
+    """An input or output of a graph.
 
     Args:
         name: its name in the graph.
-        argument: the argument of the denoiser that it is, such as `added_cond_kwargs.text_embeds`; for outputs and the
-            deep feature `prediction`, `deep_in` or `deep_out`.
-        shape: its sides; None where any fits that goes with the others as in the example.
-        example: the sides in the example that was traced.
-        dtype: its type, such as `float32`.
+        argument: the argument of the denoiser, such as `added_cond_kwargs.text_embeds`, or `prediction`, `deep_in` or
+            `deep_out`.
+        shape: its shape; None for dynamic sizes, which must relate to the others as in the example.
+        example: the shape in the traced example.
+        dtype: its dtype, such as `float32`.
     """
 
     name: str
@@ -46,16 +46,16 @@ class GraphDescription:
     """A graph.
 
     Args:
-        key: a hash of all that its files depend on.
+        key: a hash of everything that its files depend on.
         step: `full` or `shallow`.
         file: the file that its runtime loads.
-        files: a hash (SHA-256) of each of its files, by name.
+        files: the SHA-256 of its files, by name.
         inputs: its inputs in order.
         outputs: its outputs in order.
-        unread: arguments of the denoiser that none of its layers reads.
-        constants: arguments that are built in.
+        unread: arguments of the denoiser that its layers do not read.
+        constants: arguments that are part of the graph.
         bytes: the size of its files.
-        largest_difference: from PyTorch on random inputs, as a share of the largest value.
+        largest_difference: the largest difference from PyTorch on random inputs, relative to the largest value.
     """
 
     key: str
@@ -80,18 +80,18 @@ class GraphSetDescription:
     """The graphs of a denoiser.
 
     Args:
-        format: what they are written in.
-        branch: the skip branch at which the shallow steps are cut.
-        denoiser: its class, with its module.
-        config: its configuration.
-        dtype: what it computes in.
-        prompt_half: which half of a guided batch has the prompt, 0 or 1.
-        fingerprint: what tells its model from others, see `DeepCache.engine.fingerprint`.
-        settings: the settings of DeepCache that they were exported for.
-        steps: what each step of a run does: `full`, `shallow` or `skipped`.
-        forecast_order: how many further deep features the forecast keeps beside the latest one.
-        versions: of what made them.
-        multiple: where sizes are open, what height and width of the sample must be a multiple of.
+        format: the format of the graphs.
+        branch: the skip branch of shallow steps.
+        denoiser: the class of the denoiser, with its module.
+        config: the configuration of the denoiser.
+        dtype: the dtype of the denoiser.
+        prompt_half: the index of the conditional half of a guided batch, 0 or 1.
+        fingerprint: identifies the model, see `DeepCache.engine.fingerprint`.
+        settings: the settings of DeepCache.
+        steps: the kind of each step of a run: `full`, `shallow` or `skipped`.
+        forecast_order: the number of deep features that the forecast needs besides the latest one.
+        versions: the versions of the packages that wrote the graphs.
+        multiple: with dynamic sizes, the number that must divide height and width of the sample.
         graphs: the graphs by name.
     """
 
@@ -110,26 +110,25 @@ class GraphSetDescription:
     graphs: dict[str, GraphDescription] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Writes the file into a folder."""
         text = json.dumps({"deepcache_graphs": _VERSION, **asdict(self)}, indent=2, ensure_ascii=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> GraphSetDescription:
-        """Reads the file in a folder.
+        """Reads the description in a folder.
 
         Raises:
-            FileNotFoundError: the folder has no such file, or lacks one that it names.
-            ValueError: it is not such a file, or of another version of it.
+            FileNotFoundError: the description or a file of a graph is missing.
+            ValueError: the description cannot be read, or has another version.
         """
         path = folder / FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{str(folder)!r} is not a folder of exported graphs: it has no {FILE}")
+            raise FileNotFoundError(f"{str(folder)!r} is not a folder of exported graphs: {FILE} is missing")
         try:
             values = json.loads(read_json_text(path, "description of graphs"))
             version = values.pop("deepcache_graphs")
             if version != _VERSION:
-                raise ValueError(f"it is of version {version}, and this DeepCache reads {_VERSION}")
+                raise ValueError(f"its version is {version}, and this DeepCache reads {_VERSION}")
             getattr(torch, values["dtype"])
             graphs = {name: GraphDescription.from_dict(each) for name, each in values["graphs"].items()}
             found = cls(**values | {"graphs": graphs, "steps": tuple(values["steps"])})
@@ -138,7 +137,7 @@ class GraphSetDescription:
         for graph in found.graphs.values():
             for name in graph.files:
                 if not (folder / name).is_file():
-                    raise FileNotFoundError(f"the folder {str(folder)!r} lacks its file {name!r}. Export again")
+                    raise FileNotFoundError(f"the file {name!r} in {str(folder)!r} is missing. Export again")
         return found
 
 

@@ -1,4 +1,4 @@
-"""Exports a denoiser as graphs and checks them against the denoiser."""
+"""Exports the denoiser of a pipeline as graphs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from DeepCache.engine.layouts import branch_of, layout_of
 from DeepCache.engine.unets import unets_of
 from DeepCache.export.call import CallReader
 from DeepCache.export.description import FILE, GraphSetDescription
+from DeepCache.export.formats import GraphOptions
 from DeepCache.export.graphs import DEEP_IN, DEEP_OUT, PREDICTION
-from DeepCache.export.options import GraphOptions
 from DeepCache.export.writing import (
     LOCK,
     Stage,
@@ -46,43 +46,42 @@ def export_graphs(
     overwrite: bool = False,
     on_stage: Stage | None = None,
 ) -> GraphSetDescription:
-    """Exports the U-Net of a pipeline as a graph of a full step and one of a shallow step, with a description.
+    """Exports the U-Net of a pipeline as graphs of a full and a shallow step, with a description.
 
-    With guidance reuse in the settings there is a third graph, of a shallow step for the half of the batch with the
-    prompt. Each graph is run on random inputs and compared with PyTorch. Active adapters (LoRA) become part of the
-    weights: a change of adapters needs a new export.
+    With guidance reuse there is a third graph, of a shallow step for the conditional half of the batch. Each graph is
+    compared with PyTorch on random inputs. Active adapters (LoRA) become part of the weights.
 
-    An export that was interrupted resumes after the last graph that was finished.
+    An interrupted export resumes after the last finished graph.
 
     Args:
-        pipe: the pipeline. It is run up to its first call of the U-Net, and left as it was.
+        pipe: the pipeline. It runs up to its first call of the U-Net and is left unchanged.
         folder (`str` or `Path`):
-            Where to write. It is created.
+            Where to write; it is created.
         call (`dict`, *optional*):
-            What the pipeline is called with, for the sizes of the graphs: prompt, height, width, number of images,
-            guidance scale, number of steps. By default a prompt alone.
+            The arguments of the pipeline call, which set the sizes of the graphs: prompt, height, width, number of
+            images, guidance scale, number of steps. By default only a prompt.
         config (`DeepCacheConfig`, *optional*):
-            The settings: the skip branch, the schedule and the forecast that the description tells of.
+            The settings: the skip branch, and the schedule and forecast in the description.
         format (`str`, defaults to `"openvino"`):
-            `torch` (torch.export's `.pt2`), `onnx` or `openvino`.
+            `torch` (`.pt2` of `torch.export`), `onnx` or `openvino`.
         int8 (`bool`, defaults to `False`):
-            Keep weights as whole numbers of eight bits; for OpenVINO, with NNCF.
+            Store the weights as 8-bit integers. Requires OpenVINO and NNCF.
         dynamic (`bool`, defaults to `False`):
-            Leave batch, height and width open. Takes longer to export and may run slower.
+            Accept any batch, height and width. The export takes longer, and the graphs may be slower.
         names (`dict`, *optional*):
-            Other names for inputs and outputs, such as `{"deep_in": "state_in", "deep_out": "state_out"}`.
+            New names of inputs and outputs, such as `{"deep_in": "state_in", "deep_out": "state_out"}`.
         overwrite (`bool`, defaults to `False`):
-            Replace the graphs that the folder holds.
-        on_stage: called with a line for each stage of the work.
+            Replace graphs in the folder.
+        on_stage: called with the name of each stage of the work.
 
     Returns:
-        The description, as it is in `deepcache-graphs.json`.
+        The description, as in `deepcache-graphs.json`.
 
     Raises:
-        ValueError: the folder holds something, the settings use several branches, a name is unknown, the weights
-            are out of reach, the U-Net cannot be traced or written, or a graph differs from PyTorch.
-        OSError: the disk has not enough space.
-        ImportError: what the format takes is missing.
+        ValueError: the folder contains something else, the settings use several branches, a name is unknown, the
+            weights are offloaded, the U-Net cannot be traced or written, or a graph differs from PyTorch.
+        OSError: the disk is full.
+        ImportError: a package of the format is missing.
 
     Example:
         >>> from DeepCache import DeepCacheConfig, apply_deepcache
@@ -120,7 +119,7 @@ def export_graphs(
     steps = config.steps(arguments.get("num_inference_steps", 50))
     description = describe_graphs(denoiser, branch, options, config, steps)
     with locked(target):
-        # Another process may have been here meanwhile.
+        # Another process may have written to it.
         try:
             _check_target(target, overwrite)
             return write_graphs(denoiser, target, description, wanted, options, stage)
@@ -129,15 +128,10 @@ def export_graphs(
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    """The one denoiser of a pipeline, without DeepCache on it.
-
-    Raises:
-        TypeError: there is none, or several.
-        ValueError: DeepCache is applied to it.
-    """
+    """The denoiser of a pipeline that has one, without DeepCache."""
     denoisers = unets_of(pipe)
     if len(denoisers) > 1:
-        raise TypeError(f"graphs are for pipelines with one denoiser, and this one has {', '.join(denoisers)}")
+        raise TypeError(f"graphs require a pipeline with one denoiser, got {', '.join(denoisers)}")
     denoiser = next(iter(denoisers.values()))
     if "_deepcache_engine" in vars(denoiser):
         raise ValueError("DeepCache is applied to this pipeline. Call remove_deepcache(pipe) first")
@@ -149,18 +143,17 @@ def _check_names(wanted: list[WantedGraph], others: dict[str, str]) -> None:
     known = [*sorted(name.replace(".", "_") for name in arguments), DEEP_IN, DEEP_OUT, PREDICTION]
     for name in others:
         if name not in known:
-            raise ValueError(f"names must be of {', '.join(known)}, got {name!r}")
+            raise ValueError(f"names must be among {', '.join(known)}, got {name!r}")
     names = [others.get(name, name) for name in known]
     if len({*names}) < len(names):
         raise ValueError(f"names must differ, got {', '.join(names)}")
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
-    """Refuses to replace what is not graphs, or not wanted."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is a file. Name a folder for the graphs")
+        raise ValueError(f"{str(folder)!r} is a file. Choose a folder for the graphs")
     folder_of_graphs(folder)
     if (folder / FILE).is_file() and not overwrite:
-        raise ValueError(f"the folder {str(folder)!r} holds graphs already. Name another folder, or overwrite it")
+        raise ValueError(f"the folder {str(folder)!r} contains graphs already. Choose another folder, or overwrite it")

@@ -1,10 +1,8 @@
-"""The two kinds of step as plain modules from tensors to tensors, ready to be traced."""
+"""Full and shallow steps as modules that map tensors to tensors, for tracing."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,25 +11,26 @@ from torch import nn
 from DeepCache.engine.guidance import output_tensor
 from DeepCache.engine.layouts import CachedFeature, SkipBranch, layout_of
 from DeepCache.engine.patch import FeatureCapture
+from DeepCache.errors import GraphError
 from DeepCache.export.call import Call, paths_in
 
 __all__ = ["DEEP_IN", "DEEP_OUT", "PREDICTION", "FullGraph", "ShallowGraph", "StepGraph"]
 
 DEEP_IN, DEEP_OUT, PREDICTION = "deep_in", "deep_out", "prediction"
-"""The deep feature that a shallow step takes, the one that a full step makes, and the prediction of both."""
+"""Names of the deep feature as input and output, and of the prediction."""
 
 
 class StepGraph(nn.Module):
-    """What both kinds of step have in common.
+    """Base class of both kinds of step.
 
     Args:
         unet: the denoiser that runs.
-        call: an example of its calls.
-        outside: the floating-point type of inputs and outputs; that of the call by default.
+        call: an example call.
+        outside: the floating-point dtype of inputs and outputs; that of the call by default.
 
     Attributes:
-        inputs: what it takes, by name, in order: an example of each.
-        outputs: the names of what it returns, in order.
+        inputs: an example of each input, by name, in order.
+        outputs: the names of the outputs, in order.
     """
 
     outputs: tuple[str, ...]
@@ -53,19 +52,12 @@ class StepGraph(nn.Module):
     def _predict(self, keywords: dict[str, Any]) -> torch.Tensor:
         output = self.unet(**keywords)
         if not isinstance(output, torch.Tensor) and sum(isinstance(each, torch.Tensor) for each in tuple(output)) > 1:
-            raise ValueError(f"graphs are for one prediction, and this {type(self.unet).__name__} returns several")
+            raise GraphError(f"a graph has one prediction, and this {type(self.unet).__name__} returns several")
         return output_tensor(output)
 
 
 class FullGraph(StepGraph):
-    """A full step: returns the prediction and the deep feature.
-
-    Args:
-        unet: the denoiser, as it is.
-        branch: the skip branch whose deep feature it returns.
-        call: an example of its calls.
-        outside: see `StepGraph`.
-    """
+    """A full step: returns the prediction and the deep feature of a branch."""
 
     outputs = (PREDICTION, DEEP_OUT)
 
@@ -75,33 +67,22 @@ class FullGraph(StepGraph):
         self._tapped = list(layout_of(unet).tapped(branch))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with self._captured():
-            prediction = self._predict(self._call.keywords(self._enter(tensors)))
-            feature = self._capture.take()
-        assert feature is not None
-        return self._leave(prediction), self._leave(feature)
-
-    @contextmanager
-    def _captured(self) -> Iterator[None]:
         handles = [module.register_forward_hook(self._capture, with_kwargs=True) for module in self._tapped]
         self._capture.open = True
         try:
-            yield
+            prediction = self._predict(self._call.keywords(self._enter(tensors)))
+            feature = self._capture.take()
         finally:
             for handle in handles:
                 handle.remove()
+        assert feature is not None
+        return self._leave(prediction), self._leave(feature)
 
 
 class ShallowGraph(StepGraph):
     """A shallow step: takes the deep feature as its last input and returns the prediction.
 
-    Args:
-        unet: the denoiser, which stays as it is.
-        branch: the skip branch at which it is cut.
-        call: an example of its calls, as of a full step.
-        feature: an example of the deep feature.
-        outside: see `StepGraph`.
-        used: the inputs that the layers of a shallow step read; all of the call by default.
+    `used` names the inputs that its layers read; by default, all of the call.
     """
 
     outputs = (PREDICTION,)
@@ -128,7 +109,7 @@ class ShallowGraph(StepGraph):
         super().__init__(
             narrowed, call._replace(tensors={n: t for n, t in call.tensors.items() if n in wanted}), outside
         )
-        # What no layer reads is as good as any other tensor of its shape.
+        # The values of inputs that no layer reads do not matter.
         self._unread = {name: tensor for name, tensor in call.tensors.items() if name not in wanted}
         self._cached, self._narrow = [cached], narrow
         self._dtypes[DEEP_IN] = feature.dtype
@@ -147,12 +128,11 @@ class ShallowGraph(StepGraph):
 def _narrowed(
     module: nn.Module, overlays: dict[tuple[nn.Module, str], nn.Module | None], done: dict[nn.Module, nn.Module]
 ) -> nn.Module:
-    """A module that has what a shallow step runs and nothing else, with the same parameters. What stays whole is the
-    module itself, so that no weight is there twice."""
+    """A copy of the module with only the layers of a shallow step. It shares unchanged children and all parameters."""
     if module not in done:
         names = {name for owner, name in overlays if owner is module}
         children = {name: overlays.get((module, name), child) for name, child in module._modules.items()}
-        # A mid block that is None is an attribute.
+        # A mid block of None is an attribute.
         children |= {name: overlays[module, name] for name in names}
         shown = {name: None if child is None else _narrowed(child, overlays, done) for name, child in children.items()}
         if not names and all(shown[name] is child for name, child in module._modules.items()):

@@ -1,4 +1,4 @@
-"""Tells programs apart: a hash of everything that they compute with."""
+"""Hashes of programs, calls and files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ __all__ = ["call_signature", "file_hash", "program_hash", "versions_of"]
 
 
 def program_hash(program: ExportedProgram) -> str:
-    """A hash of a traced program: its operations, the shapes and types of its inputs, and every value of its weights
-    and constants. Whatever changes the output changes it: adapters, FreeU, attention processors, hooks, patched code.
+    """A hash of the operations of a traced program, the shapes and dtypes of its inputs, and all weights and constants.
+
+    Everything that changes the output changes the hash: adapters, FreeU, attention processors, hooks, patched code.
     """
     digest = hashlib.sha256()
     for name, module in program.graph_module.named_modules():
@@ -37,7 +38,7 @@ def program_hash(program: ExportedProgram) -> str:
 
 
 def _read_tensors(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights, buffers and constants that any operation reads, by the name of their input."""
+    """The weights, buffers and constants that any operation reads, by input name."""
     signature, tensors = program.graph_signature, {**program.state_dict, **program.constants}
     names = {
         **signature.inputs_to_parameters,
@@ -52,13 +53,12 @@ def _read_tensors(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]
 
 
 def call_signature(tensors: dict[str, torch.Tensor], constants: dict[str, Constant]) -> str:
-    """A hash of what a graph for fixed sizes depends on in a call."""
+    """A hash of the shapes, dtypes and constants of a call."""
     shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
     return hashlib.sha256(json.dumps([shapes, constants]).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
-    """A hash of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -67,7 +67,6 @@ def file_hash(path: Path) -> str:
 
 
 def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    """The versions of what makes a graph."""
     found = {}
     for name in ("DeepCache", "diffusers", *packages):
         try:

@@ -1,4 +1,4 @@
-"""Runs the denoiser of a pipeline as graphs that are made when they are first needed, and kept on disk."""
+"""Runs the denoiser of a pipeline as graphs, which are exported on demand and cached on disk."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.fingerprint import fingerprint
 from DeepCache.engine.layouts import branch_of, layout_of
 from DeepCache.engine.unets import unets_of
+from DeepCache.errors import GraphError
 from DeepCache.export.call import Call, CallReader
 from DeepCache.export.denoiser import Graph, GraphDenoiser, load_graph
 from DeepCache.export.description import GraphSetDescription
 from DeepCache.export.exporting import denoiser_of
+from DeepCache.export.formats import GraphOptions
 from DeepCache.export.graphs import DEEP_IN
 from DeepCache.export.identity import call_signature
-from DeepCache.export.options import GraphOptions
 from DeepCache.export.writing import LOCK, Stage, WantedGraph, describe_graphs, locked, traced, write_graph
 from DeepCache.runtime import branch_for, check_runtime
 
@@ -36,23 +37,23 @@ _MOST_LOADED = 6  # full, shallow and half-batch graphs of two sizes
 def use_runtime(
     pipe: Any, runtime: str, config: DeepCacheConfig | None = None, *, on_stage: Stage | None = None
 ) -> None:
-    """Has the denoiser of a pipeline run in another runtime.
+    """Runs the denoiser of a pipeline in another runtime.
 
-    A graph is made at the first call that needs it (another kind of step, size or batch needs another one), which takes
-    from seconds to minutes, and kept in `cache_folder()` for the next time. Change the denoiser (adapters, FreeU,
-    attention processors) before.
+    A graph is exported at the first call that needs it, for each kind of step, size and batch. This takes seconds to
+    minutes; `cache_folder()` keeps the graphs for later runs. Change the denoiser (adapters, FreeU, attention
+    processors) before.
 
     Args:
-        pipe: the pipeline, without DeepCache on it. Its `unet` is replaced.
-        runtime (`str`): `torch` (the denoiser as it is), `openvino` or `onnx`.
+        pipe: the pipeline, without DeepCache. Its `unet` is replaced.
+        runtime (`str`): `torch` (restores the denoiser), `openvino` or `onnx`.
         config (`DeepCacheConfig`, *optional*):
-            The settings that will be applied, for the branch at which the graphs are cut.
-        on_stage: called with a line for each stage when a graph is made.
+            The settings that will be applied, for the branch of the graphs.
+        on_stage: called with the name of each stage of an export.
 
     Raises:
-        TypeError: the pipeline has several denoisers, or none.
-        ValueError: there is no such runtime; the settings use several branches, or compile; DeepCache is applied
-            already; the pipeline is not on the CPU, or in a type that the runtime does not compute in.
+        TypeError: the pipeline does not have exactly one denoiser.
+        ValueError: the runtime is unknown or does not support the settings, DeepCache is applied already, or the
+            pipeline is not on the CPU or in an unsupported dtype.
         ImportError: the runtime is not installed.
 
     Example:
@@ -71,13 +72,13 @@ def use_runtime(
     front = found.get(name)
     if not name:
         raise TypeError(
-            f"a runtime is for a pipeline with one denoiser, got {', '.join(found) or 'a denoiser by itself'}"
+            f"a runtime requires a pipeline with one denoiser, got {', '.join(found) or 'a denoiser alone'}"
         )
     if front is not None and "_deepcache_engine" in vars(front):
         raise ValueError("DeepCache is applied to this pipeline. Call remove_deepcache(pipe) first")
     if isinstance(front, GraphDenoiser):
         if not isinstance(front._source[0], MadeGraphs):
-            raise ValueError("the pipeline has exported graphs, which run in the runtime that they are for")
+            raise ValueError("the pipeline has exported graphs, whose runtime is fixed. Load a pipeline with its U-Net")
         setattr(pipe, name, front.deepcache_architecture)
     if runtime == "torch":
         return
@@ -85,15 +86,17 @@ def use_runtime(
     branch_of(denoiser, branch)
     inner = [key for key, part in vars(pipe).items() if denoiser in getattr(part, "components", {}).values()]
     if inner:
-        raise ValueError(f"this {type(pipe).__name__} runs its denoiser in pipe.{inner[0]}. Use a runtime for that")
+        raise ValueError(f"this {type(pipe).__name__} runs its denoiser in pipe.{inner[0]}. Call use_runtime on it")
     parameter = next(denoiser.parameters())
     if parameter.device.type != "cpu":
-        raise ValueError(f"runtime {runtime} runs on the CPU, and the denoiser is on {parameter.device}. Load it there")
+        raise ValueError(
+            f"runtime {runtime} requires the denoiser on the CPU, got {parameter.device}. Move it to the CPU"
+        )
     options = GraphOptions(runtime)
     options.require()
     options.check(denoiser)
     front = GraphDenoiser(
-        MadeGraphs(denoiser, branch, options, on_stage or _quiet),
+        MadeGraphs(denoiser, branch, options, on_stage or (lambda stage: None)),
         CallReader.of(denoiser),
         branch=branch,
         config=dict(getattr(denoiser, "config", {})),
@@ -102,19 +105,15 @@ def use_runtime(
         runtime=runtime,
     )
     front.describe_original(fingerprint(denoiser), lambda: denoiser)
-    # Pipelines with an IP-Adapter look up how many there are.
+    # Pipelines with an IP-Adapter read the number of adapters from it.
     projection = getattr(denoiser, "encoder_hid_proj", None)
     if projection is not None:
         vars(front)["encoder_hid_proj"] = projection
     setattr(pipe, name, front)
 
 
-def _quiet(text: str) -> None:
-    pass
-
-
 def cache_folder() -> Path:
-    """Where graphs are kept: `$DEEPCACHE_CACHE`, else `deepcache` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder of cached graphs: `$DEEPCACHE_CACHE`, or `deepcache` in `$XDG_CACHE_HOME` or `~/.cache`."""
     own = os.environ.get(_CACHE)
     if own:
         return Path(own).expanduser()
@@ -122,21 +121,15 @@ def cache_folder() -> Path:
 
 
 class MadeGraphs:
-    """Makes graphs of a denoiser when they are first asked for.
+    """Exports graphs of a denoiser on demand.
 
-    The denoiser is traced in any case, and what was traced decides which graph on the disk is the one: it has all that
-    the output depends on, the values of all weights included.
-
-    Args:
-        denoiser: the denoiser. Changes to it are not seen by graphs that are loaded already.
-        branch: the skip branch at which shallow steps are cut.
-        options: how graphs are written.
-        stage: called with a line for each stage of the work.
+    The denoiser is traced each time. The traced program, with the values of all weights, identifies the graph on disk.
+    Graphs in memory do not see later changes of the denoiser.
     """
 
     def __init__(self, denoiser: nn.Module, branch: int, options: GraphOptions, stage: Stage) -> None:
         self._denoiser, self._branch, self._options, self._stage = denoiser, branch, options, stage
-        # The latest to be used comes last.
+        # In the order of their last use.
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         self._turn = threading.Lock()
 
@@ -145,7 +138,7 @@ class MadeGraphs:
         signature = call_signature(given, call.constants)
         with self._turn:
             if signature not in self._graphs:
-                # Each graph of a full step holds all weights, which may be most of the memory.
+                # Each graph of a full step contains all weights.
                 while len(self._graphs) >= _MOST_LOADED:
                     self._graphs.popitem(last=False)
                 self._graphs[signature] = self._made(
@@ -155,8 +148,7 @@ class MadeGraphs:
             return self._graphs[signature]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MadeGraphs:
-        """A copy of a denoiser shares the graphs, which hold the weights."""
-        return self
+        return self  # copies share the graphs
 
     def _made(self, wanted: WantedGraph, signature: str) -> Graph:
         description = describe_graphs(self._denoiser, self._branch, self._options, DeepCacheConfig())
@@ -165,7 +157,7 @@ class MadeGraphs:
             with locked(folder):
                 found = self._loaded(folder, graph.key)
                 if found is None:
-                    # What is older, damaged, or left of a call that was interrupted.
+                    # Outdated, damaged or unfinished files.
                     for path in folder.iterdir():
                         if path.name != LOCK:
                             path.unlink()
@@ -173,11 +165,11 @@ class MadeGraphs:
                     replace(description, graphs={wanted.name: made}).write(folder)
                     found = self._loaded(folder, graph.key)
         if found is None:
-            raise ValueError(f"the graph that was written to {str(folder)!r} cannot be read. Check the disk")
+            raise GraphError(f"cannot read the graph that was just written to {str(folder)!r}. Check the disk")
         return found
 
     def _loaded(self, folder: Path, key: str) -> Graph | None:
-        """The graph in a folder; None where it is not there, damaged or another."""
+        """The graph in a folder; None if it is missing, damaged or outdated."""
         try:
             found = GraphSetDescription.read(folder)
             (name,) = found.graphs

@@ -1,54 +1,52 @@
-"""Traces a step with torch.export."""
+"""Traces a step with `torch.export`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from DeepCache.errors import GraphError
 from DeepCache.export.graphs import ShallowGraph, StepGraph
 
-__all__ = ["open_sides", "read_inputs", "size_multiple", "trace"]
+__all__ = ["merged_adapters", "open_sides", "read_inputs", "size_multiple", "trace"]
 
 _IMAGES = ("sample", "deep_in", "deep_out", "prediction")
 
 
 def trace(graph: StepGraph, dynamic: bool = False) -> ExportedProgram:
-    """The step as a program.
-
-    Args:
-        graph: the step.
-        dynamic: whether batch, height and width may be others than those of the examples.
-
-    Raises:
-        ValueError: torch.export cannot trace the denoiser, or not with these shapes; the message says why.
-    """
+    """Traces a step; with `dynamic`, for any batch, height and width."""
     batch = len(next(iter(graph.inputs.values())))
     if dynamic and batch == 1:
-        raise ValueError(
-            "open sizes need an example with two samples or more, since torch.export takes one for fixed: a guidance "
-            "scale above 1, or two images"
+        raise GraphError(
+            "dynamic sizes require an example with two samples or more, since torch.export specializes on one. Use a "
+            "guidance scale above 1, or two images"
         )
     sides = (open_sides(name, tensor, batch) for name, tensor in graph.inputs.items())
     shapes = (tuple(dict.fromkeys(each, Dim.DYNAMIC) for each in sides),) if dynamic else None
-    with torch.no_grad(), _quiet():
-        try:
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
             return torch.export.export(graph.eval(), tuple(graph.inputs.values()), dynamic_shapes=shapes, strict=False)
-        # It raises whatever the code of a denoiser makes of a tensor without values.
-        except Exception as error:
-            kind = type(graph.unet).__name__
-            fix = ". Export with fixed sizes (without --dynamic)" if dynamic else ""
-            reason = " ".join(str(error).split())[:400]
-            raise ValueError(f"torch.export cannot trace this {kind}: {reason}{fix}") from error
+    except Exception as error:  # of any type, from the code of the denoiser
+        kind = type(graph.unet).__name__
+        fix = ". Export with fixed sizes (without --dynamic)" if dynamic else ""
+        reason = " ".join(str(error).split())[:400]
+        raise GraphError(f"torch.export cannot trace this {kind}: {reason}{fix}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def read_inputs(graph: ShallowGraph, program: ExportedProgram) -> frozenset[str]:
-    """The inputs of a shallow step that its program reads: the text is left out where no kept layer attends to it."""
-    # Backwards from the outputs: a check of its type reads an input too.
+    """The inputs that the program of a shallow step reads; the text is not, if no kept layer attends to it."""
+    # Backwards from the outputs, since type checks read inputs too.
     waiting, read = list(program.graph.find_nodes(op="output")), set()
     while waiting:
         node = waiting.pop()
@@ -60,19 +58,12 @@ def read_inputs(graph: ShallowGraph, program: ExportedProgram) -> frozenset[str]
 
 
 def size_multiple(denoiser: nn.Module) -> int:
-    """What height and width of a sample must be a multiple of: other sizes take another path through the denoiser,
-    which was not traced."""
+    """The number that divides height and width of a sample. Other sizes use an untraced path."""
     return int(2 ** getattr(denoiser, "num_upsamplers", 6))
 
 
 def open_sides(argument: str, tensor: torch.Tensor, batch: int) -> tuple[int, ...]:
-    """The sides of an input or output that batch, height and width decide on, and the length of the text.
-
-    Args:
-        argument: the argument of the denoiser that it is.
-        tensor: an example.
-        batch: the number of samples in the example.
-    """
+    """The dimensions of an input or output that depend on batch, height, width or the length of the text."""
     sides: tuple[int, ...] = (0,) if tensor.ndim and tensor.shape[0] % batch == 0 else ()
     if argument == "encoder_hidden_states":
         sides += (1,)
@@ -82,11 +73,30 @@ def open_sides(argument: str, tensor: torch.Tensor, batch: int) -> tuple[int, ..
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def merged_adapters(denoiser: nn.Module) -> Iterator[list[str]]:
+    """Merges active PEFT adapters into the weights, yields their names, and restores all weights exactly."""
+    layers: list[Any] = [module for module in denoiser.modules() if _has_active_adapters(module)]
+    names = sorted({name for layer in layers for name in layer.active_adapters})
+    kept: list[tuple[nn.Parameter, torch.Tensor, Any]] = []
     try:
-        yield
+        for layer in layers:
+            base = layer.get_base_layer()
+            kept += [(weight, weight.data, layer) for weight in base.parameters()]
+            for weight in base.parameters():
+                weight.data = weight.data.clone()
+            layer.merge()
+        yield names
     finally:
-        logger.setLevel(level)
+        for weight, data, layer in kept:
+            weight.data = data
+            layer.merged_adapters.clear()
+
+
+def _has_active_adapters(module: Any) -> bool:
+    return (
+        hasattr(module, "merge")
+        and hasattr(module, "get_base_layer")
+        and bool(module.active_adapters)
+        and not module.disable_adapters
+        and not module.merged
+    )

@@ -1,4 +1,4 @@
-"""Writes graphs into a folder, each checked against PyTorch."""
+"""Writes graphs to a folder and compares them with PyTorch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from DeepCache.engine.attention import counting_editor, may_write
 from DeepCache.engine.fingerprint import fingerprint
 from DeepCache.engine.guidance import counts_parts
 from DeepCache.engine.layouts import branch_of, layout_of
-from DeepCache.export.adapters import merged_adapters
+from DeepCache.errors import GraphError
 from DeepCache.export.call import Call
 from DeepCache.export.description import FILE, GraphDescription, GraphSetDescription, TensorDescription
-from DeepCache.export.formats import GraphFormat
+from DeepCache.export.formats import GraphFormat, GraphOptions
 from DeepCache.export.graphs import FullGraph, ShallowGraph, StepGraph
 from DeepCache.export.identity import file_hash, program_hash, versions_of
-from DeepCache.export.options import GraphOptions
-from DeepCache.export.tracing import open_sides, read_inputs, size_multiple, trace
+from DeepCache.export.tracing import merged_adapters, open_sides, read_inputs, size_multiple, trace
 from DeepCache.files import write_atomically
 from DeepCache.schedule import Step
+from DeepCache.text import format_bytes, shortened
 
 __all__ = [
     "LOCK",
@@ -46,27 +46,21 @@ __all__ = [
 ]
 
 Stage = Callable[[str], None]
-"""Called with a line for each stage of the work."""
+"""Called with the name of each stage of the work."""
 
 UNFINISHED, LOCK = ".unfinished", ".lock"
-"""What is beside the graphs while they are written."""
+"""A folder and a file beside the graphs while they are written."""
 
 _PROGRESS = "progress.json"
 _GRAPHS = ("full", "shallow", "half")
-# Layers of GLIGEN, off after a share of the steps.
+# GLIGEN disables these layers during a run.
 _SWITCHED = ("GatedSelfAttentionDense",)
 _LORA_SCALE = "cross_attention_kwargs.scale"
 
 
 @dataclass(frozen=True)
 class WantedGraph:
-    """A graph that is to be made.
-
-    Args:
-        name: what it is called.
-        call: an example of the calls that it is for.
-        feature: an example of the deep feature; None for a full step.
-    """
+    """A graph to make, with an example call, and for shallow steps an example of the deep feature."""
 
     name: str
     call: Call
@@ -74,7 +68,7 @@ class WantedGraph:
 
 
 def example_feature(denoiser: nn.Module, branch: int, call: Call) -> torch.Tensor:
-    """The deep feature of a call, which runs as a full step."""
+    """Runs a call as a full step and returns the deep feature."""
     with torch.no_grad():
         full = FullGraph(denoiser, branch_of(denoiser, branch), call)
         feature: torch.Tensor = full(*full.inputs.values())[1]
@@ -84,15 +78,7 @@ def example_feature(denoiser: nn.Module, branch: int, call: Call) -> torch.Tenso
 def describe_graphs(
     denoiser: nn.Module, branch: int, options: GraphOptions, config: DeepCacheConfig, steps: Sequence[Step] = ()
 ) -> GraphSetDescription:
-    """The description of graphs that are not made yet.
-
-    Args:
-        denoiser: what they are made of.
-        branch: the skip branch of shallow steps.
-        options: how they are written.
-        config: the settings that they are for.
-        steps: what each step of a run does.
-    """
+    """The description of a set of graphs, without the graphs."""
     return GraphSetDescription(
         format=options.format,
         branch=branch,
@@ -117,36 +103,35 @@ def write_graphs(
     options: GraphOptions,
     stage: Stage,
 ) -> GraphSetDescription:
-    """Writes graphs and their description into a folder, in place of the graphs that it holds.
+    """Writes graphs and their description to a locked folder and replaces those that it contains.
 
-    The description comes last, so that a folder with one is complete. Graphs that an interrupted call has finished, and
-    that are the same, are kept.
-
-    Args:
-        denoiser: what the graphs are made of.
-        folder: where to write. Another process must not write there at the same time, see `locked`.
-        description: the description, without graphs.
-        wanted: the graphs.
-        options: how they are written.
-        stage: called with a line for each stage of the work.
+    The description comes last, so that a folder with one is complete. Unchanged graphs of an interrupted export are
+    reused.
 
     Raises:
-        ValueError: the denoiser cannot be traced, or a graph not written or run, or it differs from PyTorch.
-        OSError: the disk has not enough space, or the folder cannot be written.
+        GraphError: a graph cannot be traced, written or run, or differs from PyTorch.
+        OSError: the disk is full, or the folder cannot be written.
     """
     unfinished = folder / UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
     done = _finished(unfinished)
-    needed = _needed_space(denoiser, [each for each in wanted if each.name not in done], folder)
+    weights = sum(parameter.nbytes for parameter in denoiser.parameters())
+    needed = int(1.1 * weights) * sum(each.feature is None and each.name not in done for each in wanted)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"the graphs need about {format_bytes(needed)} in {str(folder)!r}, where {format_bytes(free)} are free. "
+            "Delete files, or choose a folder on another disk"
+        )
     if needed:
-        stage(f"Writing about {needed / 1e9:.2g} GB")
+        stage(f"Writing about {format_bytes(needed)}")
     for each in wanted:
         with traced(denoiser, description.branch, each, options, stage) as graph:
             if each.name in done and done[each.name].key == graph.key:
-                stage(f"{each.name}: found from an interrupted export")
+                stage(f"{each.name}: reused from an interrupted export")
                 continue
             done[each.name] = write_graph(denoiser, unfinished, graph, options, stage)
-        _note_progress(unfinished, done)
+        write_atomically(unfinished / _PROGRESS, json.dumps({name: asdict(each) for name, each in done.items()}))
     finished = replace(description, graphs={each.name: done[each.name] for each in wanted})
     for path in folder_of_graphs(folder):
         path.unlink()
@@ -160,14 +145,10 @@ def write_graphs(
 
 
 def folder_of_graphs(folder: Path) -> list[Path]:
-    """The files of the graphs in a folder, the description first.
-
-    Raises:
-        ValueError: it holds other files too.
-    """
+    """The files of the graphs in a folder, the description first. Raises `ValueError` if it contains other files."""
     found = sorted(path for path in folder.iterdir() if path.name not in (UNFINISHED, LOCK))
     if not (folder / FILE).is_file():
-        # The graphs of a call that was interrupted while it moved them have no description yet.
+        # An export that was interrupted while it moved the graphs has no description yet.
         interrupted = (folder / UNFINISHED).is_dir()
         known = {path.name for path in found if interrupted and path.name.split(".")[0] in _GRAPHS}
     else:
@@ -178,19 +159,19 @@ def folder_of_graphs(folder: Path) -> list[Path]:
             known = {path.name for path in found if path.name == FILE or path.name.split(".")[0] in _GRAPHS}
     if others := [path.name for path in found if path.name not in known]:
         raise ValueError(
-            f"the folder {str(folder)!r} holds other files than graphs, such as {others[0]!r}. Name another folder"
+            f"the folder {str(folder)!r} contains other files than graphs, such as {others[0]!r}. Choose another folder"
         )
     return sorted(found, key=lambda path: path.name != FILE)
 
 
 def locked(folder: Path) -> FileLock:
-    """A lock that one process at a time has on a folder, which is made."""
+    """A lock on a folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / LOCK)
 
 
 def _finished(unfinished: Path) -> dict[str, GraphDescription]:
-    """The graphs that an interrupted call has finished, by name."""
+    """The finished graphs of an interrupted export."""
     try:
         noted = json.loads((unfinished / _PROGRESS).read_text(encoding="utf-8"))
         graphs = {name: GraphDescription.from_dict(each) for name, each in noted.items()}
@@ -199,12 +180,8 @@ def _finished(unfinished: Path) -> dict[str, GraphDescription]:
         return {}
 
 
-def _note_progress(unfinished: Path, done: dict[str, GraphDescription]) -> None:
-    write_atomically(unfinished / _PROGRESS, json.dumps({name: asdict(each) for name, each in done.items()}))
-
-
 def why_damaged(folder: Path, graph: GraphDescription) -> str:
-    """What is wrong with the files of a graph; an empty string where they are as they were written."""
+    """What is wrong with the files of a graph; an empty string if nothing is."""
     for name, expected in graph.files.items():
         path = folder / name
         if not path.is_file():
@@ -214,34 +191,9 @@ def why_damaged(folder: Path, graph: GraphDescription) -> str:
     return ""
 
 
-def _needed_space(denoiser: nn.Module, wanted: Sequence[WantedGraph], folder: Path) -> int:
-    """Bytes that graphs take on the disk, at most.
-
-    Raises:
-        OSError: there are not so many.
-    """
-    weights = sum(parameter.nbytes for parameter in denoiser.parameters())
-    needed = int(1.1 * weights) * sum(each.feature is None for each in wanted)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"the graphs need about {needed / 1e9:.1f} GB in {str(folder)!r}, where {free / 1e9:.1f} GB are free. Make "
-            "room, or name a folder on another disk"
-        )
-    return needed
-
-
 @dataclass(frozen=True)
 class TracedGraph:
-    """A graph as a program.
-
-    Args:
-        wanted: what was wanted.
-        graph: the step as a module.
-        program: the program, which refers to the weights of the denoiser.
-        names: the names of its inputs and outputs.
-        key: a hash of all that its files depend on.
-    """
+    """A graph as a program, the names of its inputs and outputs, and a hash of everything that its files depend on."""
 
     wanted: WantedGraph
     graph: StepGraph
@@ -254,20 +206,16 @@ class TracedGraph:
 def traced(
     denoiser: nn.Module, branch: int, wanted: WantedGraph, options: GraphOptions, stage: Stage
 ) -> Iterator[TracedGraph]:
-    """A graph as a program, with the active adapters in its weights for the length of the context.
-
-    Raises:
-        ValueError: the denoiser cannot be traced, or is one that a graph cannot stand for.
-    """
+    """Traces a graph. Active adapters are merged into the weights within the context."""
     _check_denoiser(denoiser)
     fmt = options.require()
     stage(f"{wanted.name}: tracing")
     kind = next(denoiser.parameters()).device.type
     with torch.no_grad(), torch.autocast(kind, enabled=False), merged_adapters(denoiser) as adapters:
         if adapters and _LORA_SCALE in wanted.call.constants:
-            raise ValueError(
-                f"the adapters {', '.join(adapters)} become part of the weights, and the call scales them by "
-                f"{wanted.call.constants[_LORA_SCALE]}. Leave the scale out of cross_attention_kwargs and use "
+            raise GraphError(
+                f"the adapters {', '.join(adapters)} become part of the weights, but the call scales them by "
+                f"{wanted.call.constants[_LORA_SCALE]}. Remove the scale from cross_attention_kwargs and use "
                 "pipe.set_adapters"
             )
         graph = _step(denoiser, branch, wanted, fmt)
@@ -285,21 +233,25 @@ def traced(
 def write_graph(
     denoiser: nn.Module, folder: Path, made: TracedGraph, options: GraphOptions, stage: Stage
 ) -> GraphDescription:
-    """Writes a graph into a folder, and compares it with PyTorch.
-
-    Raises:
-        ValueError: it cannot be written or run, or differs from PyTorch.
-    """
+    """Writes a graph to a folder and compares it with PyTorch."""
     fmt, graph, wanted, names = options.require(), made.graph, made.wanted, made.names
     count, path = len(graph.inputs), folder / f"{wanted.name}{fmt.suffix}"
     for left in folder.glob(f"{wanted.name}.*"):
         left.unlink()
     stage(f"{wanted.name}: writing")
-    _save(fmt, made.program, path, names[:count], names[count:], options.int8)
+    try:
+        fmt.save(made.program, path, names[:count], names[count:], options.int8)
+    except OSError:
+        raise
+    except Exception as error:  # of any type, from converters
+        raise GraphError(f"the graph {path.name!r} cannot be written as {fmt.name}: {_one_line(error)}") from error
     stage(f"{wanted.name}: comparing with PyTorch")
     dtype, random = next(denoiser.parameters()).dtype, _random_inputs(graph)
-    expected = graph(*random.values())
-    found = _run(fmt, path, dtype, list(random.values()))
+    expected = graph(*random)
+    try:
+        found = fmt.load(path, dtype=dtype)(random)
+    except Exception as error:  # of any type, from runtimes
+        raise GraphError(f"{fmt.name} cannot run the graph {path.name!r}: {_one_line(error)}") from error
     difference = _compare(wanted.name, expected, found, fmt, dtype, options.int8)
     batch = len(next(iter(graph.inputs.values())))
     sides = [*graph.inputs.items(), *zip(graph.outputs, expected, strict=True)]
@@ -327,47 +279,27 @@ def _versions(options: GraphOptions) -> dict[str, str]:
 
 
 def _check_denoiser(denoiser: nn.Module) -> None:
-    """Refuses a denoiser of which a graph would be something else: pipelines look into its layers, or its layers tell
-    them what they have computed."""
+    """Raises if a graph cannot replace the denoiser, because its pipeline reads or changes its layers."""
     kind = type(denoiser).__name__
     if denoiser.training:
-        raise ValueError(f"this {kind} is in training mode. Call eval() on it first")
+        raise GraphError(f"this {kind} is in training mode. Call eval() first")
     for name, tensor in denoiser.named_parameters():
         if tensor.device.type == "meta" or type(tensor.data) is not torch.Tensor:
-            raise ValueError(
-                f"graphs hold the weights of the denoiser, and {name!r} is offloaded or quantised. Load the pipeline "
-                "without offloading and quantisation"
+            raise GraphError(
+                f"graphs contain the weights of the denoiser, but {name!r} is offloaded or quantized. Load the "
+                "pipeline without offloading and quantization"
             )
     layers = [module for module in denoiser.modules() if hasattr(module, "processor")]
     editor = counting_editor(denoiser.modules())
     if editor or counts_parts(layers) or any(map(may_write, layers)):
         what = editor or next(type(layer.processor).__name__ for layer in layers)
-        raise ValueError(f"a graph cannot stand for attention processors that keep state from call to call ({what})")
+        raise GraphError(f"a graph cannot replace attention processors that keep state between calls ({what})")
     if any(type(module).__name__ in _SWITCHED for module in denoiser.modules()):
-        raise ValueError(f"a graph cannot stand for this {kind}: its pipeline switches layers of it off during a run")
+        raise GraphError(f"a graph cannot replace this {kind}: its pipeline disables layers of it during a run")
 
 
-def _save(
-    fmt: GraphFormat, program: ExportedProgram, path: Path, inputs: list[str], outputs: list[str], int8: bool
-) -> None:
-    try:
-        fmt.save(program, path, inputs, outputs, int8)
-    except OSError:
-        raise
-    # Converters raise whatever an operation that they do not know makes of them.
-    except Exception as error:
-        raise ValueError(f"the graph {path.name!r} cannot be written as {fmt.name}: {_first_line(error)}") from error
-
-
-def _run(fmt: GraphFormat, path: Path, dtype: torch.dtype, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    try:
-        return fmt.load(path, dtype=dtype)(inputs)
-    except Exception as error:
-        raise ValueError(f"{fmt.name} cannot run the graph {path.name!r}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _one_line(error: Exception) -> str:
+    return shortened(" ".join(str(error).split())) or type(error).__name__
 
 
 def _step(
@@ -379,20 +311,18 @@ def _step(
     return ShallowGraph(denoiser, branch, wanted.call, wanted.feature, fmt.outside, used)
 
 
-def _random_inputs(graph: StepGraph) -> dict[str, torch.Tensor]:
+def _random_inputs(graph: StepGraph) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-
-    def random(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point() or tensor.ndim < 2:
-            # Timesteps, sizes and masks have a meaning.
-            return tensor
-        return torch.randn(tensor.shape, generator=generator).to(tensor)
-
-    return {name: random(name, tensor) for name, tensor in graph.inputs.items()}
+    # Timesteps, sizes and masks keep their values.
+    return [
+        torch.randn(tensor.shape, generator=generator).to(tensor)
+        if tensor.is_floating_point() and tensor.ndim >= 2
+        else tensor
+        for tensor in graph.inputs.values()
+    ]
 
 
 def _names(graph: StepGraph, others: dict[str, str]) -> list[str]:
-    """The names of inputs and outputs, in order."""
     own = {name: name.replace(".", "_") for name in (*graph.inputs, *graph.outputs)}
     return [others.get(own[name], own[name]) for name in (*graph.inputs, *graph.outputs)]
 
@@ -410,18 +340,14 @@ def _compare(
     dtype: torch.dtype,
     int8: bool,
 ) -> float:
-    """The largest difference as a share of the largest value.
-
-    Raises:
-        ValueError: it is above what the format promises.
-    """
+    """The largest relative difference. Raises `GraphError` if it is above the tolerance of the format."""
     pairs = [(first.float(), second.float()) for first, second in zip(expected, found, strict=True)]
     difference = max(float((first - second).abs().max() / first.abs().max()) for first, second in pairs)
     tolerance = fmt.int8_tolerance if int8 else fmt.tolerance if dtype == torch.float32 else fmt.half_tolerance
-    # Not the other way round: it may be no number.
+    # NaN is not within the tolerance.
     if not difference <= tolerance:
-        raise ValueError(
-            f"the graph {name!r} differs from PyTorch by {difference:.2g} of the largest value, and {tolerance:g} is "
+        raise GraphError(
+            f"the graph {name!r} differs from PyTorch by {difference:.2g} of the largest value, {tolerance:g} is "
             f"allowed. Try another format than {fmt.name}"
         )
     return difference
