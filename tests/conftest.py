@@ -9,7 +9,7 @@ import torch
 from DeepCache.engine import stats
 from tests.releases import WITHOUT_PIPELINES
 
-# They import denoisers and pipelines that diffusers has only from 0.30 on.
+# These import denoisers and pipelines of diffusers 0.30.
 collect_ignore = (
     [
         *("engine/test_guidance_reuse.py", "engine/test_layer_lists.py"),
@@ -27,7 +27,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading `stats` counts the multiply-accumulates, which would take longer than all the rest of a small test."""
+    """Disables the count of multiply-accumulates when `stats` is read, which takes longer than small tests."""
 
     def count_costs(*_: object) -> None:
         raise NotImplementedError
@@ -35,14 +35,14 @@ def nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "count_costs", count_costs)
 
 
-# Not for the whole session: as long as it is there, no other test of the process can run an event loop.
+# Per module, since other tests cannot run an event loop meanwhile.
 @pytest.fixture(scope="module")
 def browser():
     """Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = shutil.which("chromium")
     if program is None:
-        pytest.skip("there is no chromium on this machine")
+        pytest.skip("chromium is not installed")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
@@ -50,7 +50,7 @@ def browser():
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what `make test` leaves out, see tests/thorough.txt."""
+    """Marks the tests that `make test` omits, see tests/thorough.txt."""
     lines = (Path(__file__).parent / "thorough.txt").read_text(encoding="utf-8").splitlines()
     names = [re.compile(line) for line in lines if line and not line.startswith("#")]
     unused = set(names)
@@ -64,6 +64,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: collecting garbage need not look through it again and again."""
+    """Excludes imported modules from garbage collection."""
     gc.collect()
     gc.freeze()

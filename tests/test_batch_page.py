@@ -59,7 +59,7 @@ def test_the_first_command_and_every_python_block_run(prompts, capsys):
     assert [line.split()[0] for line in lines[-4:-2]] == ["1", "2"]
 
 
-def test_every_command_has_options_that_there_are():
+def test_options_of_every_command_exist():
     known = {option for parameter in get_command(app).commands["batch"].params for option in parameter.opts}
     assert len(commands()) >= 4
     for command in commands():
@@ -76,7 +76,7 @@ def test_every_column_of_the_manifest_is_in_the_table():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ray_takes_the_file_of_the_cluster():
+def test_ray_accepts_the_cluster_file():
     util = pytest.importorskip("ray.autoscaler._private.util")
     yaml = pytest.importorskip("yaml")
     (text,) = blocks("yaml")

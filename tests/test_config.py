@@ -59,26 +59,26 @@ def test_json_round_trip(config, tmp_path):
     assert list(json.loads(config.to_json())) == [field.name for field in dataclasses.fields(config)]
 
 
-def test_a_plan_is_settings_too():
+def test_plan_is_read_as_settings():
     assert DeepCacheConfig.from_json(json.dumps(PLAN.to_dict())) == DeepCacheConfig(plan=PLAN)
 
 
-def test_absent_keys_take_their_defaults():
+def test_absent_keys_have_their_defaults():
     assert DeepCacheConfig.from_json('{"cache_interval": 7}') == DeepCacheConfig(cache_interval=7)
 
 
-def test_is_frozen():
+def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         DeepCacheConfig().cache_interval = 2  # type: ignore[misc]
 
 
-def test_an_unknown_key_is_refused_by_name():
+def test_unknown_key_is_refused_by_name():
     with pytest.raises(ValueError, match=r"unknown key 'interval'.*cache_interval, cache_branch_id, skip_mode"):
         DeepCacheConfig.from_json('{"interval": 3}')
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
-def test_what_is_no_json_object_is_refused(text):
+def test_text_that_is_not_a_json_object_is_refused(text):
     with pytest.raises(ValueError, match="JSON"):
         DeepCacheConfig.from_json(text)
 
@@ -118,7 +118,7 @@ def test_what_is_no_json_object_is_refused(text):
         ({"guidance_reuse": True, "between": "skipped"}, ValueError, "guidance_reuse halves shallow steps"),
     ],
 )
-def test_bad_values_are_named_with_what_is_allowed(values, error, message):
+def test_invalid_values_are_named_with_allowed_ones(values, error, message):
     with pytest.raises(error, match=message):
         DeepCacheConfig(**values)
     with pytest.raises(error, match=message):
@@ -134,7 +134,7 @@ def test_bad_values_are_named_with_what_is_allowed(values, error, message):
         ({"plan": {}}, "plan must be a Plan, got {}"),
     ],
 )
-def test_what_is_no_schedule_or_plan_is_refused(values, message):
+def test_other_types_of_schedule_and_plan_are_refused(values, message):
     with pytest.raises(TypeError, match=message):
         DeepCacheConfig(**values)
 
@@ -151,19 +151,19 @@ def test_what_is_no_schedule_or_plan_is_refused(values, message):
         (PLAN.to_dict() | {"model": None}, ValueError, "the plan lacks the object 'model'"),
     ],
 )
-def test_a_schedule_or_plan_that_cannot_be_read_is_refused(values, error, message):
+def test_invalid_schedule_or_plan_in_json_is_refused(values, error, message):
     with pytest.raises(error, match=message):
         DeepCacheConfig.from_json(json.dumps(values))
 
 
-def test_the_skip_mode_says_how_the_full_steps_are_spread():
+def test_skip_mode_sets_the_schedule():
     assert DeepCacheConfig(5, 2).effective_schedule == UniformSchedule(5, branch=2)
     config = DeepCacheConfig(5, 2, "non-uniform")
     assert config.effective_schedule == NonUniformSchedule(5, branch=2)
     assert pattern_of(config.steps(50)) == "F....F...F...F...F...F....F....F.....F.....F......"
 
 
-def test_a_schedule_takes_the_place_of_interval_branch_and_skip_mode():
+def test_schedule_replaces_interval_branch_and_skip_mode():
     schedule = ExplicitSchedule((0, 2), branch=1)
     config = DeepCacheConfig(7, 3, "non-uniform", schedule=schedule)
     assert config.effective_schedule == schedule
@@ -171,7 +171,7 @@ def test_a_schedule_takes_the_place_of_interval_branch_and_skip_mode():
     assert pattern_of(config.steps(5)) == "F.F.."
 
 
-def test_every_shallow_step_has_the_forecast_and_guidance_reuse_of_the_settings():
+def test_shallow_steps_have_forecast_and_guidance_reuse_of_the_settings():
     config = DeepCacheConfig(3, 1, forecast="linear", guidance_reuse=True)
     shallow = Step(False, 1, "linear", guidance_reuse=True)
     assert config.steps(4) == (Step(True, 1), shallow, shallow, Step(True, 1))
@@ -179,26 +179,26 @@ def test_every_shallow_step_has_the_forecast_and_guidance_reuse_of_the_settings(
     assert (config.highest_order, config.any_guidance_reuse) == (1, True)
 
 
-def test_a_schedule_of_single_steps_says_itself_what_they_forecast():
+def test_step_schedule_has_its_own_forecasts():
     each = (Step(True), Step(False), Step(False, 0, "linear"))
     config = DeepCacheConfig(schedule=StepSchedule(each), forecast="quadratic", guidance_reuse=True)
     assert config.steps(3) == each
     assert (config.highest_order, config.any_guidance_reuse) == (1, False)
 
 
-def test_where_no_step_is_shallow_nothing_is_cut_or_halved():
+def test_interval_one_has_no_branches_and_no_guidance_reuse():
     config = DeepCacheConfig(1, 2, guidance_reuse=True)
     assert config.branches == ()
     assert not config.any_guidance_reuse
 
 
-def test_an_adaptive_mode_has_the_threshold_interval_and_branch_of_the_settings():
+def test_adaptive_mode_uses_threshold_interval_and_branch():
     config = DeepCacheConfig(9, 2, "adaptive", threshold=0.4)
     assert config.effective_schedule == AdaptiveSchedule(0.4, 9, 2)
     assert pattern_of(config.steps(12)) == "FF.........F"
 
 
-def test_the_steps_between_full_ones_are_as_asked_for():
+def test_between_sets_the_kind_of_steps():
     patterns = {"shallow": "F....F....F.", "skipped": "F----F----F-", "alternating": "F.-.-F.-.-F."}
     for between, pattern in patterns.items():
         config = DeepCacheConfig(5, 1, between=between)
@@ -208,14 +208,14 @@ def test_the_steps_between_full_ones_are_as_asked_for():
         assert config.branches == ((1,) if "." in pattern else ())
 
 
-def test_alternating_steps_are_counted_from_the_last_full_one():
+def test_alternating_steps_count_from_the_last_full_one():
     config = DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 3, 6)), between="alternating", forecast="none")
     assert pattern_of(config.steps(10)) == "FF.F.-F.-."
     # A full step that was decided upon during the run counts as well.
     assert [config.step(9, 10, since).skipped for since in (1, 2, 3, 4)] == [False, True, False, True]
 
 
-def test_skipped_and_shallow_steps_have_a_forecast_each():
+def test_skipped_and_shallow_steps_have_their_own_forecasts():
     config = DeepCacheConfig(3, 1, forecast="response", between="alternating", guidance_reuse=True)
     _, shallow, skipped, _ = config.steps(4)
     assert shallow == Step(False, 1, "limited", guidance_reuse=True)
@@ -225,13 +225,13 @@ def test_skipped_and_shallow_steps_have_a_forecast_each():
 
 @pytest.mark.parametrize("between", ["shallow", "skipped", "alternating"])
 @pytest.mark.parametrize("mode", ["uniform", "non-uniform", "adaptive"])
-def test_an_interval_of_one_skips_nothing(mode, between):
+def test_interval_of_one_skips_nothing(mode, between):
     config = DeepCacheConfig(1, skip_mode=mode, between=between)
     assert pattern_of(config.steps(10)) == "F" * 10
     assert (config.branches, config.any_skipped, config.any_response) == ((), False, False)
 
 
-def test_a_plan_says_for_each_step_whether_it_is_skipped():
+def test_step_schedule_sets_skipped_steps():
     each = (Step(True), Step(False, 1), Step(False, forecast="response", skipped=True))
     config = DeepCacheConfig(schedule=StepSchedule(each), forecast="linear", between="skipped")
     assert config.steps(3) == each
@@ -239,6 +239,6 @@ def test_a_plan_says_for_each_step_whether_it_is_skipped():
     assert not DeepCacheConfig(schedule=StepSchedule(each[:2]), between="skipped").any_skipped
 
 
-def test_the_limited_forecast_is_the_default():
+def test_limited_forecast_is_the_default():
     assert DeepCacheConfig().forecast == "limited"
     assert FORECASTS[:3] == ("none", "linear", "quadratic"), "plans that are saved number them"

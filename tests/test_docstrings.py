@@ -105,7 +105,7 @@ def test_every_example_in_a_docstring_runs(name, tmp_path, monkeypatch):
     assert not result.failed
 
 
-def test_no_module_with_an_example_is_left_out():
+def test_all_modules_with_examples_are_listed():
     found = {
         module.name
         for module in pkgutil.walk_packages(DeepCache.__path__, "DeepCache.")

@@ -100,7 +100,7 @@ def same(first: Image.Image, second: Image.Image) -> bool:
     return first.size == second.size and ImageChops.difference(first, second).getbbox() is None
 
 
-def test_text_to_image_draws_and_lets_go_of_the_pipeline(examples):
+def test_text_to_image_generates_and_frees_the_pipeline(examples):
     lines = examples.run("text_to_image", "--tiny")
     assert lines[0] == every_third(50)
     assert lines[-1] == "wrote text-to-image.png"
@@ -129,7 +129,7 @@ def test_controlnet_that_has_learned_nothing_changes_nothing(examples, cached):
     assert same(examples.picture("controlnet.png"), cached)
 
 
-def test_video_has_a_frame_for_each_that_the_model_makes(examples):
+def test_video_has_all_frames_of_the_model(examples):
     pattern, _, last = examples.run("video", "--tiny")
     assert pattern == every_third(25)
     assert last == "wrote video.gif with 14 frames"
@@ -138,7 +138,7 @@ def test_video_has_a_frame_for_each_that_the_model_makes(examples):
     film.close()
 
 
-def test_lora_is_in_the_second_picture_alone(examples, cached):
+def test_lora_is_in_the_second_image_only(examples, cached):
     pattern, *_ = examples.run("lora", "--tiny")
     assert pattern == every_third(50)
     both = examples.picture("lora.png")
@@ -185,7 +185,7 @@ def test_cpu_offload_changes_no_pixel(examples, cached):
     assert same(examples.picture("cpu-offload.png"), cached)
 
 
-def test_batch_goes_on_where_it_stopped(examples):
+def test_batch_resumes_where_it_stopped(examples):
     assert examples.run("batch", "--tiny")[0] == "4 rows: 4 done, 0 failed; 4 in this run"
     pictures = sorted(examples.folder.glob("pictures/pictures/*/*.png"))
     assert [examples.picture(str(path)).size for path in pictures] == [(64, 64)] * 4
@@ -212,7 +212,7 @@ def test_every_script_is_run_here_and_on_the_page():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_says_how_it_is_run(name, examples, capsys):
+def test_every_script_documents_how_to_run_it(name, examples, capsys):
     with pytest.raises(SystemExit, match="0"):
         examples.run(name, "--help")
     shown = capsys.readouterr().out
@@ -314,7 +314,7 @@ SD15, SDXL, SVD = ((name, torch.float16) for name in HUB)
         ("cpu_offload", [SDXL, "cuda"], 50),
     ],
 )
-def test_without_tiny_it_asks_for_published_models_and_a_gpu(name, asked, steps, examples, hub, graphs):
+def test_without_tiny_scripts_use_published_models_and_a_gpu(name, asked, steps, examples, hub, graphs):
     lines = examples.run(name)
     assert every_third(steps) in lines
     assert (examples.folder / lines[-1].split()[1]).stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""The published contract, and what the reference package gets wrong."""
+"""The interface of the reference package, and the cases that it gets wrong."""
 
 import copy
 import inspect
@@ -21,7 +21,7 @@ def pipe():
 
 
 def cached(pipe, interval=3, branch=0, **call):
-    """What a helper that never saw another run draws."""
+    """The latents of a helper without earlier runs."""
     fresh = tiny_pipeline(copy.deepcopy(pipe.unet))
     with DeepCacheSDHelper(fresh) as helper:
         helper.set_params(interval, branch)
@@ -41,7 +41,7 @@ def test_the_documented_steps(pipe):
     helper.disable()
 
 
-def test_interval_one_and_disable_change_no_bit(pipe):
+def test_interval_one_and_disable_are_bit_identical(pipe):
     plain = draw(pipe)
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=1)
@@ -54,7 +54,7 @@ def test_interval_one_and_disable_change_no_bit(pipe):
     assert torch.equal(draw(pipe), plain)
 
 
-def test_disable_leaves_the_pipeline_as_it_was_found(pipe):
+def test_disable_restores_the_pipeline(pipe):
     def everything():
         return (
             type(pipe),
@@ -71,7 +71,7 @@ def test_disable_leaves_the_pipeline_as_it_was_found(pipe):
     assert everything() == before
 
 
-def test_as_a_context_manager(pipe):
+def test_context_manager(pipe):
     plain = draw(pipe)
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(cache_interval=2)
@@ -80,7 +80,7 @@ def test_as_a_context_manager(pipe):
     assert torch.equal(draw(pipe), plain)
 
 
-def test_the_block_is_left_clean_when_it_raises(pipe):
+def test_context_manager_disables_after_an_exception(pipe):
     plain = draw(pipe)
     with pytest.raises(ZeroDivisionError), DeepCacheSDHelper(pipe):
         _ = 1 / 0
@@ -95,7 +95,7 @@ def test_set_params_while_enabled_takes_effect_at_the_next_run(pipe):
             assert helper.stats.pattern == pattern
 
 
-def test_enable_and_disable_any_number_of_times_in_any_order(pipe):
+def test_enable_and_disable_are_idempotent(pipe):
     plain = draw(pipe)
     helper = DeepCacheSDHelper(pipe)
     helper.disable()
@@ -126,7 +126,7 @@ def test_enable_on_another_pipeline(pipe):
 
 
 @pytest.mark.parametrize("second", [{"steps": 4}, {"batch": 2}, {"size": 128}, {"guidance_scale": 1.0}, {"seed": 9}])
-def test_a_second_run_with_other_settings_knows_nothing_of_the_first(pipe, second):
+def test_second_run_with_other_settings_starts_full(pipe, second):
     with DeepCacheSDHelper(pipe) as helper:
         draw(pipe)
         assert torch.equal(draw(pipe, **second), cached(pipe, **second))
@@ -160,7 +160,7 @@ def test_image_to_image_with_another_strength_starts_full_each_time(pipe, streng
 
 
 @pytest.mark.integration("U-Net swapped while DeepCache is enabled")
-def test_a_swapped_unet_is_followed(pipe):
+def test_swapped_unet_is_followed(pipe):
     first, second = pipe.unet, tiny_unet(seed=1)
     with DeepCacheSDHelper(pipe) as helper:
         draw(pipe)
@@ -172,7 +172,7 @@ def test_a_swapped_unet_is_followed(pipe):
 
 
 @pytest.mark.integration("U-Net swapped while DeepCache is enabled", "a U-Net that cannot be cut raises an error")
-def test_a_swapped_unet_that_cannot_be_cut_is_refused():
+def test_swapped_unet_that_cannot_be_cut_is_refused():
     pipe = Pipeline(DummyUNet())
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(2, 3)
@@ -180,7 +180,7 @@ def test_a_swapped_unet_that_cannot_be_cut_is_refused():
             pipe.unet = DummyUNet(mid_block=False)
 
 
-def test_the_latest_engine_on_a_unet_takes_the_place_of_the_one_before(pipe):
+def test_latest_engine_replaces_the_previous_one(pipe):
     first = DeepCacheSDHelper(pipe)
     first.set_params(2)
     first.enable()
@@ -206,7 +206,7 @@ def test_apply_deepcache_is_the_same_engine(pipe):
     remove_deepcache(pipe)
 
 
-def test_the_helper_reuses_the_deep_feature_and_the_configuration_forecasts_it_by_default(pipe):
+def test_defaults_of_helper_and_config_differ_in_the_forecast(pipe):
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=2)
     with helper:
@@ -221,7 +221,7 @@ def test_the_helper_reuses_the_deep_feature_and_the_configuration_forecasts_it_b
     remove_deepcache(pipe)
 
 
-def test_without_settings_the_helper_reuses_too(pipe):
+def test_helper_without_settings_reuses(pipe):
     with DeepCacheSDHelper(pipe):
         found = draw(pipe)
     apply_deepcache(pipe, DeepCacheConfig(forecast="none"))
@@ -238,7 +238,7 @@ def test_params_have_the_keys_of_the_reference_package(pipe):
     assert unbound.params == {"cache_interval": 5, "cache_layer_id": 1, "cache_block_id": 2, "skip_mode": "uniform"}
 
 
-def test_function_dict_is_a_mapping_to_go_through(pipe):
+def test_function_dict_has_forward_methods(pipe):
     helper = DeepCacheSDHelper(pipe)
     assert helper.function_dict == {}
     helper.enable()
@@ -274,7 +274,7 @@ def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("guidance_scale", [2, 7.5, None])
-def test_a_preset_stands_for_all_settings(pipe, name, guidance_scale):
+def test_preset_sets_all_settings(pipe, name, guidance_scale):
     expected = DeepCacheConfig.preset(name, guidance_scale, type(pipe.scheduler).__name__)
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(cache_interval=4, cache_branch_id=2)
@@ -289,7 +289,7 @@ def test_a_preset_stands_for_all_settings(pipe, name, guidance_scale):
     remove_deepcache(pipe)
 
 
-def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
+def test_signature_of_set_params():
     parameters = list(inspect.signature(DeepCacheSDHelper.set_params).parameters.values())[1:]
     assert [(each.name, each.default) for each in parameters[:3]] == [
         ("cache_interval", 1),
@@ -334,7 +334,7 @@ def test_the_published_parameters_come_first_and_a_preset_has_to_be_named():
         ({"preset": "fast", "guidance_scale": "7.5"}, TypeError, "guidance_scale must be a number, got '7.5'"),
     ],
 )
-def test_bad_settings_are_refused_and_change_nothing(pipe, values, error, message):
+def test_invalid_settings_are_refused_and_change_nothing(pipe, values, error, message):
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(3)
         with pytest.raises(error, match=message):
@@ -342,7 +342,7 @@ def test_bad_settings_are_refused_and_change_nothing(pipe, values, error, messag
         assert torch.equal(draw(pipe), cached(pipe))
 
 
-def test_a_branch_too_deep_is_refused_at_enable_where_set_params_knew_no_pipeline(pipe):
+def test_branch_too_deep_is_refused_at_enable(pipe):
     helper = DeepCacheSDHelper()
     helper.set_params(3, 6)
     with pytest.raises(ValueError, match=r"between 0 and 5 .*got 6"):
@@ -350,7 +350,7 @@ def test_a_branch_too_deep_is_refused_at_enable_where_set_params_knew_no_pipelin
     assert not pipe.unet._forward_hooks
 
 
-def test_a_pipeline_without_a_unet_is_refused():
+def test_pipeline_without_a_unet_is_refused():
     class Transformer:
         transformer = torch.nn.Linear(1, 1)
         scheduler = None
@@ -382,7 +382,7 @@ def test_stats_before_and_after_a_run():
 
 
 @pytest.mark.integration("save_pretrained")
-def test_saving_while_enabled_saves_the_pipeline_itself(pipe, tmp_path):
+def test_save_pretrained_while_enabled_saves_the_plain_pipeline(pipe, tmp_path):
     plain = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     with DeepCacheSDHelper(pipe):
         draw(pipe)
@@ -394,7 +394,7 @@ def test_saving_while_enabled_saves_the_pipeline_itself(pipe, tmp_path):
 
 
 @pytest.mark.integration("deepcopy")
-def test_a_deep_copy_of_an_enabled_pipeline_is_a_pipeline_of_its_own(pipe):
+def test_deep_copy_of_an_enabled_pipeline_is_independent(pipe):
     with DeepCacheSDHelper(pipe) as helper:
         twin = copy.deepcopy(pipe)
         assert torch.equal(draw(twin), cached(pipe))
@@ -405,7 +405,7 @@ def test_a_deep_copy_of_an_enabled_pipeline_is_a_pipeline_of_its_own(pipe):
         assert torch.equal(draw(pipe), cached(pipe))
 
 
-def test_a_pipeline_assigned_to_the_helper_is_the_one_that_is_enabled():
+def test_enable_uses_the_assigned_pipeline():
     first, second = Pipeline(DummyUNet()), Pipeline(DummyUNet())
     helper = DeepCacheSDHelper(first)
     helper.set_params(cache_interval=2)
@@ -423,7 +423,7 @@ def test_a_pipeline_assigned_to_the_helper_is_the_one_that_is_enabled():
 @pytest.mark.parametrize(
     "name", ["is_enter_position", "wrap_unet_forward", "wrap_block_forward", "cached_output", "cur_timestep"]
 )
-def test_what_nothing_works_by_is_refused_and_not_ignored(name, monkeypatch):
+def test_overrides_without_effect_are_refused(name, monkeypatch):
     message = rf"overrides {name}, which has no effect in DeepCache. .*ExplicitSchedule"
     with pytest.raises(TypeError, match=f"Mine {message}"):
         type("Mine", (DeepCacheSDHelper,), {name: lambda self: None})
@@ -435,7 +435,7 @@ def test_what_nothing_works_by_is_refused_and_not_ignored(name, monkeypatch):
         DeepCacheSDHelper(Pipeline(DummyUNet())).enable()
 
 
-def test_a_subclass_that_changes_no_rule_is_fine():
+def test_subclass_may_override_set_params():
     class Mine(DeepCacheSDHelper):
         def set_params(self, **params):
             super().set_params(**params | {"cache_interval": 2})
@@ -447,7 +447,7 @@ def test_a_subclass_that_changes_no_rule_is_fine():
         assert helper.stats.pattern == "F."
 
 
-def test_settings_made_while_the_helper_has_no_pipeline_are_those_of_the_next_enable():
+def test_settings_without_a_pipeline_apply_at_the_next_enable():
     pipe = Pipeline(DummyUNet())
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3)

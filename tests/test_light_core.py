@@ -1,4 +1,4 @@
-"""What works with torch alone, and what `deepcache` says where the rest is not installed."""
+"""The core works with torch alone, and `deepcache` names missing packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from DeepCache import cli, extras
 from DeepCache.models import load_pipeline
 
-# Whatever is installed beside torch looks as if it were not.
+# Hides all packages but torch.
 WITH_TORCH_ALONE = """
 import sys
 import torch
@@ -80,17 +80,17 @@ remove_deepcache(helper.pipe.unet)
 """
 
 
-def test_the_core_works_with_torch_alone():
+def test_core_works_with_torch_alone():
     run = subprocess.run([sys.executable, "-c", WITH_TORCH_ALONE + A_RUN], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_the_core_requires_torch_alone():
+def test_core_requires_torch_alone():
     required = [each for each in importlib.metadata.requires("DeepCache") if "extra ==" not in each]
     assert [re.match(r"[\w.-]+", each)[0] for each in required] == ["torch"]
 
 
-def test_every_other_extra_brings_what_the_command_takes():
+def test_every_other_extra_includes_the_requirements_of_the_command():
     brought = {name: set() for name in importlib.metadata.metadata("DeepCache").get_all("Provides-Extra")}
     for requirement in importlib.metadata.requires("DeepCache"):
         package, _, extra = requirement.partition("; extra == ")
@@ -132,7 +132,7 @@ def installed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("versions", "said"),
+    ("versions", "expected"),
     [
         ({"typer": None, "rich": None}, "it needs rich, typer: pip install 'DeepCache[cli]'"),
         (
@@ -144,12 +144,12 @@ def installed(monkeypatch):
         ({}, ""),
     ],
 )
-def test_what_is_missing_is_said(installed, versions, said):
+def test_missing_packages_are_named(installed, versions, expected):
     installed(**versions)
-    assert extras.why_missing("cli") == said
+    assert extras.why_missing("cli") == expected
 
 
-def test_the_command_says_it_in_one_line(installed, capsys):
+def test_command_reports_missing_packages_in_one_line(installed, capsys):
     installed(typer=None)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -157,7 +157,7 @@ def test_the_command_says_it_in_one_line(installed, capsys):
     assert capsys.readouterr().err == "deepcache: it needs typer: pip install 'DeepCache[cli]'\n"
 
 
-def test_loading_a_pipeline_says_it_too(installed):
+def test_load_pipeline_reports_missing_packages(installed):
     installed(transformers="4.48.0")
     with pytest.raises(ImportError, match=r"load_pipeline cannot be used here: it needs transformers >= 5.6"):
         load_pipeline("shapes")

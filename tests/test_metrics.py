@@ -71,13 +71,13 @@ def test_half_precision():
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], [], "9x8"),
     ],
 )
-def test_what_cannot_be_compared(images, reference, word):
+def test_images_that_cannot_be_compared_are_refused(images, reference, word):
     for metric in (psnr, ssim):
         with pytest.raises(ValueError, match=word):
             metric(images, reference)
 
 
-def test_images_too_small_for_ssim():
+def test_images_too_small_for_ssim_are_refused():
     image = torch.zeros(1, 3, 5, 64)
     with pytest.raises(ValueError, match="64x5"):
         ssim(image, image)
@@ -99,37 +99,37 @@ def clip_folder(tmp_path, _no_network):
 
 
 @pytest.fixture
-def pictures():
+def samples():
     """Images of the side that CLIP sees, of values that 8 bits hold."""
     return torch.randint(256, (3, 3, CLIP_SIDE, CLIP_SIDE), generator=torch.Generator().manual_seed(0)) / 255
 
 
-def cosines(folder, pictures, prompts):
-    """Of each picture with its prompt alone, from the two towers of the model."""
+def cosines(folder, samples, prompts):
+    """Of each sample with its prompt alone, from the two towers of the model."""
     clip, tokenizer = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     found = []
-    for picture, prompt in zip(pictures, prompts, strict=True):
+    for sample, prompt in zip(samples, prompts, strict=True):
         tokens = [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False).input_ids]
         tokens = [*tokens[: clip.config.text_config.max_position_embeddings - 1], tokenizer.eos_token_id]
         with torch.no_grad():
-            image = clip.visual_projection(clip.vision_model(((picture - mean) / std)[None]).pooler_output)[0]
+            image = clip.visual_projection(clip.vision_model(((sample - mean) / std)[None]).pooler_output)[0]
             text = clip.text_projection(clip.text_model(torch.tensor([tokens])).pooler_output)[0]
         found.append((image @ text / (image.norm() * text.norm())).item())
     return found
 
 
-def test_clip_score_is_the_cosine_of_each_image_with_its_prompt(clip_folder, pictures):
-    expected = cosines(clip_folder, pictures, PROMPTS)
+def test_clip_score_is_the_cosine_of_each_image_with_its_prompt(clip_folder, samples):
+    expected = cosines(clip_folder, samples, PROMPTS)
     assert min(expected) < 0 < max(expected)
-    values = clip_score(pictures, PROMPTS, clip_folder)
+    values = clip_score(samples, PROMPTS, clip_folder)
     assert values.tolist() == pytest.approx([100 * max(cosine, 0) for cosine in expected], abs=1e-3)
 
 
-def test_clip_score_keeps_the_order_over_many_images(clip_folder, pictures):
+def test_clip_score_keeps_the_order_over_many_images(clip_folder, samples):
     each = {
-        (image, prompt): clip_score(pictures[image : image + 1], [PROMPTS[prompt]], clip_folder).item()
+        (image, prompt): clip_score(samples[image : image + 1], [PROMPTS[prompt]], clip_folder).item()
         for image in range(3)
         for prompt in range(3)
     }
@@ -137,30 +137,30 @@ def test_clip_score_keeps_the_order_over_many_images(clip_folder, pictures):
     order = [pair for _ in range(4) for pair in each]
     images, prompts = [image for image, _ in order], [PROMPTS[prompt] for _, prompt in order]
     expected = [each[pair] for pair in order]
-    assert clip_score(pictures[images], prompts, clip_folder).tolist() == pytest.approx(expected, abs=1e-3)
+    assert clip_score(samples[images], prompts, clip_folder).tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_clip_score_of_pil_images_is_that_of_tensors(clip_folder):
     images = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
-    drawn = [Image.fromarray(image.mul(255).round().byte().permute(1, 2, 0).numpy()) for image in images]
+    saved = [Image.fromarray(image.mul(255).round().byte().permute(1, 2, 0).numpy()) for image in images]
     values = clip_score(images, PROMPTS[:2], str(clip_folder))
-    assert torch.equal(clip_score(drawn, PROMPTS[:2], clip_folder), values)
+    assert torch.equal(clip_score(saved, PROMPTS[:2], clip_folder), values)
     assert torch.equal(clip_score(images.double(), PROMPTS[:2], clip_folder), values)
 
 
-def test_clip_score_cuts_a_long_prompt_off(clip_folder, pictures):
+def test_clip_score_truncates_long_prompts(clip_folder, samples):
     long = " ".join(PROMPTS * 10)
-    expected = cosines(clip_folder, pictures, [long] * 3)
+    expected = cosines(clip_folder, samples, [long] * 3)
     assert max(expected) > 0
-    values = clip_score(pictures, [long] * 3, clip_folder)
+    values = clip_score(samples, [long] * 3, clip_folder)
     assert values.tolist() == pytest.approx([100 * max(cosine, 0) for cosine in expected], abs=1e-3)
-    assert torch.equal(clip_score(pictures, [f"{long} and a cat"] * 3, clip_folder), values)
+    assert torch.equal(clip_score(samples, [f"{long} and a cat"] * 3, clip_folder), values)
 
 
-def test_clip_is_loaded_once(clip_folder, pictures):
-    values = clip_score(pictures, PROMPTS, clip_folder)
+def test_clip_is_loaded_once(clip_folder, samples):
+    values = clip_score(samples, PROMPTS, clip_folder)
     shutil.rmtree(clip_folder)
-    assert torch.equal(clip_score(pictures, PROMPTS, clip_folder), values)
+    assert torch.equal(clip_score(samples, PROMPTS, clip_folder), values)
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,16 @@ def test_clip_is_loaded_once(clip_folder, pictures):
         (PROMPTS[0], TypeError, "one string"),
     ],
 )
-def test_clip_score_needs_a_prompt_for_each_image(pictures, prompts, error, word):
+def test_clip_score_requires_a_prompt_for_each_image(samples, prompts, error, word):
     with pytest.raises(error, match=word):
-        clip_score(pictures, prompts)
+        clip_score(samples, prompts)
 
 
 @pytest.mark.usefixtures("_no_network")
 @pytest.mark.parametrize("name", ["nobody/no-such-clip", "/no/such/folder", "no such name"])
-def test_clip_score_without_the_weights(pictures, name):
+def test_clip_score_without_the_weights(samples, name):
     with pytest.raises(OSError, match="Connect to the internet once, or give a folder") as caught:
-        clip_score(pictures, PROMPTS, name)
+        clip_score(samples, PROMPTS, name)
     message = str(caught.value)
     assert repr(name) in message
     assert "(Name or service not known)" in message
@@ -190,25 +190,25 @@ def test_clip_score_without_the_weights(pictures, name):
 @pytest.mark.parametrize(
     "lost", [("model.safetensors",), ("preprocessor_config.json",), ("tokenizer.json", "vocab.json", "merges.txt")]
 )
-def test_clip_score_of_an_incomplete_folder(clip_folder, pictures, lost):
+def test_clip_score_of_an_incomplete_folder(clip_folder, samples, lost):
     for name in lost:
         (clip_folder / name).unlink(missing_ok=True)
     with pytest.raises(OSError, match="complete CLIP model") as caught:
-        clip_score(pictures, PROMPTS, clip_folder)
+        clip_score(samples, PROMPTS, clip_folder)
     assert repr(str(clip_folder)) in str(caught.value)
 
 
-def test_clip_score_of_broken_weights(clip_folder, pictures):
+def test_clip_score_of_broken_weights(clip_folder, samples):
     weights = clip_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(OSError, match="complete CLIP model"):
-        clip_score(pictures, PROMPTS, clip_folder)
+        clip_score(samples, PROMPTS, clip_folder)
 
 
-def test_clip_score_with_a_text_encoder_only(clip_folder, pictures):
+def test_clip_score_with_a_text_encoder_only(clip_folder, samples):
     CLIPModel.from_pretrained(clip_folder).text_model.save_pretrained(clip_folder)
     with pytest.raises(ValueError, match="is not CLIP: "):
-        clip_score(pictures, PROMPTS, clip_folder)
+        clip_score(samples, PROMPTS, clip_folder)
 
 
 @pytest.fixture
@@ -307,14 +307,14 @@ def test_lpips_without_the_weights(torchvision, monkeypatch, error):
         (torch.zeros(3, 32, 32), r"\(N, C, H, W\)"),
     ],
 )
-def test_what_the_networks_cannot_see(images, word):
+def test_images_that_networks_cannot_see_are_refused(images, word):
     with pytest.raises(ValueError, match=word):
         lpips(images, images)
     with pytest.raises(ValueError, match=word):
         clip_score(images, ["a red circle"])
 
 
-def test_lpips_of_what_cannot_be_compared():
+def test_lpips_refuses_images_that_cannot_be_compared():
     image = torch.zeros(1, 3, 32, 32)
     with pytest.raises(ValueError, match="one shape"):
         lpips(image, torch.zeros(1, 3, 32, 33))
@@ -341,23 +341,23 @@ def hub(monkeypatch, tmp_path):
     return tmp_path / "hub"
 
 
-def test_clip_can_be_had_from_a_whole_folder(clip_folder, pictures):
+def test_complete_clip_folder_is_available(clip_folder, samples):
     assert why_not_clip(clip_folder) == ""
     assert why_not_clip(str(clip_folder)) == ""
-    clip_score(pictures, PROMPTS, clip_folder)
+    clip_score(samples, PROMPTS, clip_folder)
 
 
 @pytest.mark.parametrize("name", ["openai/clip-vit-large-patch14", "nobody/no-such-clip"])
-def test_clip_that_is_not_on_this_machine_is_told_and_not_asked_for(hub, name):
+def test_missing_clip_is_reported_without_a_download(hub, name):
     assert why_not_clip(name) == f"the model {name!r} is not on this machine"
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "no such name", "a/b/c"])
-def test_what_is_no_name_of_a_clip_is_not_on_this_machine_either(hub, name):
+def test_invalid_clip_names_are_not_available(hub, name):
     assert why_not_clip(name) == f"the model {name!r} is not on this machine"
 
 
-def test_clip_of_which_but_a_part_is_on_this_machine_is_not_downloaded(hub):
+def test_incomplete_clip_is_reported_without_a_download(hub):
     snapshot = hub / "models--nobody--half-a-clip" / "snapshots" / "0123456789abcdef"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -369,19 +369,19 @@ def test_clip_of_which_but_a_part_is_on_this_machine_is_not_downloaded(hub):
     assert "the hub was asked" not in reason
 
 
-def test_why_a_broken_clip_cannot_be_had_is_one_line(clip_folder):
+def test_reason_for_a_broken_clip_is_one_line(clip_folder):
     (clip_folder / "model.safetensors").unlink()
     reason = why_not_clip(clip_folder)
     assert reason.startswith(f"the folder {str(clip_folder)!r} does not contain a complete CLIP model")
     assert "\n" not in reason
 
 
-def test_lpips_takes_torchvision(monkeypatch):
+def test_lpips_requires_torchvision(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     assert why_not_lpips() == "torchvision is not installed"
 
 
-def test_lpips_takes_weights_that_are_not_downloaded_for_it(torchvision, monkeypatch, tmp_path):
+def test_missing_lpips_weights_are_reported_without_a_download(torchvision, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert why_not_lpips() == "the weights of the network 'alex' are not on this machine"
     assert torchvision.loaded == 0
@@ -396,7 +396,7 @@ def test_lpips_takes_weights_that_are_not_downloaded_for_it(torchvision, monkeyp
     assert torchvision.loaded == 1
 
 
-def test_weights_of_another_network_of_the_family_are_not_enough(torchvision, monkeypatch, tmp_path):
+def test_weights_of_another_network_are_not_enough(torchvision, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     torchvision.models.vgg16 = torchvision.models.alexnet
     torchvision.models.VGG16_Weights = torchvision.models.AlexNet_Weights
@@ -406,7 +406,7 @@ def test_weights_of_another_network_of_the_family_are_not_enough(torchvision, mo
     assert torchvision.loaded == 0
 
 
-def test_why_lpips_cannot_be_had_is_one_line(torchvision, monkeypatch, tmp_path):
+def test_reason_for_missing_lpips_is_one_line(torchvision, monkeypatch, tmp_path):
     def failing(weights):
         raise RuntimeError("invalid hash value\nand more")
 

@@ -80,6 +80,6 @@ def test_installing_changes_no_version(program, wheel, tmp_path):
 
 
 @pytest.mark.parametrize("program", PINS)
-def test_its_python_will_do(program):
+def test_required_python_is_old_enough(program):
     admitted = SpecifierSet(importlib.metadata.metadata("DeepCache")["Requires-Python"])
     assert PINS[program]["python"] in admitted

@@ -1,4 +1,4 @@
-"""Plans: saved, loaded, and refused on what they were not tuned on."""
+"""Plans are saved, loaded, and refused on other models, schedulers, steps and scales."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ SCHEDULE = StepSchedule(
     )
 )
 
-# The pipelines of these tests are run at their own scale, which is 7.5.
+# The pipelines run at their default scale, 7.5.
 GUIDANCE = (5, 7.5)
 
 
@@ -40,7 +40,7 @@ def plan_for(pipe, schedule=SCHEDULE):
 
 
 def old_plan(plan):
-    """What a plan is in a file of format 1."""
+    """A plan in format 1."""
     return {name: value for name, value in plan.to_dict().items() if name != "guidance"} | {
         "format": "DeepCache plan 1"
     }
@@ -109,14 +109,14 @@ def test_round_trip_through_a_file(plan, path):
     assert hash(Plan.from_file(path)) == hash(plan)
 
 
-def test_notes_may_be_absent():
+def test_tuned_and_results_are_optional():
     plan = Plan(SCHEDULE, {"unet": "A"}, {"class": "B"})
     assert Plan.from_dict(plan.to_dict()) == plan
     bare = {key: value for key, value in plan.to_dict().items() if key not in ("tuned", "results")}
     assert Plan.from_dict(bare) == plan
 
 
-def test_a_file_of_settings_may_be_a_plan(plan, path, tmp_path):
+def test_settings_file_may_be_a_plan(plan, path, tmp_path):
     config = DeepCacheConfig.from_file(path)
     assert config == DeepCacheConfig(plan=plan)
     config.to_file(tmp_path / "config.json")
@@ -124,7 +124,7 @@ def test_a_file_of_settings_may_be_a_plan(plan, path, tmp_path):
     assert DeepCacheConfig.from_json(DeepCacheConfig(plan=plan, force_plan=True).to_json()).force_plan
 
 
-def test_settings_with_a_plan_are_those_of_the_plan(plan):
+def test_plan_replaces_other_settings(plan):
     config = DeepCacheConfig(7, 3, "non-uniform", forecast="quadratic", schedule=UniformSchedule(2), plan=plan)
     assert config.steps(6) == SCHEDULE.each
     assert config.effective_schedule == SCHEDULE
@@ -134,23 +134,23 @@ def test_settings_with_a_plan_are_those_of_the_plan(plan):
 
 
 def test_a_plan_is_applied(plan, path, pipe):
-    pictures = []
+    images = []
     for given in (plan, path, str(path)):
         with DeepCacheSDHelper(pipe) as helper:
             helper.set_params(plan=given)
-            pictures.append(draw(pipe))
+            images.append(draw(pipe))
         stats = helper.stats
         assert (stats.pattern, stats.halved_steps) == ("F1F02F", 2)
     engine = apply_deepcache(pipe, DeepCacheConfig.from_file(path))
-    pictures.append(draw(pipe))
+    images.append(draw(pipe))
     assert engine.stats.pattern == "F1F02F"
     apply_deepcache(pipe, DeepCacheConfig(schedule=SCHEDULE))
-    pictures.append(draw(pipe))
-    assert all(torch.equal(picture, pictures[0]) for picture in pictures[1:])
+    images.append(draw(pipe))
+    assert all(torch.equal(image, images[0]) for image in images[1:])
 
 
 @pytest.mark.parametrize(("make", "reason"), OTHERS)
-def test_on_anything_else_it_is_refused_and_nothing_changes(make, reason, plan, path):
+def test_plan_for_another_model_or_scheduler_is_refused(make, reason, plan, path):
     pipe = make()
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(3)
@@ -168,7 +168,7 @@ def test_on_anything_else_it_is_refused_and_nothing_changes(make, reason, plan, 
 
 
 @pytest.mark.parametrize(("make", "reason"), OTHERS)
-def test_where_it_is_forced_it_runs_on_another_model_and_scheduler(make, reason, plan, path):
+def test_forced_plan_runs_on_another_model_or_scheduler(make, reason, plan, path):
     pipe = make()
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(plan=path, force_plan=True)
@@ -176,7 +176,7 @@ def test_where_it_is_forced_it_runs_on_another_model_and_scheduler(make, reason,
         assert helper.stats.pattern == "F1F02F"
 
 
-def test_it_is_refused_at_enable_where_set_params_knew_no_pipeline(plan):
+def test_plan_for_another_model_is_refused_at_enable(plan):
     pipe = other_weights()
     helper = DeepCacheSDHelper()
     helper.set_params(plan=plan)
@@ -185,7 +185,7 @@ def test_it_is_refused_at_enable_where_set_params_knew_no_pipeline(plan):
     assert not pipe.unet._forward_hooks
 
 
-def test_a_scheduler_that_is_put_into_the_pipeline_later_is_refused_at_the_first_step(plan, pipe):
+def test_scheduler_assigned_later_is_refused_at_the_first_step(plan, pipe):
     apply_deepcache(pipe, DeepCacheConfig(plan=plan))
     expected = draw(pipe)
     ran = []
@@ -198,14 +198,14 @@ def test_a_scheduler_that_is_put_into_the_pipeline_later_is_refused_at_the_first
     assert torch.equal(draw(pipe), expected)
 
 
-def test_a_unet_that_is_put_into_the_pipeline_later_is_refused(plan, pipe):
+def test_unet_assigned_later_is_refused(plan, pipe):
     apply_deepcache(pipe, DeepCacheConfig(plan=plan))
     with pytest.raises(ValueError, match="other weights"):
         pipe.unet = tiny_unet(seed=1)
 
 
 @pytest.mark.parametrize("scale", [4.5, 5, 6, 7.5, 8.25])
-def test_a_guidance_scale_up_to_a_tenth_outside_the_range_is_run(scale, plan, pipe):
+def test_guidance_scale_within_ten_percent_of_the_range_is_accepted(scale, plan, pipe):
     engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan))
     draw(pipe, guidance_scale=scale)
     assert engine.stats.pattern == "F1F02F"
@@ -221,7 +221,7 @@ def test_a_guidance_scale_up_to_a_tenth_outside_the_range_is_run(scale, plan, pi
         ((2, 2), 0.5, "the guidance scale is 1 and not 2"),
     ],
 )
-def test_at_another_guidance_scale_it_is_refused_before_the_unet_runs(guidance, scale, reason, plan, pipe):
+def test_other_guidance_scale_is_refused_before_the_unet_runs(guidance, scale, reason, plan, pipe):
     apply_deepcache(pipe, DeepCacheConfig(plan=replace(plan, guidance=guidance)))
     ran = []
     pipe.unet.conv_in.register_forward_pre_hook(lambda *_: ran.append(1))
@@ -231,13 +231,13 @@ def test_at_another_guidance_scale_it_is_refused_before_the_unet_runs(guidance, 
     assert not ran
 
 
-def test_at_another_guidance_scale_it_runs_where_it_is_forced(plan, pipe):
+def test_forced_plan_runs_at_another_guidance_scale(plan, pipe):
     engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan, force_plan=True))
     draw(pipe, guidance_scale=15.0)
     assert engine.stats.pattern == "F1F02F"
 
 
-def test_a_plan_of_format_1_is_read_and_knows_no_guidance(plan, tmp_path):
+def test_plan_of_format_1_has_no_guidance(plan, tmp_path):
     path = tmp_path / "old.json"
     path.write_text(json.dumps(old_plan(plan)), encoding="utf-8")
     expected = replace(plan, guidance=None)
@@ -247,7 +247,7 @@ def test_a_plan_of_format_1_is_read_and_knows_no_guidance(plan, tmp_path):
         Plan.from_dict(old_plan(plan) | {"guidance": [1, 2]})
 
 
-def test_a_plan_that_knows_no_guidance_warns_once_when_it_runs(plan, pipe):
+def test_plan_without_guidance_warns_once(plan, pipe):
     config = DeepCacheConfig(plan=Plan.from_dict(old_plan(plan)))
     message = r"does not record the guidance scales .* at guidance 7\.5 .* deepcache tune --guidance 7\.5"
     for _ in range(2):
@@ -259,7 +259,7 @@ def test_a_plan_that_knows_no_guidance_warns_once_when_it_runs(plan, pipe):
         assert engine.stats.pattern == "F1F02F"
 
 
-def test_a_plan_that_knows_no_guidance_does_not_warn_where_it_is_forced(plan, pipe):
+def test_forced_plan_without_guidance_does_not_warn(plan, pipe):
     apply_deepcache(pipe, DeepCacheConfig(plan=Plan.from_dict(old_plan(plan)), force_plan=True))
     draw(pipe)
 
@@ -277,13 +277,13 @@ def test_a_plan_that_knows_no_guidance_does_not_warn_where_it_is_forced(plan, pi
         ([float("nan"), 2], ValueError, "got nan to 2"),
     ],
 )
-def test_a_guidance_that_is_no_range_is_refused(guidance, error, message, plan):
+def test_invalid_guidance_is_refused(guidance, error, message, plan):
     with pytest.raises(error, match=message):
         Plan.from_dict(plan.to_dict() | {"guidance": guidance})
 
 
 @pytest.mark.parametrize("steps", [5, 7])
-def test_another_number_of_steps_is_refused_at_the_first_step(steps, plan, pipe):
+def test_other_number_of_steps_is_refused_at_the_first_step(steps, plan, pipe):
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(plan=plan)
     helper.enable()
@@ -297,14 +297,14 @@ def test_another_number_of_steps_is_refused_at_the_first_step(steps, plan, pipe)
 
 
 @pytest.mark.parametrize(("steps", "pattern"), [(5, "FF02F"), (6, "F1F02F"), (12, "F111F00022F2")])
-def test_where_it_is_forced_it_is_stretched_over_another_number_of_steps(steps, pattern, plan, pipe):
+def test_forced_plan_is_stretched_to_another_number_of_steps(steps, pattern, plan, pipe):
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(plan=plan, force_plan=True)
         assert torch.isfinite(draw(pipe, steps=steps)).all()
         assert helper.stats.pattern == pattern
 
 
-def test_a_branch_that_the_unet_lacks_is_refused_though_it_is_forced(pipe):
+def test_forced_plan_with_a_branch_too_deep_is_refused(pipe):
     plan = plan_for(pipe, StepSchedule((Step(True), Step(False, 6))))
     with pytest.raises(ValueError, match=r"must be between 0 and 5 .*got 6"):
         DeepCacheSDHelper(pipe).set_params(plan=plan, force_plan=True)
@@ -339,7 +339,7 @@ def changed(**values):
         (changed(schedule=SCHEDULE.to_dict() | {"speed": "....."}), "'speed'"),
     ],
 )
-def test_a_file_that_holds_no_plan_is_named_with_the_reason(content, reason, tmp_path, pipe):
+def test_file_without_a_plan_is_named_with_the_reason(content, reason, tmp_path, pipe):
     path = tmp_path / "broken.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     message = rf"broken\.json' does not contain a plan: .*{reason}"
@@ -349,6 +349,6 @@ def test_a_file_that_holds_no_plan_is_named_with_the_reason(content, reason, tmp
         DeepCacheSDHelper(pipe).set_params(plan=path)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         DeepCacheSDHelper().set_params(plan=tmp_path / "none.json")

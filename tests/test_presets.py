@@ -1,4 +1,4 @@
-"""Presets take the forecast that the committed results show to be the better one."""
+"""Presets use the forecast with the higher fidelity in the committed results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_forecast_is_the_better_one_in_the_committed_results(path, name):
+def test_forecast_is_the_better_one_in_the_committed_results(path, name):
     result = json.loads(path.read_text(encoding="utf-8"))
     fidelity = {
         case["method"]: case["psnr"]["mean"] for case in result["cases"] if case["label"] == f"I={PRESETS[name]}"
@@ -37,7 +37,7 @@ def test_there_are_results_for_four_schedulers_at_three_scales():
 
 
 @pytest.mark.parametrize("scheduler", [None, *CLASSES.values(), "HeunDiscreteScheduler"])
-def test_an_unknown_guidance_scale_counts_as_a_high_one(scheduler):
+def test_unknown_guidance_scale_counts_as_a_high_one(scheduler):
     for name in PRESETS:
         assert DeepCacheConfig.preset(name, None, scheduler).forecast == "response"
         assert DeepCacheConfig.preset(name, 1.0, scheduler).forecast == "limited"

@@ -1,4 +1,4 @@
-"""What `from DeepCache import …` gives, and what it says of itself."""
+"""The public names of `DeepCache`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_public_name_can_be_imported_from_the_top():
         _ = DeepCache.Nothing
 
 
-def test_every_schedule_is_among_them():
+def test_every_schedule_is_public():
     schedules = {kind.__name__ for kind in Schedule.__subclasses__() if kind.__module__ == "DeepCache.schedule"}
     assert schedules <= set(DeepCache.__all__)
 
@@ -29,7 +29,7 @@ def test_every_schedule_is_among_them():
         (3, r"config must be a DeepCacheConfig, got 3. Use DeepCacheConfig\(cache_interval=3\)"),
     ],
 )
-def test_a_config_of_another_type_is_refused_with_the_fix(config, message):
+def test_config_of_another_type_is_refused_with_the_fix(config, message):
     pipe = Pipeline(DummyUNet())
     with pytest.raises(TypeError, match=message):
         apply_deepcache(pipe, config)
@@ -39,7 +39,7 @@ def test_a_config_of_another_type_is_refused_with_the_fix(config, message):
     assert engine.config == DeepCacheConfig(2)
 
 
-def test_the_helper_shows_its_settings():
+def test_repr_of_the_helper_shows_its_settings():
     helper = DeepCacheSDHelper(Pipeline(DummyUNet()))
     assert repr(helper).startswith("<DeepCacheSDHelper off for Pipeline: DeepCacheConfig(cache_interval=3,")
     with helper:

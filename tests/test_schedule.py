@@ -85,7 +85,7 @@ def test_the_published_non_uniform_steps(interval, center, power, published):
     assert full_steps(NonUniformSchedule(interval, center, power), 50) == published
 
 
-def test_the_center_is_three_tenths_of_the_way_where_none_is_given():
+def test_default_center_is_thirty_percent():
     for steps, center in ((50, 15), (20, 6), (31, 9), (10, 3)):
         for interval in (2, 3, 5):
             given = NonUniformSchedule(interval, center).pattern(steps)
@@ -94,7 +94,7 @@ def test_the_center_is_three_tenths_of_the_way_where_none_is_given():
 
 @pytest.mark.parametrize("power", [1.02, 1.4, 2.5, 10])
 @pytest.mark.parametrize("center", [None, 0, 1, 7, 15])
-def test_non_uniform_full_steps_are_as_many_as_uniform_ones_and_begin_with_the_first(center, power):
+def test_non_uniform_schedule_has_as_many_full_steps_as_uniform(center, power):
     for steps in [*range(1 if center is None else center + 1, 41), 50, 100]:
         for interval in range(1, 12):
             full = full_steps(NonUniformSchedule(interval, center, power), steps)
@@ -103,7 +103,7 @@ def test_non_uniform_full_steps_are_as_many_as_uniform_ones_and_begin_with_the_f
 
 
 @pytest.mark.parametrize("power", [1.2, 3, 7.3])
-def test_a_center_beyond_the_last_step_is_the_last(power):
+def test_center_beyond_the_last_step_is_the_last(power):
     for steps in range(1, 41):
         for interval in range(1, 8):
             full = full_steps(NonUniformSchedule(interval, steps + 5, power), steps)
@@ -119,7 +119,7 @@ def test_non_uniform_full_steps_are_densest_around_the_center():
     assert max(near) < min(far)
 
 
-def test_a_non_uniform_schedule_says_that_it_must_know_how_many_steps_there_are():
+def test_non_uniform_schedule_requires_the_number_of_steps():
     with pytest.raises(ValueError, match="depends on the number of steps, which is unknown"):
         NonUniformSchedule(3).step(1, None)
     assert UniformSchedule(3).step(1, None) == Step(False)
@@ -140,12 +140,12 @@ def test_outside_its_window_every_step_is_full():
     assert WindowSchedule(every_third).pattern(8) == every_third.pattern(8)
 
 
-def test_a_window_has_the_branches_of_what_it_holds():
+def test_window_has_the_branches_of_its_schedule():
     assert WindowSchedule(UniformSchedule(3, branch=4), start=1).branches == (4,)
     assert WindowSchedule(UniformSchedule(1), start=1).branches == ()
 
 
-def test_shallow_steps_use_the_branches_one_after_the_other_and_then_the_last():
+def test_branch_schedule_uses_its_branches_in_order():
     schedule = BranchSchedule(UniformSchedule(5), after=(0, 0, 1, 3))
     assert schedule.pattern(12) == "F0013F0013F0"
     assert schedule.branches == (0, 1, 3)
@@ -154,12 +154,12 @@ def test_shallow_steps_use_the_branches_one_after_the_other_and_then_the_last():
     assert BranchSchedule(UniformSchedule(4), after=(2,)).step(3, 6) == Step(False, 2)
 
 
-def test_branches_that_no_shallow_step_uses_are_not_prepared():
+def test_unused_branches_are_not_listed():
     assert BranchSchedule(UniformSchedule(1), after=(0, 2)).branches == ()
     assert StepSchedule((Step(True, branch=7), Step(False, 1), Step(False, 0))).branches == (0, 1)
 
 
-def test_every_step_spelled_out():
+def test_step_schedule_lists_every_step():
     schedule = StepSchedule(EACH)
     assert schedule.steps(5) == EACH
     assert schedule.pattern(5) == "F2bF0"
@@ -168,13 +168,13 @@ def test_every_step_spelled_out():
         schedule.step(0, 6)
 
 
-def test_stretched_over_another_number_of_steps_the_full_ones_are_as_far_along():
+def test_stretched_schedule_keeps_relative_positions_of_full_steps():
     for pattern in ("F", "FF", "F.F.", "F..F...F.", "F..........", "FF.....F"):
         schedule = StepSchedule(Step(sign == "F", 1) for sign in pattern)
         assert schedule.stretched(len(pattern)) == schedule
         twice = schedule.stretched(2 * len(pattern))
         again = [2 * step for step in full_steps(schedule, len(pattern))]
-        # Where every step is full there is no shallow one to put between.
+        # Without a shallow step, all steps stay full.
         assert full_steps(twice, 2 * len(pattern)) == (again if "." in pattern else list(range(2 * len(pattern))))
         for count in range(1, 30):
             stretched = schedule.stretched(count)
@@ -182,23 +182,23 @@ def test_stretched_over_another_number_of_steps_the_full_ones_are_as_far_along()
             assert stretched.each[0] == Step(True, 1)
 
 
-def test_stretched_each_step_brings_along_what_it_does():
+def test_stretched_steps_keep_branch_and_forecast():
     stretched = StepSchedule(EACH).stretched(10)
     assert stretched.pattern(10) == "F222bbF000"
     assert stretched.each[2:6] == (EACH[1], EACH[1], EACH[2], EACH[2])
     assert stretched.each[6] == EACH[3]
 
 
-def test_where_nothing_tells_how_many_steps_there_are_those_beyond_the_last_are_full():
+def test_steps_beyond_the_last_are_full_if_the_number_is_unknown():
     schedule = StepSchedule(EACH)
     assert [schedule.step(number, None) for number in range(7)] == [*EACH, Step(True), Step(True)]
 
 
-def test_a_pattern_names_branches_where_there_are_several():
+def test_pattern_shows_several_branches():
     one, other = Step(False, 10), Step(False, 35)
     assert pattern_of([Step(True), one, one]) == "F.."
     assert pattern_of([Step(True), one, other]) == "Faz"
-    # The branch of a full step is of no use.
+    # The branch of a full step does not count.
     assert pattern_of([Step(True, branch=4), one]) == "F."
     assert pattern_of([]) == ""
 
@@ -254,14 +254,14 @@ def test_json_round_trip(schedule):
     assert again.steps(count) == schedule.steps(count)
 
 
-def test_every_kind_is_saved_under_a_name_of_its_own():
+def test_every_kind_has_a_unique_name():
     kinds = {type(schedule): schedule.kind for schedule in SCHEDULES}
-    # A rule is code, and is not saved.
+    # SkipRule cannot be saved.
     assert set(kinds) == {kind for kind in Schedule.__subclasses__() if kind.__name__ != "SkipRule"}
     assert len(set(kinds.values())) == len(kinds)
 
 
-def test_steps_are_saved_as_lines_of_one_character_a_step():
+def test_steps_are_saved_as_strings():
     assert StepSchedule(EACH).to_dict() == {
         "kind": "steps",
         "full": "F..F.",
@@ -281,12 +281,12 @@ def test_skipped_steps_are_saved_with_their_sign():
     }
 
 
-def test_no_branch_is_prepared_for_skipped_steps():
+def test_skipped_steps_have_no_branch():
     assert StepSchedule(MIXED).branches == (1,)
     assert StepSchedule((Step(True), Step(False, 5, skipped=True))).branches == ()
 
 
-def test_stretched_a_skipped_step_stays_one():
+def test_stretched_schedule_keeps_skipped_steps():
     assert StepSchedule(MIXED).pattern(6) == "F-.-F-"
     assert StepSchedule(MIXED).stretched(12).pattern(12) == "F---..--F---"
     assert StepSchedule(MIXED).stretched(3).pattern(3) == "F.F"
@@ -301,7 +301,7 @@ def test_stretched_a_skipped_step_stays_one():
         {"full": True, "forecast": "response"},
     ],
 )
-def test_a_step_that_contradicts_itself_is_refused(values):
+def test_contradictory_steps_are_refused(values):
     with pytest.raises(ValueError, match="skipped step"):
         Step(**values)
 
@@ -310,19 +310,19 @@ def test_a_step_that_contradicts_itself_is_refused(values):
     ("steps", "pattern"),
     [(1, "F"), (2, "FF"), (3, "FFF"), (4, "FF.F"), (20, "FF" + "." * 17 + "F"), (50, "F" * 5 + "." * 44 + "F")],
 )
-def test_of_an_adaptive_schedule_the_first_tenth_and_the_last_step_are_certain(steps, pattern):
+def test_adaptive_schedule_has_full_first_tenth_and_last_step(steps, pattern):
     schedule = AdaptiveSchedule(0.1, interval=5)
     assert schedule.pattern(steps) == pattern
     assert AdaptiveSchedule(0.1, interval=1).pattern(steps) == "F" * steps
     assert (schedule.branches, AdaptiveSchedule(0.1, interval=1).branches) == ((0,), ())
 
 
-def test_an_adaptive_schedule_says_that_it_must_know_how_many_steps_there_are():
+def test_adaptive_schedule_requires_the_number_of_steps():
     with pytest.raises(ValueError, match="depends on the number of steps, which is unknown"):
         AdaptiveSchedule(0.1, 5).step(0, None)
 
 
-def test_absent_keys_take_their_defaults():
+def test_absent_keys_have_their_defaults():
     assert schedule_from_dict({"kind": "uniform", "interval": 3}) == UniformSchedule(3)
     assert schedule_from_dict({"kind": "non-uniform", "interval": 3}) == NonUniformSchedule(3)
     assert schedule_from_dict({"kind": "explicit", "at": [0, 2]}) == ExplicitSchedule((0, 2))
@@ -437,7 +437,7 @@ def test_absent_keys_take_their_defaults():
         (StepSchedule, {"each": (Step(True, guidance_reuse=True),)}, ValueError, "without guidance reuse"),
     ],
 )
-def test_bad_values_are_named(kind, values, error, message):
+def test_invalid_values_are_named(kind, values, error, message):
     with pytest.raises(error, match=message):
         kind(**values)
 
@@ -486,6 +486,6 @@ LINES = StepSchedule(EACH).to_dict()
         (LINES | {"full": "....."}, ValueError, "the first step must be full"),
     ],
 )
-def test_what_is_no_saved_schedule_is_refused(values, error, message):
+def test_invalid_saved_schedules_are_refused(values, error, message):
     with pytest.raises(error, match=message):
         schedule_from_dict(values)

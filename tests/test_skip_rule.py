@@ -1,4 +1,4 @@
-"""Subclasses of the helper with a rule of their own, beside the same subclasses of the reference package's."""
+"""Subclasses of the helper with their own `is_skip_step`, compared with the reference package."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ RULES = [(first_steps_full, 2, "FFFFF.F."), (by_params, 3, "F..F...F")]
 
 
 def generate(pipe, first=0):
-    """As `strength` leaves out the first timesteps, for the reference too, which reads the timestep by position."""
+    """Skips the first timesteps, as `strength` does."""
     scheduler, unet = pipe.scheduler, pipe.unet
     scheduler.set_timesteps(STEPS)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ def generate(pipe, first=0):
 
 @pytest.mark.parametrize("branch", range(6))
 @pytest.mark.parametrize(("rule", "interval", "pattern"), RULES)
-def test_the_image_is_that_of_the_same_subclass_of_the_reference(rule, interval, pattern, branch):
+def test_image_equals_that_of_the_same_subclass_of_the_reference(rule, interval, pattern, branch):
     images = []
     for base in (reference_helper_class(), DeepCacheSDHelper):
         pipe = tiny_pipeline()
@@ -84,7 +84,7 @@ def test_timesteps_are_counted_from_the_start_of_the_list(rule, interval, patter
     assert helper.stats.pattern == pattern
 
 
-def test_settings_that_change_while_enabled_are_those_that_the_rule_sees():
+def test_rule_sees_settings_changed_while_enabled():
     pipe = tiny_pipeline()
     helper = first_steps_full(DeepCacheSDHelper)(pipe)
     helper.set_params(cache_interval=3)
@@ -96,7 +96,7 @@ def test_settings_that_change_while_enabled_are_those_that_the_rule_sees():
     assert helper.stats.pattern == "FFFFF..."
 
 
-def test_a_rule_put_on_a_helper_and_on_the_class(monkeypatch):
+def test_rule_assigned_to_a_helper_or_the_class(monkeypatch):
     pipe = tiny_pipeline()
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=2)
@@ -116,7 +116,7 @@ def test_a_rule_put_on_a_helper_and_on_the_class(monkeypatch):
         assert another.stats.pattern == "FFFFF..."
 
 
-def test_a_rule_that_no_shallow_step_follows_is_an_error_before_the_first_call():
+def test_rule_that_matches_no_step_is_refused_before_the_first_call():
     class Upwards(DeepCacheSDHelper):
         def is_skip_step(self, block_i, layer_i, blocktype="down"):
             return blocktype == "mid"
@@ -128,20 +128,20 @@ def test_a_rule_that_no_shallow_step_follows_is_an_error_before_the_first_call()
 
 
 @pytest.mark.parametrize("other", ["schedule", "skip_mode"])
-def test_a_rule_beside_another_schedule_is_refused(other):
+def test_rule_with_another_schedule_is_refused(other):
     helper = by_params(DeepCacheSDHelper)(tiny_pipeline())
     value = {"schedule": ExplicitSchedule((0, 2), branch=0), "skip_mode": "adaptive"}[other]
     with pytest.raises(ValueError, match=rf"Windowed.is_skip_step\(\) cannot be combined with {other}"):
         helper.set_params(**{other: value})
 
 
-def test_a_rule_for_what_has_no_blocks_is_refused():
+def test_rule_for_several_denoisers_is_refused():
     pipe = SimpleNamespace(components={"decoder": tiny_unet(), "super_res": tiny_unet()})
     with pytest.raises(TypeError, match=r"is_skip_step\(\) requires one U-Net"):
         by_params(DeepCacheSDHelper)(pipe).enable()
 
 
-def test_a_rule_is_copied_with_its_pipeline():
+def test_rule_is_copied_with_its_pipeline():
     pipe = tiny_pipeline()
     helper = by_params(DeepCacheSDHelper)(pipe)
     helper.set_params(cache_interval=3)
@@ -150,7 +150,7 @@ def test_a_rule_is_copied_with_its_pipeline():
     assert torch.equal(generate(copy.deepcopy(pipe)), expected)
 
 
-def test_the_names_of_the_reference():
+def test_names_of_the_reference():
     pipe = tiny_pipeline()
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3, cache_branch_id=4)
@@ -175,7 +175,7 @@ def test_the_names_of_the_reference():
             getattr(helper, name)()
 
 
-def test_what_is_skipped_at_a_step_is_what_the_reference_skips():
+def test_skipped_layers_are_those_of_the_reference():
     ours, theirs = DeepCacheSDHelper(tiny_pipeline()), reference_helper_class()(tiny_pipeline())
     layers = [(block, layer, path) for block in range(2) for layer in range(3) for path in ("down", "mid", "up")]
     for helper in (ours, theirs):
@@ -219,7 +219,7 @@ def test_methods_that_enable_and_disable_call():
     assert calls == ["reset", "wrap", "unwrap", "reset"]
 
 
-def test_a_pipeline_of_diffusers_as_well():
+def test_rule_works_with_a_pipeline_of_diffusers():
     pipe = tiny_pipeline()
     helper = by_params(DeepCacheSDHelper)(pipe)
     helper.set_params(cache_interval=3)

@@ -1,4 +1,4 @@
-"""The messages that docs/troubleshooting.md quotes are those that the package gives, and its index is complete."""
+"""docs/troubleshooting.md quotes the messages of the package, and its index is complete."""
 
 from __future__ import annotations
 
@@ -134,20 +134,20 @@ WRONG = (
     no_plan,
     counting_editor,
 )
-# These come of the reference package, of the tables in docs/compatibility.md, and of the option of a command.
+# Messages of the reference package, of a case in tests/compatibility, and of a command.
 ELSEWHERE = ("cannot import name", "DeepCacheSDHelper.set_params() got", "cannot cut a UNet2DModel", "got 40")
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
-def test_what_is_quoted_is_what_is_said(wrong, pipe, tmp_path, monkeypatch):
+def test_quoted_errors_are_raised(wrong, pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((TypeError, ValueError)) as caught:
         wrong(pipe, tmp_path)
-    said = str(caught.value)
-    assert any(said == line or ("…" in line and said.startswith(line.split("…")[0])) for line in QUOTED), said
+    message = str(caught.value)
+    assert any(message == line or ("…" in line and message.startswith(line.split("…")[0])) for line in QUOTED), message
 
 
-def test_nothing_else_is_quoted():
+def test_all_quoted_errors_are_tested():
     others = {line for line in QUOTED if not any(part in line for part in ELSEWHERE)}
     assert len(others) == len(WRONG)
 

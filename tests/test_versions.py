@@ -9,7 +9,7 @@ from benchmarks import versions
 RESULT = json.loads((versions.ROOT / "benchmarks" / "versions.json").read_text(encoding="utf-8"))
 
 
-def test_the_oldest_versions_that_were_run_are_the_lower_bounds():
+def test_oldest_tested_versions_are_the_lower_bounds():
     installed = {name.lower(): version for name, version in RESULT["environments"]["oldest"]["versions"].items()}
     every = [Requirement(oldest) for oldest in versions.oldest_versions()]
     # tomli is in Python from 3.11 on.
@@ -42,7 +42,7 @@ def test_the_rows_are_of_the_versions_that_they_name():
         assert installed["python"].startswith(f"{row.python}."), row.name
 
 
-def test_a_report_is_counted(tmp_path):
+def test_results_of_a_report_are_counted(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text(
         '<testsuites><testsuite><testcase classname="a" name="one"/>'

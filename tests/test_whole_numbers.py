@@ -1,4 +1,4 @@
-"""Numbers of NumPy and torch and whole floats are settings as good as Python's own; a run may have no steps."""
+"""Settings accept numbers of NumPy and torch and whole floats; a run may have zero steps."""
 
 import json
 import math
@@ -64,7 +64,7 @@ NOT_WHOLE += ["3", None, [3], (3,), np.array([3]), torch.tensor([3, 4]), 3j]
 
 @pytest.mark.parametrize("number", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
-def test_a_whole_number_of_another_kind_makes_the_same_schedule(make, number):
+def test_other_types_of_integers_make_the_same_schedule(make, number):
     expected, found = make(int), make(number)
     assert found == expected
     assert hash(found) == hash(expected)
@@ -77,7 +77,7 @@ def test_a_whole_number_of_another_kind_makes_the_same_schedule(make, number):
 
 @pytest.mark.parametrize("number", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("make", CONFIGS.values(), ids=CONFIGS)
-def test_a_whole_number_of_another_kind_makes_the_same_settings(make, number):
+def test_other_types_of_integers_make_the_same_settings(make, number):
     expected, found = make(int), make(number)
     assert found == expected
     assert hash(found) == hash(expected)
@@ -87,13 +87,13 @@ def test_a_whole_number_of_another_kind_makes_the_same_settings(make, number):
 
 
 @pytest.mark.parametrize("at", [np.array([0, 2, 5]), torch.tensor([0, 2, 5]), [0.0, 2.0, 5.0], range(0, 6, 2)])
-def test_a_list_of_steps_of_another_kind(at):
+def test_other_types_of_step_lists(at):
     schedule = ExplicitSchedule(at)
     assert schedule == ExplicitSchedule(tuple(int(number) for number in at))
     assert {type(number) for number in schedule.at} == {int}
 
 
-def test_a_mask_of_numpy_says_which_steps_are_full():
+def test_numpy_mask_sets_the_full_steps():
     mask = np.array([True, False, True])
     schedule = StepSchedule([Step(full) for full in mask])
     assert repr(schedule) == repr(StepSchedule((Step(True), Step(False), Step(True))))
@@ -114,7 +114,7 @@ def test_a_mask_of_numpy_says_which_steps_are_full():
     ],
     ids=["interval", "branch", "explicit", "branches", "window", "step", "steps", "steps of settings"],
 )
-def test_what_is_no_whole_number_is_refused_by_its_value(make, message, value):
+def test_values_that_are_not_integers_are_refused(make, message, value):
     with pytest.raises(TypeError) as caught:
         make(value)
     assert str(caught.value) == message + repr(value)
@@ -130,13 +130,13 @@ def test_what_is_no_whole_number_is_refused_by_its_value(make, message, value):
         (lambda: StepSchedule(Step(True)), "each must be a sequence of steps, got Step"),
     ],
 )
-def test_a_number_where_a_list_is_meant_is_refused(make, message):
+def test_numbers_instead_of_lists_are_refused(make, message):
     with pytest.raises(TypeError, match=message.replace("(", r"\(")):
         make()
 
 
 @pytest.mark.parametrize("number", [np.float64(0.25), np.float32(0.25), np.array(0.25), torch.tensor(0.25)], ids=_id)
-def test_thresholds_and_powers_of_another_kind(number):
+def test_other_types_of_thresholds_and_powers(number):
     config = DeepCacheConfig(skip_mode="adaptive", threshold=number)
     assert config == DeepCacheConfig(skip_mode="adaptive", threshold=0.25)
     assert (type(config.threshold), hash(config)) == (
@@ -149,13 +149,13 @@ def test_thresholds_and_powers_of_another_kind(number):
 
 
 @pytest.mark.parametrize("value", [torch.tensor(True), np.True_, torch.tensor([0.1]), np.array("0.1"), 1j], ids=_id)
-def test_a_threshold_that_is_no_number_is_refused(value):
+def test_threshold_that_is_not_a_number_is_refused(value):
     with pytest.raises(TypeError) as caught:
         DeepCacheConfig(threshold=value)
     assert str(caught.value) == f"threshold must be a number above 0, got {value!r}"
 
 
-def test_the_helper_takes_them_as_the_reference_package_does():
+def test_helper_accepts_other_types_of_integers():
     pipe = tiny_pipeline()
     helper = DeepCacheSDHelper(pipe)
     images = []
@@ -169,7 +169,7 @@ def test_the_helper_takes_them_as_the_reference_package_does():
 
 
 @pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
-def test_a_run_of_no_steps(make):
+def test_run_of_zero_steps(make):
     schedule, costs = make(int), Costs(100, dict.fromkeys(range(3), 10), dict.fromkeys(range(3), 8))
     assert schedule.steps(0) == ()
     assert schedule.pattern(0) == ""
@@ -181,7 +181,7 @@ def test_a_run_of_no_steps(make):
         schedule.steps(-1)
 
 
-def test_a_plan_stretched_over_no_steps():
+def test_plan_stretched_to_zero_steps():
     schedule = SCHEDULES["steps"](int)
     assert DeepCacheConfig(plan=Plan(schedule, {}, {}), force_plan=True).steps(0) == ()
     with pytest.raises(ValueError, match="the number of steps must be 1 or more, got 0"):
@@ -189,19 +189,19 @@ def test_a_plan_stretched_over_no_steps():
 
 
 @pytest.mark.parametrize("schedule", [NonUniformSchedule(3), AdaptiveSchedule(0.1, 3)], ids=str)
-def test_a_step_of_a_run_of_no_steps_is_refused(schedule):
+def test_step_of_a_run_of_zero_steps_is_refused(schedule):
     with pytest.raises(ValueError, match="the number of steps must be 1 or more, got 0"):
         schedule.step(0, 0)
 
 
-def test_no_steps_have_no_mean_cost():
+def test_mean_cost_of_zero_steps_is_refused():
     with pytest.raises(ValueError, match="the number of steps must be 1 or more, got 0"):
         mean_cost([], Costs(100, {}, {}))
 
 
 @CLI
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
-def test_a_pipeline_of_no_steps_does_what_it_does_without_caching(scheduler):
+def test_pipeline_with_zero_steps_behaves_as_without_caching(scheduler):
     pipe = load_pipeline("shapes")
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     found = []
