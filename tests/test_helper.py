@@ -421,7 +421,8 @@ def test_enable_uses_the_assigned_pipeline():
 
 
 @pytest.mark.parametrize(
-    "name", ["is_enter_position", "wrap_unet_forward", "wrap_block_forward", "cached_output", "cur_timestep"]
+    "name",
+    ["is_enter_position", "wrap_unet_forward", "wrap_block_forward", "cached_output", "cur_timestep", "start_timestep"],
 )
 def test_overrides_without_effect_are_refused(name, monkeypatch):
     message = rf"overrides {name}, which has no effect in DeepCache. .*ExplicitSchedule"

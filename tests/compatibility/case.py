@@ -1,4 +1,4 @@
-"""What the compatibility tests know of one diffusers pipeline."""
+"""Cases of diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERVALS = (2, 3)
 
 
 def uniform(steps: int, slots: int = 1) -> dict[int, str]:
-    """The denoiser calls of a run by interval, one character each: every step makes `slots` calls of one kind."""
+    """The expected denoiser calls by interval, one character each, with `slots` calls per step."""
     return {
         interval: "".join(step * slots for step in UniformSchedule(interval).pattern(steps)) for interval in INTERVALS
     }
@@ -33,7 +33,7 @@ class PipelineCase:
         run_other: a call with other settings (another size, batch, strength, number of steps, …).
         patterns: the calls of the denoiser in `run` by interval, `F` for one that runs all of it and `.` for a
             shallow one. A mapping from the name of the component where it is not `unet` or there are several.
-        note: what a user should know about this pipeline with DeepCache, for the page.
+        note: a note for the page.
         warns: beginnings of the warnings that diffusers or transformers gives for this pipeline, without DeepCache too.
         id: tells several cases of one pipeline apart.
     """
@@ -66,7 +66,7 @@ class RefusedCase:
         pipeline: the class name in diffusers.
         build: makes the pipeline.
         reason: a part of the error message, which says why.
-        note: what a user may do instead, for the page.
+        note: the reason or an alternative, for the page.
     """
 
     pipeline: str
@@ -88,7 +88,7 @@ class BrokenCase:
         build: makes the pipeline.
         run: one call of the pipeline, which raises.
         error: a part of the message.
-        why: what is wrong, for the page.
+        why: the reason, for the page.
     """
 
     pipeline: str

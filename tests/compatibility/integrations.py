@@ -1,9 +1,8 @@
-"""What is used beside DeepCache during a run, on a small Stable Diffusion, and what a cached run must then return.
+"""A small Stable Diffusion for tests of integrations, and the expected latents of cached runs.
 
-The U-Net has three blocks of one layer, the first two with cross-attention, so it has six skip branches. What a cached
-run must return is found without DeepCache: the whole U-Net runs at every step, and at a shallow one a hook replaces the
-deep feature by that of the last full step. Whatever acts on the U-Net acts there on all of it, so that anything that
-DeepCache leaves out, applies twice or takes from the wrong step makes another result.
+The U-Net has three blocks of one layer, the first two with cross-attention, so it has six skip branches. The expected
+latents are computed without DeepCache: the whole U-Net runs at every step, and on shallow steps a hook replaces the
+deep feature by that of the last full step.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ __all__ = [
     "controlnet",
     "deep_feature_replaced",
     "differing",
-    "draw",
-    "draw_sdxl",
     "exact",
+    "generate",
+    "generate_sdxl",
     "helper",
     "image_embedding",
     "ip_adapter",
@@ -133,7 +132,7 @@ def build_sdxl(pipeline: type[Any], **components: Any) -> Any:
     return quiet(pipeline(**usual | components))
 
 
-def draw(pipe: Any, prompt: Any = "a red circle", steps: int = STEPS, **call: Any) -> torch.Tensor:
+def generate(pipe: Any, prompt: Any = "a red circle", steps: int = STEPS, **call: Any) -> torch.Tensor:
     """The latents of a run."""
     usual = {
         "prompt": prompt,
@@ -144,7 +143,7 @@ def draw(pipe: Any, prompt: Any = "a red circle", steps: int = STEPS, **call: An
     return pipe(**usual | call).images
 
 
-def draw_sdxl(pipe: Any, **call: Any) -> torch.Tensor:
+def generate_sdxl(pipe: Any, **call: Any) -> torch.Tensor:
     """The latents of a run of a pipeline of the Stable Diffusion XL family, with random embeddings for a prompt."""
     prompt, negative = normal(5, 2, 1, 3, TEXT_WIDTH)
     pooled, negative_pooled = normal(6, 2, 1, TEXT_WIDTH)
@@ -154,7 +153,7 @@ def draw_sdxl(pipe: Any, **call: Any) -> torch.Tensor:
         "pooled_prompt_embeds": pooled,
         "negative_pooled_prompt_embeds": negative_pooled,
     }
-    return draw(pipe, None, **embeddings | call)
+    return generate(pipe, None, **embeddings | call)
 
 
 def controlnet(seed: int = 1) -> ControlNetModel:
@@ -183,15 +182,15 @@ def sdxl_adapter(seed: int = 1) -> T2IAdapter:
 
 
 def image_embedding(seed: int = 0, guidance: bool = True) -> torch.Tensor:
-    """An embedding of one image as an IP-Adapter takes it, below one for no image where there is guidance."""
+    """An image embedding for an IP-Adapter, after one of no image with guidance."""
     embedding = normal(seed, 1, 1, IMAGE_WIDTH)
     return torch.cat([torch.zeros_like(embedding), embedding]) if guidance else embedding
 
 
 def ip_adapter(unet: nn.Module, seed: int = 1) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights of an IP-Adapter in the form in which they are published."""
+    """The weights of an IP-Adapter in the published format."""
     layers: dict[str, torch.Tensor] = {}
-    # Attention layers are numbered; those for the prompt, which alone have weights, stand at the odd places.
+    # Attention layers are numbered; those for the prompt, which have the weights, have odd numbers.
     names = [name for name, module in unet.named_modules() if name.endswith("attn2")]
     for place, name in enumerate(names):
         width = unet.get_submodule(name).to_q.out_features
@@ -210,7 +209,7 @@ def ip_adapter(unet: nn.Module, seed: int = 1) -> dict[str, dict[str, torch.Tens
 def lora(unet: nn.Module, seed: int = 1, dora: bool = False, rank: int = 2) -> dict[str, torch.Tensor]:
     """The weights of a LoRA, or of a DoRA, for the attention layers and some convolutions of a U-Net without any.
 
-    Neither of its matrices is zero, as one of them is in a LoRA that has not been trained.
+    Neither of its matrices is zero, unlike in an untrained LoRA.
     """
     weights: dict[str, torch.Tensor] = {}
     for number, (name, module) in enumerate(unet.named_modules()):
@@ -275,7 +274,7 @@ def watched(unet: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def deep_feature_replaced(unet: nn.Module, branch: int, pattern: str) -> Iterator[None]:
-    """Makes the U-Net compute what a cached run must, one character of `pattern` a call, without DeepCache."""
+    """Makes the U-Net compute the expected output of a cached run, without DeepCache."""
     steps = iter(pattern)
     step, kept = "", torch.empty(0)
 
@@ -305,7 +304,7 @@ def deep_feature_replaced(unet: nn.Module, branch: int, pattern: str) -> Iterato
 
 
 def _last_module_of_the_deep_part(unet: Any, branch: int) -> nn.Module:
-    """What runs right before the layer of the up path that takes the skip connection of a branch."""
+    """The module before the layer of the up path with the skip connection of a branch."""
     layers = [(number, layer) for number, block in enumerate(unet.up_blocks) for layer in range(len(block.resnets))]
     number, layer = layers[-1 - branch]
     block = unet.up_blocks[number]
@@ -315,13 +314,7 @@ def _last_module_of_the_deep_part(unet: Any, branch: int) -> nn.Module:
 
 
 def exact(pipe: Any, run: Run, pattern: str = PATTERN) -> dict[int, torch.Tensor]:
-    """Cached runs by branch, each of which is what it must be to the last bit and leaves the pipeline as it was.
-
-    Args:
-        pipe: a pipeline without DeepCache.
-        run: gives the same tensor each time; with whatever is used beside DeepCache.
-        pattern: the calls of the U-Net, of which every third is full unless something else makes it so.
-    """
+    """Cached runs by branch, after a check that they have the expected latents and that the pipeline is restored."""
     plain = run(pipe)
     assert plain.isfinite().all()
     expected = {}
@@ -349,10 +342,9 @@ def as_if_new(
     start: Callable[[], Any] = build,
     run_before: Run | None = None,
 ) -> torch.Tensor:
-    """A cached run after a change that is made while DeepCache is on and has run already.
+    """A cached run after a change while DeepCache is enabled.
 
-    It is that of a new pipeline to which DeepCache comes after the change, and another than before the change. The same
-    is so without DeepCache, once it is off.
+    It must equal that of a new pipeline that is changed before DeepCache is enabled, and differ from the run before.
     """
     new, used = start(), start()
     change(new)

@@ -1,7 +1,7 @@
-"""What the compatibility tests know of every scheduler class of diffusers.
+"""Cases of all scheduler classes of diffusers.
 
-`CASES` has a row for each variant of a scheduler that the pipelines of the tests take, `OWN_PIPELINES` names those that
-only one kind of pipeline knows how to use, `NOT_TAKEN` those that none takes.
+`CASES` has the variants of schedulers that the test pipelines accept, `OWN_PIPELINES` the schedulers of specific
+pipelines, `NOT_TAKEN` those that no pipeline accepts.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class SchedulerCase:
         pipeline: the pipeline it is tried with.
         call: what the pipeline is called with.
         least_steps: it works with no fewer steps than these.
-        note: what a user should know about this scheduler, for the page.
+        note: a note for the page.
         warns: beginnings of the warnings that diffusers gives for it, without DeepCache too.
     """
 

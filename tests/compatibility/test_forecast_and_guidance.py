@@ -97,14 +97,14 @@ def runs(subject: Subject) -> Runs:
     return Runs(subject)
 
 
-def test_a_forecast_changes_no_step(runs):
+def test_forecast_does_not_change_the_steps(runs):
     expected = {name: patterns[INTERVAL] for name, patterns in runs.case.calls.items()}
     assert runs.whole.patterns == expected
     assert runs.whole.result.isfinite().all()
     assert all(each.isfinite().all() for made in runs.whole.predictions.values() for each in made)
 
 
-def test_guidance_reuse_is_refused_or_makes_the_same_of_the_half_that_it_runs(runs):
+def test_guidance_reuse_runs_the_same_half_or_is_refused(runs):
     if runs.reason is not None:
         # The other run first: one that is refused on its way may leave a pipeline in any state.
         assert runs.whole.halved_steps == 0
@@ -144,7 +144,7 @@ class TestOfSeveralKinds:
             expect_warnings(case)
             yield
 
-    def test_nothing_of_one_run_reaches_the_next(self, case):
+    def test_runs_are_independent(self, case):
         pipe = case.build()
         helper = DeepCacheSDHelper(pipe)
         helper.set_params(INTERVAL, forecast="linear", guidance_reuse=str(case) not in NOT_HALVED)
@@ -152,7 +152,7 @@ class TestOfSeveralKinds:
             first, second = case.run(pipe), case.run(pipe)
         assert torch.equal(first, second)
 
-    def test_with_interval_one_no_bit_differs(self, case):
+    def test_with_interval_one_is_bit_identical(self, case):
         pipe = case.build()
         every_step = _run(case, pipe, cache_interval=1, forecast="quadratic", guidance_reuse=True)
         assert set(every_step.patterns["unet"]) == {"F"}
@@ -160,7 +160,7 @@ class TestOfSeveralKinds:
         assert torch.equal(every_step.result, case.run(pipe))
 
 
-def test_a_batch_of_four_parts_is_refused():
+def test_batch_of_four_parts_is_refused():
     """No prompt, a prompt, and two edits, all of the same latents."""
     (case,) = [case for case in CASES if case.pipeline == "SemanticStableDiffusionPipeline"]
     pipe = case.build()
@@ -173,6 +173,6 @@ def test_a_batch_of_four_parts_is_refused():
         pipe("a red circle", editing_prompt=["a blue square", "a green cross"], num_inference_steps=2)
 
 
-def test_every_pipeline_that_is_refused_is_a_case():
+def test_every_refused_pipeline_is_a_case():
     assert set(NOT_HALVED) <= {str(case) for case in CASES}
     assert len({str(case) for case in CASES}) == len(CASES)

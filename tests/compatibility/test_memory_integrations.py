@@ -1,8 +1,7 @@
-"""Saving memory, going faster, sharing and copying, beside DeepCache.
+"""Memory savings, dtypes, compiling, sharing and copying with DeepCache.
 
-What must not change a number (offloading, copying, sharing, loading again) is compared with DeepCache alone. What does
-(another dtype, quantised weights) is compared with `LayersPutBack`, which needs no DeepCache at all. Both to the last
-bit.
+Features that must not change the result (offloading, copying, sharing, loading) are compared with DeepCache alone.
+Others (dtypes, quantized weights) are compared with `LayersPutBack`, which does not use DeepCache. Both bit by bit.
 """
 
 from __future__ import annotations
@@ -73,12 +72,12 @@ def _controlnet(unet):
 
 
 def _pipeline(kind=StableDiffusionPipeline, seed=0, **components):
-    """A whole pipeline, with components of its own."""
+    """A pipeline with new components."""
     return quiet(
         kind(
             **{
                 "vae": copy.deepcopy(vae()),
-                # Made anew: one that gave its hidden states to another pipeline has hooks that cannot be pickled.
+                # New: a text encoder that another pipeline used has hooks that cannot be pickled.
                 "text_encoder": clip_text_encoder.__wrapped__(),
                 "tokenizer": clip_tokenizer(),
                 "unet": _unet(seed),
@@ -97,7 +96,7 @@ def _controlled_pipeline(unet=None):
     return _pipeline(StableDiffusionControlNetPipeline, unet=unet, controlnet=_controlnet(unet))
 
 
-def _draw(pipe, seed=0, **call):
+def _generate(pipe, seed=0, **call):
     """The decoded image of a run, from a prompt."""
     if isinstance(pipe, StableDiffusionControlNetPipeline):
         call = {"image": image(1)} | call
@@ -122,37 +121,36 @@ def _helper(pipe, interval=INTERVAL):
 
 @cache
 def _plain():
-    """What the pipeline draws with nothing at all, wherever it is asked first."""
+    """The image of the plain pipeline."""
     with torch.autocast("cpu", enabled=False):
-        return _draw(_pipeline())
+        return _generate(_pipeline())
 
 
 @cache
 def _cached(interval=INTERVAL, seed=0):
-    """What it draws with DeepCache alone, wherever it is asked first."""
+    """The image of the pipeline with DeepCache only."""
     pipe = _pipeline()
     with _helper(pipe, interval), torch.autocast("cpu", enabled=False):
-        return _draw(pipe, seed)
+        return _generate(pipe, seed)
 
 
-def _draw_watched(pipe, pattern=PATTERN, **call):
-    """What a pipeline with DeepCache draws, looking from outside which steps are full."""
+def _generate_watched(pipe, pattern=PATTERN, **call):
+    """The image of a pipeline with DeepCache, after a check of its full steps."""
     witness = Witness(pipe.unet)
-    drawn = _draw(pipe, **call)
+    generated = _generate(pipe, **call)
     witness.remove()
     assert witness.take() == pattern
-    return drawn
+    return generated
 
 
-def _draw_cached(pipe, pattern=PATTERN, **call):
-    """What a pipeline draws with DeepCache for this once."""
+def _generate_cached(pipe, pattern=PATTERN, **call):
     with _helper(pipe):
-        return _draw_watched(pipe, pattern, **call)
+        return _generate_watched(pipe, pattern, **call)
 
 
 class LayersPutBack:
-    """DeepCache the long way round: every step runs the whole U-Net, but on shallow steps the hidden state that enters
-    the first layer of the up path that a shallow step keeps is put back to that of the last full step."""
+    """Emulates DeepCache: every step runs the whole U-Net, and on shallow steps the hidden state that enters the first
+    kept layer of the up path is replaced by that of the last full step."""
 
     def __init__(self, unet, interval=INTERVAL):
         resnets = unet.up_blocks[-1].resnets
@@ -175,14 +173,14 @@ class LayersPutBack:
         self._handle.remove()
 
 
-def test_the_long_way_round_is_deepcache_and_differs_from_none():
+def test_emulation_equals_deepcache():
     pipe = _pipeline()
     with LayersPutBack(pipe.unet):
-        assert torch.equal(_draw(pipe), _cached())
+        assert torch.equal(_generate(pipe), _cached())
     assert not torch.equal(_cached(), _plain())
 
 
-# What changes numbers.
+# Features that change the result.
 
 
 def _channels_last(pipe):
@@ -229,7 +227,7 @@ CHANGING = [
     _integration(_to(torch.float16), "fp16"),
     _integration(_layerwise(torch.bfloat16), "Layerwise casting", LAYERWISE, test="layerwise casting, bf16"),
     _integration(_layerwise(torch.float32), "Layerwise casting", LAYERWISE, test="layerwise casting, fp32"),
-    _integration(_int8, "torchao quantisation", "int8 weights, before or after `enable()`"),
+    _integration(_int8, "torchao quantization", "int8 weights, before or after `enable()`"),
     _integration(_fuse, "Fused QKV projections"),
     _integration(_plain_attention, "Attention processors", "before or after `enable()`"),
 ]
@@ -240,38 +238,38 @@ class TestWhatChangesNumbers:
     def test_applied_first(self, apply):
         pipe = _pipeline()
         apply(pipe)
-        plain = _draw(pipe)
+        plain = _generate(pipe)
         with LayersPutBack(pipe.unet):
-            expected = _draw(pipe)
+            expected = _generate(pipe)
         assert not torch.equal(expected, plain)
-        assert torch.equal(_draw_cached(pipe), expected)
+        assert torch.equal(_generate_cached(pipe), expected)
         with _helper(pipe, interval=1):
-            assert torch.equal(_draw(pipe), plain)
-        assert torch.equal(_draw(pipe), plain)
+            assert torch.equal(_generate(pipe), plain)
+        assert torch.equal(_generate(pipe), plain)
 
     def test_applied_while_enabled(self, apply):
         first = _pipeline()
         apply(first)
         with _helper(first):
-            expected = _draw(first)
-        plain = _draw(first)
+            expected = _generate(first)
+        plain = _generate(first)
 
         pipe = _pipeline()
         helper = _helper(pipe)
         helper.enable()
-        assert torch.equal(_draw(pipe), _cached())
+        assert torch.equal(_generate(pipe), _cached())
         apply(pipe)
-        assert torch.equal(_draw_watched(pipe), expected)
+        assert torch.equal(_generate_watched(pipe), expected)
         helper.disable()
-        assert torch.equal(_draw(pipe), plain)
+        assert torch.equal(_generate(pipe), plain)
 
-    def test_the_share_of_the_work_is_still_counted(self, apply):
+    def test_mac_share_is_counted(self, apply):
         pipe = _pipeline()
         with _helper(pipe) as helper:
-            _draw(pipe)
+            _generate(pipe)
             expected = helper.stats.mac_share
             apply(pipe)
-            _draw(pipe)
+            _generate(pipe)
         assert helper.stats.uncounted == ""
         assert helper.stats.mac_share == expected
 
@@ -285,22 +283,22 @@ class TestAutocast:
     def test_around_the_pipeline(self):
         pipe = _pipeline()
         with self._autocast():
-            plain = _draw(pipe)
+            plain = _generate(pipe)
             with LayersPutBack(pipe.unet):
-                expected = _draw(pipe)
+                expected = _generate(pipe)
             assert not torch.equal(plain, _plain())
-            assert torch.equal(_draw_cached(pipe), expected)
+            assert torch.equal(_generate_cached(pipe), expected)
             with _helper(pipe, interval=1):
-                assert torch.equal(_draw(pipe), plain)
+                assert torch.equal(_generate(pipe), plain)
 
     def test_in_one_run_and_not_in_the_next(self):
         pipe = _pipeline()
         with _helper(pipe):
             with self._autocast():
-                _draw(pipe)
-            assert torch.equal(_draw(pipe), _cached())
+                _generate(pipe)
+            assert torch.equal(_generate(pipe), _cached())
 
-    def test_begun_on_a_full_step_and_ended_on_a_shallow_one(self):
+    def test_from_a_full_step_to_a_shallow_one(self):
         """The stored feature is bfloat16 and the rest of the shallow step float32."""
         pipe = _pipeline()
         autocast = self._autocast()
@@ -312,19 +310,19 @@ class TestAutocast:
 
         with _helper(pipe):
             autocast.__enter__()
-            drawn = _draw_watched(pipe, callback_on_step_end=toggle)
-        assert drawn.isfinite().all()
+            generated = _generate_watched(pipe, callback_on_step_end=toggle)
+        assert generated.isfinite().all()
 
     def test_half_precision_weights_under_autocast(self):
         pipe = _pipeline().to(torch.bfloat16, silence_dtype_warnings=True)
         with self._autocast():
             with LayersPutBack(pipe.unet):
-                expected = _draw(pipe)
-            assert torch.equal(_draw_cached(pipe), expected)
+                expected = _generate(pipe)
+            assert torch.equal(_generate_cached(pipe), expected)
 
 
-@pytest.mark.integration("torchao quantisation")
-def test_a_unet_loaded_quantised(tmp_path):
+@pytest.mark.integration("torchao quantization")
+def test_unet_loaded_quantized(tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     from diffusers import TorchAoConfig
 
@@ -334,25 +332,25 @@ def test_a_unet_loaded_quantised(tmp_path):
     pipe = _pipeline(unet=unet.eval())
     in_place = _pipeline()
     _int8(in_place)
-    plain = _draw(pipe)
-    assert torch.equal(_draw(in_place), plain)
+    plain = _generate(pipe)
+    assert torch.equal(_generate(in_place), plain)
     with LayersPutBack(pipe.unet):
-        expected = _draw(pipe)
-    assert torch.equal(_draw_cached(pipe), expected)
-    assert torch.equal(_draw(pipe), plain)
+        expected = _generate(pipe)
+    assert torch.equal(_generate_cached(pipe), expected)
+    assert torch.equal(_generate(pipe), plain)
 
 
 @pytest.mark.integration("pipe.to", "also while DeepCache is enabled")
 class TestPipeTo:
-    def test_there_and_back_while_enabled(self):
+    def test_back_and_forth_while_enabled(self):
         pipe = _pipeline()
         with _helper(pipe):
-            _draw(pipe)
+            _generate(pipe)
             pipe.to(torch.float64)
-            assert _draw_watched(pipe).dtype is torch.float64
+            assert _generate_watched(pipe).dtype is torch.float64
             pipe.to(CPU, torch.float32)
-            assert torch.equal(_draw(pipe), _cached())
-        assert torch.equal(_draw(pipe), _plain())
+            assert torch.equal(_generate(pipe), _cached())
+        assert torch.equal(_generate(pipe), _plain())
 
     def test_in_the_middle_of_a_run(self):
         """The stored feature is of a dtype that the weights are no longer of."""
@@ -364,13 +362,13 @@ class TestPipeTo:
             return {name: tensor.to(pipe.unet.dtype) for name, tensor in tensors.items()}
 
         with _helper(pipe):
-            drawn = _draw_watched(
+            generated = _generate_watched(
                 pipe,
                 "F.FF.",
                 callback_on_step_end=to_double,
                 callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
             )
-        assert drawn.dtype is torch.float64
+        assert generated.dtype is torch.float64
 
 
 # What must not change a number.
@@ -400,29 +398,29 @@ class TestOffload:
         pipe = _pipeline()
         apply(pipe)
         for _ in range(2):
-            assert torch.equal(_draw_cached(pipe), _cached())
-            assert torch.equal(_draw(pipe), _plain())
+            assert torch.equal(_generate_cached(pipe), _cached())
+            assert torch.equal(_generate(pipe), _plain())
 
     def test_of_the_whole_pipeline_while_enabled(self, apply):
         pipe = _pipeline()
         helper = _helper(pipe)
         helper.enable()
-        assert torch.equal(_draw(pipe), _cached())
+        assert torch.equal(_generate(pipe), _cached())
         apply(pipe)
         for _ in range(2):
-            assert torch.equal(_draw_watched(pipe), _cached())
+            assert torch.equal(_generate_watched(pipe), _cached())
         helper.disable()
-        assert torch.equal(_draw(pipe), _plain())
+        assert torch.equal(_generate(pipe), _plain())
 
-    def test_taken_off_while_enabled(self, apply):
+    def test_removed_while_enabled(self, apply):
         pipe = _pipeline()
         apply(pipe)
         with _helper(pipe):
-            _draw(pipe)
+            _generate(pipe)
             pipe.remove_all_hooks()
             pipe.to(CPU)
-            assert torch.equal(_draw_watched(pipe), _cached())
-        assert torch.equal(_draw(pipe), _plain())
+            assert torch.equal(_generate_watched(pipe), _cached())
+        assert torch.equal(_generate(pipe), _plain())
 
 
 # There, diffusers asks torch for an accelerator where there is none.
@@ -454,18 +452,18 @@ class TestGroupOffload:
         helper = _helper(pipe)
         if enabled_first:
             helper.enable()
-            _draw(pipe)
+            _generate(pipe)
         pipe.unet.enable_group_offload(
             CPU, offload_type=level, num_blocks_per_group=blocks, offload_to_disk_path=str(tmp_path)
         )
         assert pipe.unet.up_blocks[-1].resnets[-1].conv1.weight.isnan().all()
         helper.enable()
         for _ in range(2):
-            assert torch.equal(_draw_watched(pipe), _cached())
+            assert torch.equal(_generate_watched(pipe), _cached())
         helper.disable()
-        assert torch.equal(_draw(pipe), _plain())
+        assert torch.equal(_generate(pipe), _plain())
 
-    def test_a_shallow_step_leaves_no_block_loaded(self, tmp_path):
+    def test_shallow_step_leaves_no_block_loaded(self, tmp_path):
         pipe = _pipeline()
         pipe.unet.enable_group_offload(
             CPU, offload_type="block_level", num_blocks_per_group=2, offload_to_disk_path=str(tmp_path)
@@ -477,14 +475,14 @@ class TestGroupOffload:
             return tensors
 
         with _helper(pipe):
-            _draw(pipe, callback_on_step_end=look)
+            _generate(pipe, callback_on_step_end=look)
         assert not loaded
 
     def test_of_the_whole_pipeline(self):
         pipe = _pipeline()
         pipe.enable_group_offload(CPU, offload_type="leaf_level")
-        assert torch.equal(_draw_cached(pipe), _cached())
-        assert torch.equal(_draw(pipe), _plain())
+        assert torch.equal(_generate_cached(pipe), _cached())
+        assert torch.equal(_generate(pipe), _plain())
 
 
 @pytest.fixture(scope="module")
@@ -493,10 +491,10 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     pipe = _pipeline()
     with _helper(pipe):
-        _draw(pipe)
+        _generate(pipe)
         pipe.save_pretrained(folder)
         # Saving disturbs nothing.
-        assert torch.equal(_draw(pipe), _cached())
+        assert torch.equal(_generate(pipe), _cached())
     return folder
 
 
@@ -505,8 +503,8 @@ class TestSaved:
     def test_loads_as_a_pipeline_without_deepcache(self, saved):
         pipe = quiet(StableDiffusionPipeline.from_pretrained(saved, requires_safety_checker=False))
         assert not pipe.unet._forward_hooks
-        assert torch.equal(_draw(pipe), _plain())
-        assert torch.equal(_draw_cached(pipe), _cached())
+        assert torch.equal(_generate(pipe), _plain())
+        assert torch.equal(_generate_cached(pipe), _cached())
 
     def test_loads_by_the_name_in_its_index(self, saved):
         pipe = quiet(AutoPipelineForText2Image.from_pretrained(saved, requires_safety_checker=False))
@@ -530,39 +528,39 @@ COPIES = [
 
 @pytest.mark.parametrize("duplicate", COPIES)
 class TestCopies:
-    def test_both_draw_what_deepcache_draws(self, duplicate):
+    def test_both_generate_the_image_of_deepcache(self, duplicate):
         pipe = _pipeline()
         with _helper(pipe) as helper:
-            _draw(pipe)
+            _generate(pipe)
             twin = duplicate(pipe)
             before = helper.stats
-            assert torch.equal(_draw_watched(twin), _cached())
+            assert torch.equal(_generate_watched(twin), _cached())
             assert helper.stats == before
-            assert torch.equal(_draw_watched(pipe), _cached())
+            assert torch.equal(_generate_watched(pipe), _cached())
 
-    def test_settings_and_disable_of_one_leave_the_other(self, duplicate):
+    def test_settings_and_disable_of_one_do_not_affect_the_other(self, duplicate):
         pipe = _pipeline()
         helper = _helper(pipe)
         helper.enable()
         twin = duplicate(pipe)
         helper.set_params(cache_interval=2, cache_branch_id=BRANCH)
-        assert torch.equal(_draw(twin), _cached())
-        assert torch.equal(_draw(pipe), _cached(2))
+        assert torch.equal(_generate(twin), _cached())
+        assert torch.equal(_generate(pipe), _cached(2))
         helper.disable()
-        assert torch.equal(_draw(pipe), _plain())
-        assert torch.equal(_draw(twin), _cached())
+        assert torch.equal(_generate(pipe), _plain())
+        assert torch.equal(_generate(twin), _cached())
         remove_deepcache(twin)
-        assert torch.equal(_draw(twin), _plain())
+        assert torch.equal(_generate(twin), _plain())
 
-    def test_a_helper_takes_over_the_copy(self, duplicate):
+    def test_helper_replaces_deepcache_of_the_copy(self, duplicate):
         pipe = _pipeline()
         with _helper(pipe):
             twin = duplicate(pipe)
         with _helper(twin, interval=2):
-            assert torch.equal(_draw(twin), _cached(2))
-        assert torch.equal(_draw(twin), _plain())
+            assert torch.equal(_generate(twin), _cached(2))
+        assert torch.equal(_generate(twin), _plain())
 
-    def test_removing_leaves_the_copy_as_one_that_was_never_enabled(self, duplicate):
+    def test_removing_restores_the_copy(self, duplicate):
         pipe = _pipeline()
         with _helper(pipe):
             twin = duplicate(pipe)
@@ -576,28 +574,28 @@ class TestCopies:
         with _helper(pipe):
             twin = duplicate(pipe)
         twin.unet = _unet()
-        assert torch.equal(_draw_watched(twin), _cached())
+        assert torch.equal(_generate_watched(twin), _cached())
 
-    def test_a_pipeline_copied_after_disable_has_nothing_of_deepcache(self, duplicate):
+    def test_copy_after_disable_has_no_deepcache(self, duplicate):
         pipe = _pipeline()
         with _helper(pipe):
-            _draw(pipe)
+            _generate(pipe)
         twin = duplicate(pipe)
         assert not twin.unet._forward_hooks
-        assert torch.equal(_draw(twin), _plain())
+        assert torch.equal(_generate(twin), _plain())
 
 
 @pytest.mark.integration("U-Net swapped while DeepCache is enabled")
 class TestUNetSwapped:
     def test_for_one_of_half_precision(self):
         pipe = _pipeline().to(torch.bfloat16, silence_dtype_warnings=True)
-        expected = _draw_cached(pipe)
+        expected = _generate_cached(pipe)
         other, old = _pipeline(seed=1), pipe.unet
         with _helper(other):
-            _draw(other)
+            _generate(other)
             other.to(torch.bfloat16, silence_dtype_warnings=True)
             other.unet = old
-            assert torch.equal(_draw_watched(other), expected)
+            assert torch.equal(_generate_watched(other), expected)
 
     def test_for_one_with_other_blocks(self):
         wide = seeded(
@@ -612,12 +610,12 @@ class TestUNetSwapped:
                 norm_num_groups=4,
             )
         )
-        expected = _draw_cached(_pipeline(unet=copy.deepcopy(wide)))
+        expected = _generate_cached(_pipeline(unet=copy.deepcopy(wide)))
         pipe = _pipeline()
         with _helper(pipe):
-            _draw(pipe)
+            _generate(pipe)
             pipe.unet = wide
-            assert torch.equal(_draw_watched(pipe), expected)
+            assert torch.equal(_generate_watched(pipe), expected)
 
 
 # One U-Net in several pipelines.
@@ -643,7 +641,7 @@ class TestOneUNetInSeveralPipelines:
     @pytest.mark.parametrize("enabled_first", [False, True])
     def test_the_other_pipeline_has_deepcache_too(self, auto, call, pattern, enabled_first):
         alone = _from_pipe(auto, _pipeline())
-        plain, expected = _draw(alone, **call), _draw_cached(alone, pattern, **call)
+        plain, expected = _generate(alone, **call), _generate_cached(alone, pattern, **call)
         assert not torch.equal(plain, expected)
 
         pipe = _pipeline()
@@ -655,11 +653,11 @@ class TestOneUNetInSeveralPipelines:
         assert other.unet is pipe.unet
         helper.enable()
         for _ in range(2):
-            assert torch.equal(_draw_watched(other, pattern, **call), expected)
-            assert torch.equal(_draw_watched(pipe), _cached())
+            assert torch.equal(_generate_watched(other, pattern, **call), expected)
+            assert torch.equal(_generate_watched(pipe), _cached())
         helper.disable()
-        assert torch.equal(_draw(other, **call), plain)
-        assert torch.equal(_draw(pipe), _plain())
+        assert torch.equal(_generate(other, **call), plain)
+        assert torch.equal(_generate(pipe), _plain())
 
     def test_the_latest_helper_counts_for_both(self):
         pipe = _pipeline()
@@ -667,51 +665,51 @@ class TestOneUNetInSeveralPipelines:
         first, second = _helper(pipe), _helper(other, interval=2)
         first.enable()
         second.enable()
-        assert torch.equal(_draw(pipe), _cached(2))
-        assert torch.equal(_draw(other), _cached(2))
+        assert torch.equal(_generate(pipe), _cached(2))
+        assert torch.equal(_generate(other), _cached(2))
         first.disable()
-        assert torch.equal(_draw(pipe), _cached(2))
+        assert torch.equal(_generate(pipe), _cached(2))
         first.enable()
-        assert torch.equal(_draw(other), _cached())
+        assert torch.equal(_generate(other), _cached())
         second.disable()
-        assert torch.equal(_draw(other), _cached())
+        assert torch.equal(_generate(other), _cached())
         first.disable()
-        assert torch.equal(_draw(pipe), _plain())
-        assert torch.equal(_draw(other), _plain())
+        assert torch.equal(_generate(pipe), _plain())
+        assert torch.equal(_generate(other), _plain())
 
-    def test_a_pipeline_with_a_scheduler_of_its_own(self):
+    def test_pipeline_with_its_own_scheduler(self):
         # This scheduler makes one call more than there are steps.
         scheduler = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1)
         pattern = "F..F.."
-        expected = _draw_cached(_pipeline(scheduler=scheduler), pattern)
+        expected = _generate_cached(_pipeline(scheduler=scheduler), pattern)
         pipe = _pipeline()
         other = quiet(StableDiffusionPipeline.from_pipe(pipe, scheduler=scheduler))
         with _helper(pipe):
-            _draw(pipe)
-            assert torch.equal(_draw_watched(other, pattern), expected)
-            assert torch.equal(_draw_watched(pipe), _cached())
+            _generate(pipe)
+            assert torch.equal(_generate_watched(other, pattern), expected)
+            assert torch.equal(_generate_watched(pipe), _cached())
 
-    def test_an_own_unet_leaves_the_shared_one(self):
+    def test_another_unet_does_not_affect_the_shared_one(self):
         pipe = _pipeline()
         other = _from_pipe(AutoPipelineForText2Image, pipe)
         with _helper(pipe):
             other.unet = _unet()
-            assert torch.equal(_draw(other), _plain())
-            assert torch.equal(_draw(pipe), _cached())
+            assert torch.equal(_generate(other), _plain())
+            assert torch.equal(_generate(pipe), _cached())
 
     def test_removed_by_the_other_pipeline(self):
         pipe = _pipeline()
         other = _from_pipe(AutoPipelineForText2Image, pipe)
         _helper(pipe).enable()
         remove_deepcache(other)
-        assert torch.equal(_draw(pipe), _plain())
+        assert torch.equal(_generate(pipe), _plain())
 
     def test_a_pipeline_by_its_components(self):
         pipe = _pipeline()
         with _helper(pipe):
             other = quiet(StableDiffusionPipeline(**pipe.components, requires_safety_checker=False))
-            assert torch.equal(_draw(other), _cached())
-            assert torch.equal(_draw(pipe), _cached())
+            assert torch.equal(_generate(other), _cached())
+            assert torch.equal(_generate(pipe), _cached())
 
 
 def _in_threads(work, arguments):
@@ -729,50 +727,50 @@ def _pipeline_of_a_thread():
 
 @pytest.mark.integration("Threads", "one pipeline per thread")
 class TestThreads:
-    def test_each_draws_what_it_draws_alone(self):
+    def test_each_thread_generates_its_own_image(self):
         """Each thread also reads its figures, while the others are in the middle of a run."""
         intervals = (2, 3, 2)
         pipes = [_pipeline_of_a_thread() for _ in intervals]
 
         def work(number):
             with _helper(pipes[number], intervals[number]) as helper:
-                return [(_draw(pipes[number], seed), helper.stats) for seed in range(2)]
+                return [(_generate(pipes[number], seed), helper.stats) for seed in range(2)]
 
         alone = [work(number) for number in range(2)]
         for number, runs in enumerate(_in_threads(work, range(len(pipes)))):
-            for (drawn, stats), (expected, expected_stats) in zip(runs, alone[number % 2], strict=True):
-                assert torch.equal(drawn, expected)
+            for (generated, stats), (expected, expected_stats) in zip(runs, alone[number % 2], strict=True):
+                assert torch.equal(generated, expected)
                 assert stats == expected_stats
 
-    def test_a_plain_pipeline_beside_a_cached_one(self):
+    def test_plain_and_cached_pipeline(self):
         pipes = {0: _pipeline_of_a_thread(), INTERVAL: _pipeline_of_a_thread()}
 
         def work(interval):
             with _helper(pipes[interval], interval) if interval else contextlib.nullcontext():
-                return [_draw(pipes[interval]) for _ in range(3)]
+                return [_generate(pipes[interval]) for _ in range(3)]
 
         plain, cached = _in_threads(work, list(pipes))
-        assert all(torch.equal(drawn, _plain()) for drawn in plain)
-        assert all(torch.equal(drawn, _cached()) for drawn in cached)
+        assert all(torch.equal(generated, _plain()) for generated in plain)
+        assert all(torch.equal(generated, _cached()) for generated in cached)
 
 
 @pytest.mark.integration("Two pipelines interleaved")
 def test_two_pipelines_step_by_step():
-    """The second pipeline makes a whole picture after every step of the first."""
+    """The second pipeline generates a whole image after every step of the first."""
     first, second = _pipeline(), _pipeline(seed=1)
     with _helper(second, interval=2):
-        expected = _draw(second)
-    drawn = []
+        expected = _generate(second)
+    generated = []
 
     def other(pipe, step, timestep, tensors):
-        drawn.append(_draw(second))
+        generated.append(_generate(second))
         return tensors
 
     with _helper(first) as helper, _helper(second, interval=2):
-        assert torch.equal(_draw(first, callback_on_step_end=other), _cached())
+        assert torch.equal(_generate(first, callback_on_step_end=other), _cached())
         assert helper.stats.pattern == PATTERN
-    assert len(drawn) == STEPS
-    assert all(torch.equal(each, expected) for each in drawn)
+    assert len(generated) == STEPS
+    assert all(torch.equal(each, expected) for each in generated)
 
 
 # torch.compile.
@@ -812,34 +810,34 @@ class TestRegionalCompilation:
         helper.enable()
         if not compile_first:
             pipe.unet.compile_repeated_blocks(backend=graphs)
-        assert torch.equal(_draw(pipe), _cached())
+        assert torch.equal(_generate(pipe), _cached())
         built = graphs.frame_count
         assert built
-        assert torch.equal(_draw(pipe, seed=1), _cached(seed=1))
+        assert torch.equal(_generate(pipe, seed=1), _cached(seed=1))
         assert helper.stats.pattern == PATTERN
         helper.disable()
-        assert torch.equal(_draw(pipe), _plain())
+        assert torch.equal(_generate(pipe), _plain())
         assert graphs.frame_count == built
 
     def test_enabled_after_a_run(self, graphs):
         pipe = _pipeline()
         pipe.unet.compile_repeated_blocks(backend=graphs)
-        assert torch.equal(_draw(pipe), _plain())
-        assert torch.equal(_draw_cached(pipe), _cached())
+        assert torch.equal(_generate(pipe), _plain())
+        assert torch.equal(_generate_cached(pipe), _cached())
 
 
 @pytest.mark.integration("torch.compile + ControlNet")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_compiled_with_a_controlnet(graphs):
     alone = _controlled_pipeline(_unet_to_trace())
-    expected, other = _draw_cached(alone), _draw_cached(alone, seed=1)
+    expected, other = _generate_cached(alone), _generate_cached(alone, seed=1)
     pipe = _controlled_pipeline(_unet_to_trace())
     pipe.unet = torch.compile(pipe.unet, backend=graphs)
     with _helper(pipe) as helper:
-        assert torch.equal(_draw(pipe), expected)
+        assert torch.equal(_generate(pipe), expected)
         # One graph for full steps and one for shallow ones.
         assert graphs.frame_count == 2
-        assert torch.equal(_draw(pipe, seed=1), other)
+        assert torch.equal(_generate(pipe, seed=1), other)
         assert graphs.frame_count == 2
         assert helper.stats.pattern == PATTERN
 
@@ -849,14 +847,14 @@ def test_compiled_with_a_controlnet(graphs):
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiled_in_half_precision(graphs):
     alone = _pipeline(unet=_unet_to_trace()).to(torch.bfloat16, silence_dtype_warnings=True)
-    expected = _draw_cached(alone)
+    expected = _generate_cached(alone)
     pipe = _pipeline(unet=_unet_to_trace()).to(torch.bfloat16, silence_dtype_warnings=True)
     with _helper(pipe):
         pipe.unet.compile(backend=graphs)
-        assert torch.equal(_draw(pipe), expected)
+        assert torch.equal(_generate(pipe), expected)
         # Two, but for torch 2.6, which cannot trace all of it at once.
         built = graphs.frame_count
-        assert torch.equal(_draw(pipe), expected)
+        assert torch.equal(_generate(pipe), expected)
         assert graphs.frame_count == built
 
 
@@ -876,22 +874,22 @@ def _in_two_dtypes(function):
 @_in_two_dtypes
 def test_controlnet_in_half_precision(dtype):
     pipe = _controlled_pipeline().to(dtype, silence_dtype_warnings=True)
-    plain = _draw(pipe)
+    plain = _generate(pipe)
     with LayersPutBack(pipe.unet):
-        expected = _draw(pipe)
+        expected = _generate(pipe)
     assert not torch.equal(expected, plain)
-    assert not torch.equal(expected, _draw_cached(pipe, image=image(3)))
-    assert torch.equal(_draw_cached(pipe), expected)
-    assert torch.equal(_draw(pipe), plain)
+    assert not torch.equal(expected, _generate_cached(pipe, image=image(3)))
+    assert torch.equal(_generate_cached(pipe), expected)
+    assert torch.equal(_generate(pipe), plain)
 
 
 @pytest.mark.integration("Model offload + ControlNet")
 def test_controlnet_with_model_offload():
-    expected = _draw_cached(_controlled_pipeline())
+    expected = _generate_cached(_controlled_pipeline())
     pipe = _controlled_pipeline()
     _model_offload(pipe)
     for _ in range(2):
-        assert torch.equal(_draw_cached(pipe), expected)
+        assert torch.equal(_generate_cached(pipe), expected)
 
 
 def _add_lora(pipe):
@@ -910,24 +908,24 @@ def _add_lora(pipe):
 def test_lora_with_offload(offload):
     alone = _pipeline()
     _add_lora(alone)
-    expected, plain = _draw_cached(alone), _draw(alone)
+    expected, plain = _generate_cached(alone), _generate(alone)
     assert not torch.equal(expected, _cached())
     pipe = _pipeline()
     _add_lora(pipe)
     offload(pipe)
     for _ in range(2):
-        assert torch.equal(_draw_cached(pipe), expected)
-    assert torch.equal(_draw(pipe), plain)
+        assert torch.equal(_generate_cached(pipe), expected)
+    assert torch.equal(_generate(pipe), plain)
 
 
-@pytest.mark.integration("LoRA + torchao quantisation")
-def test_lora_on_a_quantised_unet():
+@pytest.mark.integration("LoRA + torchao quantization")
+def test_lora_on_a_quantized_unet():
     pipe = _pipeline()
     _add_lora(pipe)
     _int8(pipe)
     with LayersPutBack(pipe.unet):
-        expected = _draw(pipe)
-    assert torch.equal(_draw_cached(pipe), expected)
+        expected = _generate(pipe)
+    assert torch.equal(_generate_cached(pipe), expected)
 
 
 @pytest.mark.integration("Layerwise casting + group offload")
@@ -936,8 +934,8 @@ def test_lora_on_a_quantised_unet():
 def test_layerwise_casting_with_group_offload(tmp_path):
     alone = _pipeline()
     _layerwise(torch.bfloat16)(alone)
-    expected = _draw_cached(alone)
+    expected = _generate_cached(alone)
     pipe = _pipeline()
     _layerwise(torch.bfloat16)(pipe)
     pipe.unet.enable_group_offload(CPU, offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
-    assert torch.equal(_draw_cached(pipe), expected)
+    assert torch.equal(_generate_cached(pipe), expected)

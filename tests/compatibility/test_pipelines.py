@@ -13,7 +13,7 @@ from tests.compatibility.conftest import expect_warnings
 from tests.compatibility.pipelines import BROKEN, REFUSED
 
 
-def test_with_interval_one_no_bit_differs(subject):
+def test_with_interval_one_is_bit_identical(subject):
     plain = subject.plain
     assert plain.isfinite().all()
     with subject.helper(1):
@@ -21,7 +21,7 @@ def test_with_interval_one_no_bit_differs(subject):
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
-def test_full_steps_fall_where_the_schedule_says(subject, interval):
+def test_full_steps_are_as_scheduled(subject, interval):
     session = subject.session(interval)
     expected = {name: patterns[interval] for name, patterns in subject.case.calls.items()}
     assert session.patterns == expected
@@ -45,7 +45,7 @@ def test_disable_restores(subject):
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_a_denoiser_of_another_structure_is_refused_with_the_reason(case: RefusedCase):
+def test_denoiser_of_another_structure_is_refused_with_the_reason(case: RefusedCase):
     with warnings.catch_warnings():
         expect_warnings(case)
         pipe = case.build()
@@ -55,7 +55,7 @@ def test_a_denoiser_of_another_structure_is_refused_with_the_reason(case: Refuse
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=str)
-def test_a_pipeline_that_is_listed_as_broken_fails_without_deepcache(case: BrokenCase):
+def test_broken_pipeline_fails_without_deepcache(case: BrokenCase):
     with warnings.catch_warnings():
         expect_warnings(case)
         pipe = case.build()

@@ -38,7 +38,7 @@ from tests.compatibility.schedulers import (
     one_a_step,
     runge_kutta_then_multistep,
 )
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 
 # Some schedulers are of another age than the numpy they meet.
 pytestmark = [
@@ -149,13 +149,13 @@ def _pipeline(case: SchedulerCase) -> Any:
     return _stable_diffusion_pipeline(_scheduler(case.scheduler, {**STABLE_DIFFUSION, **case.options}))
 
 
-def _draw(case: SchedulerCase, pipe: Any, steps: int) -> torch.Tensor:
+def _generate(case: SchedulerCase, pipe: Any, steps: int) -> torch.Tensor:
     if case.pipeline == "DDPMPipeline":
-        # Older versions of diffusers give an array whatever they are asked for.
+        # Older versions of diffusers always return an array.
         return torch.as_tensor(
             pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="pt").images
         )
-    return draw(pipe, steps, **case.call)
+    return generate(pipe, steps, **case.call)
 
 
 def _draw_from_image(pipe: StableDiffusionImg2ImgPipeline, strength: float) -> None:
@@ -209,45 +209,45 @@ def test_full_steps_are_spread_evenly_over_the_unet_calls(case):
     seen = Witness(pipe.unet)
     with _helper(pipe, 3) as helper:
         for steps in (STEPS, OTHER_STEPS):
-            _draw(case, pipe, steps)
+            _generate(case, pipe, steps)
             pattern = seen.take()
             assert pattern == _pattern(3, case.calls(steps))
             assert helper.stats.pattern == pattern
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
-def test_with_interval_one_and_after_disable_no_bit_differs(case):
+def test_interval_one_and_disable_are_bit_identical(case):
     pipe = _pipeline(case)
-    plain = _draw(case, pipe, OTHER_STEPS)
+    plain = _generate(case, pipe, OTHER_STEPS)
     assert plain.isfinite().all()
 
     helper = _helper(pipe, interval=1)
     helper.enable()
-    assert torch.equal(_draw(case, pipe, OTHER_STEPS), plain)
+    assert torch.equal(_generate(case, pipe, OTHER_STEPS), plain)
 
     helper.set_params(cache_interval=3)
-    cached = _draw(case, pipe, OTHER_STEPS)
+    cached = _generate(case, pipe, OTHER_STEPS)
     assert not torch.equal(cached, plain)
-    assert torch.equal(_draw(case, pipe, OTHER_STEPS), cached)
+    assert torch.equal(_generate(case, pipe, OTHER_STEPS), cached)
 
     helper.disable()
-    assert torch.equal(_draw(case, pipe, OTHER_STEPS), plain)
+    assert torch.equal(_generate(case, pipe, OTHER_STEPS), plain)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.least_steps == 1], ids=str)
 def test_one_step_is_full(case):
     pipe = _pipeline(case)
-    plain = _draw(case, pipe, 1)
+    plain = _generate(case, pipe, 1)
     seen = Witness(pipe.unet)
     with _helper(pipe) as helper:
-        drawn = _draw(case, pipe, 1)
+        generated = _generate(case, pipe, 1)
     assert case.calls(1) == 1
     assert seen.take() == helper.stats.pattern == "F"
-    assert torch.equal(drawn, plain)
+    assert torch.equal(generated, plain)
 
 
 @every_case
-def test_the_table_tells_which_draw_noise_from_the_generator(case):
+def test_random_schedulers_are_marked(case):
     """With the same start, only the steps can make two runs differ."""
     pipe = _pipeline(case)
 
@@ -270,7 +270,7 @@ def test_the_table_tells_which_draw_noise_from_the_generator(case):
 def _draw_over(case: SchedulerCase, pipe: Any, steps: int, **given: Any) -> None:
     """A run over timesteps or sigmas of the caller's."""
     if case.pipeline == "StableDiffusionPipeline":
-        draw(pipe, None, **given)
+        generate(pipe, None, **given)
         return
     # The pipeline that it is tried with takes neither; DreamLite's, which does, goes on like this.
     pipe.scheduler.set_timesteps(**given)
@@ -281,7 +281,7 @@ def _draw_over(case: SchedulerCase, pipe: Any, steps: int, **given: Any) -> None
 
 
 @pytest.mark.parametrize("case", [case for case in ONE_OF_EACH if _takes(case, "timesteps")], ids=str)
-def test_timesteps_given_by_the_caller_are_counted_from_the_first(case):
+def test_custom_timesteps_are_counted_from_the_first(case):
     pipe = _pipeline(case)
     seen = Witness(pipe.unet)
     with _helper(pipe):
@@ -291,7 +291,7 @@ def test_timesteps_given_by_the_caller_are_counted_from_the_first(case):
 
 
 @pytest.mark.parametrize("name", SIGMAS)
-def test_sigmas_given_by_the_caller_are_counted_from_the_first(name):
+def test_custom_sigmas_are_counted_from_the_first(name):
     case = next(case for case in CASES if case.scheduler == name)
     options, sigmas, steps = SIGMAS[name]
     case = replace(case, options=options)
@@ -303,19 +303,19 @@ def test_sigmas_given_by_the_caller_are_counted_from_the_first(name):
             assert seen.take() == _pattern(3, steps)
 
 
-def test_sigmas_are_tried_wherever_they_can_be_given():
+def test_sigmas_are_tested_where_they_are_accepted():
     assert {case.scheduler for case in CASES if _takes(case, "sigmas")} == set(SIGMAS)
 
 
 @pytest.mark.parametrize("case", REPEATING, ids=str)
-def test_repeated_timesteps_given_as_fresh_tensors_are_told_apart_by_their_value(case):
-    """What a pipeline does that makes the timesteps anew for every call, `torch.tensor([t, t])`."""
+def test_repeated_timesteps_in_new_tensors_are_found_by_their_value(case):
+    """As a pipeline that passes `torch.tensor([t, t])` in every call."""
     pipe = _pipeline(case)
     pipe.unet.register_forward_pre_hook(lambda unet, args: (args[0], args[1].clone(), *args[2:]))
     seen = Witness(pipe.unet)
     with _helper(pipe):
         for steps in (STEPS, OTHER_STEPS):
-            _draw(case, pipe, steps)
+            _generate(case, pipe, steps)
             assert seen.take() == _pattern(3, case.calls(steps))
 
 
@@ -327,12 +327,12 @@ def test_timesteps_rounded_to_half_precision_are_counted(case):
     seen = Witness(pipe.unet)
     with _helper(pipe):
         for steps in (STEPS, OTHER_STEPS):
-            _draw(case, pipe, steps)
+            _generate(case, pipe, steps)
             assert seen.take() == _pattern(3, case.calls(steps))
 
 
 @every_case
-def test_every_timestep_is_found_by_its_value_alone(case):
+def test_every_timestep_is_found_by_its_value(case):
     """What a pipeline gives its U-Net that turns the timesteps into numbers."""
     scheduler = _pipeline(case).scheduler
     trajectory = Trajectory()
@@ -358,14 +358,14 @@ def test_image_to_image_starts_full_in_the_middle_of_the_timesteps(case):
 
 
 @pytest.mark.parametrize("name", OWN_PIPELINES)
-def test_a_scheduler_for_a_pipeline_of_its_own_is_tried_with_it(name):
+def test_schedulers_with_their_own_pipelines_are_tested_with_them(name):
     for pipeline in OWN_PIPELINES[name]:
         types = getattr(diffusers, pipeline)._get_signature_types()
         assert name in {member.__name__ for member in types["scheduler"]}
     assert {case.pipeline for case in PIPELINES}.issuperset(OWN_PIPELINES[name])
 
 
-def test_the_timesteps_of_stable_cascade_are_found_though_one_more_is_listed_than_used():
+def test_timesteps_of_stable_cascade_are_found():
     scheduler = diffusers.DDPMWuerstchenScheduler()
     trajectory = Trajectory()
     for steps in (STEPS, OTHER_STEPS, 1, 1):
@@ -382,7 +382,7 @@ def test_no_scheduler_of_diffusers_is_missing():
     assert sorted(listed) == sorted(find_schedulers())
 
 
-def test_every_scheduler_that_a_pipeline_that_works_names_is_taken():
+def test_every_scheduler_of_a_working_pipeline_is_a_case():
     named = {member.name for member in KarrasDiffusionSchedulers}
     for name in {case.pipeline for case in PIPELINES}:
         with warnings.catch_warnings():
@@ -397,7 +397,7 @@ def test_every_scheduler_that_a_pipeline_that_works_names_is_taken():
 
 
 @pytest.mark.parametrize("untaken", NOT_TAKEN, ids=lambda untaken: untaken.scheduler)
-def test_the_pipelines_cannot_use_the_others(untaken: UntakenScheduler):
+def test_other_schedulers_fail_in_the_pipelines(untaken: UntakenScheduler):
     if untaken.scheduler not in found():
         pytest.skip(f"diffusers {diffusers.__version__} has no {untaken.scheduler}")
     for pipeline, pipe, error in zip(
@@ -408,11 +408,11 @@ def test_the_pipelines_cannot_use_the_others(untaken: UntakenScheduler):
     ):
         pipe.scheduler = _scheduler(untaken.scheduler, dict(untaken.options))
         with pytest.raises((AttributeError, KeyError, RuntimeError, TypeError, ValueError), match=error):
-            _draw(SchedulerCase(untaken.scheduler, pipeline=pipeline), pipe, STEPS)
+            _generate(SchedulerCase(untaken.scheduler, pipeline=pipeline), pipe, STEPS)
 
 
 @pytest.mark.parametrize("name", sorted({case.scheduler for case in CASES}))
-def test_no_way_to_choose_the_timesteps_or_the_method_is_left_out(name):
+def test_every_option_for_timesteps_or_method_is_a_case(name):
     member = found()[name].member
     if member is None:
         pytest.skip(f"{name} needs {' and '.join(found()[name].needs)}")

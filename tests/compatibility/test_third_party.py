@@ -29,7 +29,7 @@ def _film(step: int) -> torch.Tensor:
 
 
 class Sampler:
-    """As much of a pipeline as DeepCache needs; every step gets a film of its own."""
+    """A minimal pipeline; every step has its own video."""
 
     def __init__(self, unet: nn.Module) -> None:
         self.unet = unet
@@ -129,7 +129,7 @@ def _same(outputs: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
     return all(itertools.starmap(torch.equal, zip(outputs, expected, strict=True)))
 
 
-def test_its_branches_are_read_from_its_blocks():
+def test_branches_are_read_from_the_blocks():
     assert [branch.name for branch in skip_branches(ForeignUNet())] == [
         "conv_in",
         "down_blocks.0 layer 0",
@@ -143,7 +143,7 @@ def test_its_branches_are_read_from_its_blocks():
     ]
 
 
-def test_the_steps_by_hand_are_those_of_the_unet():
+def test_manual_steps_equal_the_unet():
     sampler = _sampler()
     plain = sampler()
     for branch in BRANCHES:
@@ -154,7 +154,7 @@ def test_the_steps_by_hand_are_those_of_the_unet():
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("interval", PATTERNS)
 @pytest.mark.parametrize("returns", ["tuple", "dataclass", "tensor"])
-def test_every_step_is_that_taken_by_hand(returns, interval, branch):
+def test_every_step_equals_the_manual_step(returns, interval, branch):
     sampler = _sampler(returns)
     expected = _run_by_hand(sampler.unet, branch, PATTERNS[interval])
     engine = apply_deepcache(sampler, DeepCacheConfig(interval, branch, forecast="none"))
@@ -166,7 +166,7 @@ def test_every_step_is_that_taken_by_hand(returns, interval, branch):
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_after_disable_it_is_as_before(branch):
+def test_disable_restores_the_unet(branch):
     sampler = _sampler()
     plain = sampler()
 
@@ -184,7 +184,7 @@ def test_after_disable_it_is_as_before(branch):
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_its_cost_and_memory_are_counted(branch):
+def test_cost_and_memory_are_counted(branch):
     sampler = _sampler()
     engine = apply_deepcache(sampler, DeepCacheConfig(3, branch, forecast="none"))
     sampler()
@@ -202,7 +202,7 @@ def test_its_cost_and_memory_are_counted(branch):
 
 @pytest.mark.parametrize("keyword", [False, True])
 @pytest.mark.parametrize("kind", [float, torch.tensor, lambda level: torch.tensor([level])])
-def test_with_noise_levels_of_its_own_and_no_scheduler(kind, keyword):
+def test_noise_levels_without_a_scheduler(kind, keyword):
     sampler = _sampler()
     # The first three could be any values, and the next is full by the schedule.
     expected = _run_by_hand(sampler.unet, 4, "FFFF.")
@@ -220,7 +220,7 @@ def test_with_noise_levels_of_its_own_and_no_scheduler(kind, keyword):
         assert engine.stats.pattern == "FFFF."
 
 
-def test_a_branch_too_deep_is_refused_with_what_is_allowed():
+def test_branch_too_deep_is_refused_with_the_allowed_range():
     with pytest.raises(ValueError, match="cache_branch_id must be between 0 and 8 for this ForeignUNet, got 9"):
         apply_deepcache(_sampler(), DeepCacheConfig(3, 9))
 
@@ -261,7 +261,7 @@ def _with_a_block_without_lists(unet: Any) -> None:
         (_with_a_block_without_lists, "down_blocks.2 has no list of layers"),
     ],
 )
-def test_another_shape_is_refused_with_the_reason(change, reason):
+def test_other_structures_are_refused_with_the_reason(change, reason):
     sampler = _sampler()
     change(sampler.unet)
     with pytest.raises(TypeError, match=f"DeepCache cannot cut a ForeignUNet: {reason}"):

@@ -46,7 +46,7 @@ class Convolution(nn.Module):
 
 
 class Motion(nn.Module):
-    """Mixes the pictures of a batch, which are the frames of a film."""
+    """Mixes the frames of a video, which are a batch."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

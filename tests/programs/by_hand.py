@@ -1,5 +1,4 @@
-"""What DeepCache must return, worked out by hand: a copy of the U-Net without it, in which a hook puts the
-deep feature of an earlier call instead of the one that was computed.
+"""The expected output of DeepCache: a copy of the U-Net in which a hook inserts the deep feature of an earlier call.
 
 All tests cut at branch 0, where a shallow step runs the first convolution and the last layer of the last up block.
 """
@@ -27,7 +26,7 @@ def tensor_of(output: Any) -> torch.Tensor:
 
 
 def sampled_to_the_end() -> EulerDiscreteScheduler:
-    """A scheduler that another run has stepped to its end."""
+    """A scheduler after a complete run."""
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(4)
     scheduler.is_scale_input_called = True
@@ -37,16 +36,7 @@ def sampled_to_the_end() -> EulerDiscreteScheduler:
 
 
 class PlainCopy:
-    """A copy of a U-Net without DeepCache.
-
-    Args:
-        unet: the U-Net, before DeepCache is applied to it.
-
-    Attributes:
-        unet: the copy.
-        feature: the deep feature of the latest call.
-        given: put in its place where there is one.
-    """
+    """A copy of a U-Net, made before DeepCache is applied. `given` replaces the deep feature of a call if it is set."""
 
     def __init__(self, unet: nn.Module) -> None:
         self.unet = copy.deepcopy(unet)
@@ -77,8 +67,7 @@ class PlainCopy:
 
 
 class ByHand(PlainCopy):
-    """A copy of a U-Net of which each call is a full or a shallow step, after a pattern that begins again where it
-    ends."""
+    """A copy of a U-Net whose calls are full and shallow steps of a repeating pattern."""
 
     def __init__(self, unet: nn.Module, pattern: str) -> None:
         super().__init__(unet)
@@ -101,13 +90,9 @@ def scheduled(unet: nn.Module, pattern: str) -> nn.Module:
 
 
 class Calls:
-    """Calls a U-Net as a program does, and says what DeepCache made of each call: `F` where the output is that of the
-    plain U-Net, `.` where it is that of a shallow step with the deep feature of the latest full call that was for the
-    same, `,` where that of an earlier one, and `X` for anything else.
-
-    Args:
-        unet: the U-Net, before DeepCache is applied to it.
-        called: what the program calls, where something is wrapped around the U-Net.
+    """Calls a U-Net and records one sign per call: `F` if the output is that of the plain U-Net, `.` if it is that of a
+    shallow step with the deep feature of the latest full call for the same purpose, `,` for that of an earlier one, and
+    `X` for anything else. `called` is a wrapper around the U-Net.
     """
 
     def __init__(self, unet: nn.Module, called: Any = None) -> None:
@@ -117,11 +102,6 @@ class Calls:
         self._features: dict[Any, list[torch.Tensor]] = {}
 
     def __call__(self, *args: Any, purpose: Any = None, **kwargs: Any) -> torch.Tensor:
-        """Calls the U-Net.
-
-        Args:
-            purpose: what the call is for, and for which image.
-        """
         full = self.plain.full(*args, **kwargs)
         feature, kept = self.plain.feature, self._features.setdefault(purpose, [])
         output = tensor_of(self.unet(*args, **kwargs))

@@ -1,13 +1,14 @@
-"""As small a U-Net as there can be with attention to a prompt on the way up, where a shallow step still runs."""
+"""A minimal U-Net with cross-attention on the up path, where shallow steps run."""
 
 from __future__ import annotations
 
 import torch
 from diffusers import UNet2DConditionModel
 
-from tests.engine.tiny_pipeline import tiny_pipeline
+from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.programs.by_hand import scheduled
 
-__all__ = ["quick_pipeline", "quick_unet"]
+__all__ = ["by_hand", "quick_pipeline", "quick_unet"]
 
 
 def quick_unet(seed: int = 0) -> UNet2DConditionModel:
@@ -26,5 +27,12 @@ def quick_unet(seed: int = 0) -> UNet2DConditionModel:
 
 
 def quick_pipeline(unet=None):
-    """Stable Diffusion's pipeline with it."""
+    """The pipeline of Stable Diffusion with a quick U-Net."""
     return tiny_pipeline(quick_unet() if unet is None else unet)
+
+
+def by_hand(pipe, pattern="F..F..", **call):
+    """The latents that the pipeline must generate with DeepCache, computed without it."""
+    other = quick_pipeline(scheduled(pipe.unet, pattern))
+    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    return draw(other, **call)

@@ -1,4 +1,4 @@
-"""IDM-VTON's U-Nets hand a second state from block to block, of which a shallow step has none."""
+"""The U-Nets of IDM-VTON pass a second state between blocks, which shallow steps do not have."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
 
 class ListeningLayer(Layer):
-    """Hands out what its attention saw."""
+    """Returns the inputs of its attention."""
 
     def forward(self, hidden_states):
         output = super().forward(hidden_states)
@@ -33,7 +33,7 @@ class ListeningLayer(Layer):
 
 
 class CountingLayer(Layer):
-    """Takes features of the garment and says how many it has taken."""
+    """Uses features of the garment and returns their number."""
 
     def forward(self, hidden_states, garment, taken):
         return super().forward(hidden_states) + garment[taken % len(garment)], taken + 1
@@ -65,7 +65,7 @@ class Up(nn.Module):
 
 
 class GarmentUNet(nn.Module):
-    """What the garment is fed through: returns the prediction and all features."""
+    """Encodes the garment: returns the prediction and all features."""
 
     def __init__(self, mid=ListeningLayer, up=Layer):
         super().__init__()
@@ -84,7 +84,7 @@ class GarmentUNet(nn.Module):
 
 
 class TryOnUNet(GarmentUNet):
-    """What is drawn with: its mid block returns the number of the feature that comes next."""
+    """Generates: its mid block returns the index of the next feature."""
 
     def __init__(self):
         super().__init__(mid=CountingLayer)
@@ -111,7 +111,7 @@ UNETS = {
 
 @pytest.mark.parametrize("name", UNETS)
 @torch.no_grad()
-def test_it_is_refused_by_name_and_left_as_it_was(name):
+def test_unet_is_refused_by_name_and_restored(name):
     make, message = UNETS[name]
     unet = make()
     before, plain = everything(unet), PlainCopy(unet)
@@ -130,7 +130,7 @@ def test_it_is_refused_by_name_and_left_as_it_was(name):
 
 
 @torch.no_grad()
-def test_it_is_refused_again_at_the_next_call():
+def test_every_call_is_refused():
     unet = GarmentUNet()
     DeepCacheSDHelper(SimpleNamespace(unet=unet, scheduler=DDPMScheduler())).enable()
     for _ in range(2):

@@ -1,5 +1,5 @@
-"""Loops in the manner of k-diffusion: noise levels by value, one or two calls a step, and more or fewer of them than
-the scheduler of the pipeline knows of."""
+"""Loops like those of k-diffusion: noise levels by value, one or two calls per step, and more or fewer levels than the
+scheduler of the pipeline has."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def unused():
 
 
 def short():
-    """One that was set for fewer steps than the loop has."""
+    """With fewer steps than the loop."""
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(3)
     return scheduler
 
 
 def halfway():
-    """One that another run has left in the middle."""
+    """After an incomplete run."""
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(20)
     scheduler.is_scale_input_called = True
@@ -94,14 +94,14 @@ def assert_only_its_own(signs, prompts=1):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("prompts", [(COND,), (UNCOND, COND)], ids=["one call", "two calls"])
 @pytest.mark.parametrize("sigmas", [karras, evenly])
-def test_noise_levels_of_a_loop_of_its_own(scheduler, prompts, sigmas):
+def test_noise_levels_of_a_custom_loop(scheduler, prompts, sigmas):
     sampler = Sampler(scheduler())
     for steps in (12, 5, 12):
         assert_only_its_own(sampler.sample(sigmas(steps), prompts=prompts), len(prompts))
 
 
 @pytest.mark.parametrize("scheduler", [none, short, of_one_step])
-def test_a_long_run_is_cached_once_it_shows_to_be_one(scheduler):
+def test_long_run_is_cached_once_it_is_recognized(scheduler):
     sampler = Sampler(scheduler())
     signs = sampler.sample(evenly(15)).split()
     assert "X" not in signs
@@ -110,15 +110,14 @@ def test_a_long_run_is_cached_once_it_shows_to_be_one(scheduler):
 
 @pytest.mark.parametrize("as_given", [float, torch.clone, lambda sigma: sigma * torch.ones(1)])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_however_a_level_is_given(as_given, scheduler):
+def test_types_of_noise_levels(as_given, scheduler):
     sampler = Sampler(scheduler())
     for _ in range(2):
         assert_only_its_own(sampler.sample(karras(10), as_given=as_given))
 
 
 @pytest.mark.parametrize("prompts", [(COND,), (UNCOND, COND)], ids=["one call", "two calls"])
-def test_levels_out_of_the_list_of_the_loop(prompts):
-    """Views of it, as of a list of timesteps: the schedule from the first step on."""
+def test_views_of_a_list_of_levels(prompts):
     sampler = Sampler(unused())
     for _ in range(2):
         signs = sampler.sample(karras(9), prompts=prompts, as_given=lambda sigma: sigma)
@@ -129,7 +128,7 @@ def test_levels_out_of_the_list_of_the_loop(prompts):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("prompts", [(COND,), (UNCOND, COND)], ids=["one call", "two calls"])
 @pytest.mark.parametrize("as_given", [float, lambda sigma: sigma], ids=["by value", "views"])
-def test_two_calls_a_step(scheduler, prompts, as_given):
+def test_two_calls_per_step(scheduler, prompts, as_given):
     """Heun's method: at a level and at the next one, and then at that again."""
     sampler = Sampler(scheduler())
     for _ in range(2):
@@ -138,8 +137,8 @@ def test_two_calls_a_step(scheduler, prompts, as_given):
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler])
 @pytest.mark.parametrize("prompts", [(COND,), (UNCOND, COND)], ids=["one call", "two calls"])
-def test_more_calls_than_its_list_is_long(kind, prompts):
-    """A sampler that calls at each timestep and once between each two, and goes on beyond the end."""
+def test_more_calls_than_timesteps(kind, prompts):
+    """A sampler that calls at each timestep and once between each two, and continues beyond the end."""
     scheduler = kind()
     scheduler.set_timesteps(6)
     timesteps = [float(t) for t in scheduler.timesteps]
@@ -150,8 +149,8 @@ def test_more_calls_than_its_list_is_long(kind, prompts):
         assert_only_its_own(sampler.sample(levels, prompts=prompts, as_given=float), len(prompts))
 
 
-def test_a_list_of_one_step_of_another_pipeline():
-    """An upscaler or a consistency model has the U-Net's pipeline, and the loop has levels of its own."""
+def test_single_step_list_of_another_pipeline():
+    """An upscaler or consistency model shares the pipeline of the U-Net, and the loop has its own levels."""
     pipe = quick_pipeline()
     pipe.scheduler = of_one_step()
     expected = draw(quick_pipeline(scheduled(pipe.unet, "F..F..")))
@@ -167,7 +166,7 @@ def test_a_list_of_one_step_of_another_pipeline():
 
 
 @pytest.mark.parametrize("scheduler", [sampled_to_the_end, halfway])
-def test_a_stale_index_of_the_scheduler(scheduler):
+def test_stale_index_of_the_scheduler(scheduler):
     """Its own timesteps by value, without a step of it in between."""
     sampler = Sampler(scheduler())
     timesteps = sampler.pipe.scheduler.timesteps
@@ -176,7 +175,7 @@ def test_a_stale_index_of_the_scheduler(scheduler):
 
 
 @pytest.mark.parametrize("scheduler", [sampled_to_the_end, halfway])
-def test_one_level_for_ever_with_a_stale_index(scheduler):
+def test_constant_level_with_a_stale_index(scheduler):
     sampler = Sampler(scheduler())
     with torch.no_grad():
         for image in range(12):

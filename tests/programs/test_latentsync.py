@@ -1,5 +1,5 @@
-"""LatentSync sets its timesteps once and denoises one piece of a video after the other over them, with a U-Net whose
-lists of motion modules hold None."""
+"""LatentSync sets the timesteps once and denoises the pieces of a video with them. Its lists of motion modules contain
+None."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def pipe(request):
 
 
 @pytest.mark.parametrize("with_audio", [True, False])
-def test_each_piece_is_a_run_of_its_own(pipe, with_audio):
+def test_each_piece_is_a_run(pipe, with_audio):
     calls = Calls(pipe.unet)
     helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=3, cache_branch_id=0)
@@ -144,7 +144,7 @@ def test_every_branch_and_back(pipe):
     assert torch.equal(pipe(2), plain)
 
 
-def test_a_call_that_trains_in_between(pipe):
+def test_training_between_runs(pipe):
     calls = Calls(pipe.unet)
     DeepCacheSDHelper(pipe).enable()
     for _ in range(2):

@@ -1,5 +1,5 @@
-"""Editors in the manner of MasaCtrl and Prompt-to-Prompt replace the `forward` of each attention layer and count their
-calls to know which layer and step they are at. A shallow step calls fewer, so they are refused by name."""
+"""Editors such as MasaCtrl and Prompt-to-Prompt replace the `forward` of attention layers and count the calls. A
+shallow step calls fewer, so they are refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERVAL = DeepCacheConfig(3, forecast="none")
 
 
 class MutualSelfAttention:
-    """Counts, and from a step and a layer on takes the keys and values of the first image for all."""
+    """Uses the keys and values of the first image for all images, from a step and a layer on."""
 
     def __init__(self, first_step=1, first_layer=4):
         self.num_att_layers = -1
@@ -34,7 +34,7 @@ class MutualSelfAttention:
 
 
 def register(unet, editor):
-    """Puts an editor on all attention layers, and returns what takes it off."""
+    """Attaches an editor to all attention layers, and returns a function that detaches it."""
 
     def edited(attention):
         def forward(hidden_states, encoder_hidden_states=None, **options):
@@ -55,7 +55,7 @@ def register(unet, editor):
 
 
 @pytest.mark.parametrize("registered", ["before", "after"])
-def test_it_is_refused_by_name_at_the_first_call(registered):
+def test_editor_is_refused_by_name_at_the_first_call(registered):
     pipe, plain = tiny_pipeline(), tiny_pipeline()
     editor, of_plain = MutualSelfAttention(), MutualSelfAttention()
     if registered == "before":
@@ -76,7 +76,7 @@ def test_it_is_refused_by_name_at_the_first_call(registered):
     unregister()
 
 
-def test_without_it_the_pipeline_is_cached_again():
+def test_pipeline_is_cached_again_without_the_editor():
     pipe, other = tiny_pipeline(), tiny_pipeline()
     apply_deepcache(other, INTERVAL)
     unregister = register(pipe.unet, MutualSelfAttention())
@@ -88,7 +88,7 @@ def test_without_it_the_pipeline_is_cached_again():
     assert engine.pattern == "F..F.."
 
 
-def test_at_the_next_run():
+def test_editor_attached_later_is_refused_at_the_next_run():
     pipe = tiny_pipeline()
     apply_deepcache(pipe, INTERVAL)
     draw(pipe)
@@ -99,7 +99,7 @@ def test_at_the_next_run():
     draw(pipe)
 
 
-def test_where_every_step_is_full_it_works():
+def test_editor_works_if_every_step_is_full():
     pipe, plain = tiny_pipeline(), tiny_pipeline()
     editor, of_plain = MutualSelfAttention(), MutualSelfAttention()
     register(pipe.unet, editor)
@@ -109,8 +109,7 @@ def test_where_every_step_is_full_it_works():
     assert editor.step == of_plain.step == 6
 
 
-def test_a_forward_that_counts_nothing_is_no_editor():
-    """Attention that is replaced by a closure over something else is cached."""
+def test_other_replaced_forward_is_cached():
     pipe = tiny_pipeline()
     scale = torch.tensor(0.5)
 
@@ -128,7 +127,7 @@ def test_a_forward_that_counts_nothing_is_no_editor():
     assert engine.pattern == "F..F.."
 
 
-def test_a_closure_over_a_name_that_is_not_bound():
+def test_closure_over_an_unbound_name():
     pipe = tiny_pipeline()
     layer = next(module for module in pipe.unet.modules() if type(module).__name__ == "Attention")
 
@@ -148,7 +147,7 @@ def test_a_closure_over_a_name_that_is_not_bound():
 
 
 class Counting(AttnProcessor):
-    """Prompt-to-Prompt of today: each layer has a processor, and all share a controller."""
+    """Current Prompt-to-Prompt: each layer has a processor, and all share a controller."""
 
     def __init__(self, controller, place):
         self.controller, self._place = controller, place

@@ -1,4 +1,4 @@
-"""Guiders of modular pipelines make a call for each prediction, and change which and how many in mid-run."""
+"""Guiders of modular pipelines make one call per prediction, and change them during a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PROMPTS = {"c": COND, "u": UNCOND, "s": COND}
 
 
 @contextmanager
-def mid_block_left_out(*unets):
-    """What skip-layer guidance does to its third call, which has the prompt of the first."""
+def mid_block_skipped(*unets):
+    """As skip-layer guidance does in its third call, which has the prompt of the first."""
     handles = [unet.mid_block.register_forward_hook(lambda module, args, output: args[0]) for unet in unets]
     yield
     for handle in handles:
@@ -43,14 +43,14 @@ class Views:
 
 
 class MadeAgain:
-    """A tensor of its own for each call."""
+    """A new tensor for each call."""
 
     def prompt(self, kind):
         return PROMPTS[kind].clone()
 
 
 class WrittenInPlace:
-    """One tensor that each call's prompt is written into, as CUDA graphs want it."""
+    """One tensor that each call's prompt is written into, as CUDA graphs require."""
 
     def __init__(self):
         self._buffer = torch.empty_like(COND)
@@ -80,7 +80,7 @@ class WrittenByNumpy:
 
 
 def denoise(run, prompts=None, interval=3):
-    """Runs the calls that are listed for each step, and returns their signs."""
+    """Makes the listed calls of each step, and returns their signs."""
     pipe = quick_pipeline()
     calls = Calls(pipe.unet)
     apply_deepcache(pipe, DeepCacheConfig(interval, forecast="none"))
@@ -89,7 +89,7 @@ def denoise(run, prompts=None, interval=3):
     latents, signs = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)), []
     for t, kinds in zip(pipe.scheduler.timesteps, run, strict=True):
         for kind in kinds:
-            with mid_block_left_out(*([pipe.unet, calls.plain.unet] if kind == "s" else [])):
+            with mid_block_skipped(*([pipe.unet, calls.plain.unet] if kind == "s" else [])):
                 noise = calls(latents, t, encoder_hidden_states=prompts.prompt(kind), purpose=kind)
         signs.append(calls.take())
         latents = pipe.scheduler.step(noise, t, latents).prev_sample
@@ -100,7 +100,7 @@ RUNS = {
     "guidance stops, the skip call stays": ("cus cus cus cus cs cs cs cs", "FFF F.F ... FFF .. .. FF .."),
     "guidance stops, a skip call begins": ("cu cu cu cu cs cs cs cs", "FF .. .. FF .F FF FF .."),
     "guidance begins, uncond first": ("c c c c uc uc uc uc", "F . . F F. .. FF .."),
-    "uncond first, and later left out": ("uc uc uc uc uc c c c", "FF .. .. FF .. . F ."),
+    "uncond first, and later omitted": ("uc uc uc uc uc c c c", "FF .. .. FF .. . F ."),
     "guidance on part of the run": ("c c uc uc uc c c c", "F . F. FF .. . F ."),
     "guidance on part of the run, cond first": ("c cu cu cu cu cu c c", "F .F .. FF .. .. F ."),
     "a prompt for each half of the run": ("u u u u c c c c", "F . . F F . F ."),
@@ -111,7 +111,7 @@ RUNS = {
 @pytest.mark.parametrize("kind", [Held, Views, MadeAgain, WrittenInPlace])
 @pytest.mark.parametrize("name", RUNS)
 @torch.no_grad()
-def test_each_call_continues_that_for_the_same_prediction(name, kind):
+def test_each_call_continues_the_call_of_the_same_prediction(name, kind):
     run, signs = RUNS[name]
     assert denoise(run.split(), kind()) == signs
 
@@ -119,14 +119,14 @@ def test_each_call_continues_that_for_the_same_prediction(name, kind):
 @pytest.mark.parametrize("kind", [Held, Views, MadeAgain, WrittenInPlace])
 @torch.inference_mode()
 def test_in_inference_mode(kind):
-    run, signs = RUNS["uncond first, and later left out"]
+    run, signs = RUNS["uncond first, and later omitted"]
     assert denoise(run.split(), kind()) == signs
 
 
 @pytest.mark.parametrize("kind", [WrittenBehindTheCounter, WrittenByNumpy])
 @torch.no_grad()
-def test_memory_that_is_written_without_a_trace(kind):
-    run, _ = RUNS["uncond first, and later left out"]
+def test_untracked_writes_to_memory(kind):
+    run, _ = RUNS["uncond first, and later omitted"]
     assert "X" not in denoise(run.split(), kind())
 
 
@@ -148,10 +148,10 @@ def by_value(stepped, interval=3):
 
 
 @torch.no_grad()
-def test_by_value_over_a_list_with_repeats():
+def test_repeats_by_value():
     assert by_value(stepped=True) == "FF .. .. FF .. .. FF"
 
 
 @torch.no_grad()
-def test_by_value_over_a_list_with_repeats_and_nothing_to_tell_them_apart():
+def test_indistinguishable_repeats_by_value():
     assert "X" not in by_value(stepped=False)

@@ -1,4 +1,4 @@
-"""MuseTalk calls its U-Net once a batch of frames, at one timestep for ever, with the audio for a prompt."""
+"""MuseTalk calls its U-Net once per batch of frames, always at one timestep, with the audio as prompt."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_frame_is_plain(scheduler, audio):
 @pytest.mark.parametrize("scheduler", [without_scheduler, with_a_list, with_all_timesteps])
 @pytest.mark.usefixtures("nothing_is_counted")
 @torch.no_grad()
-def test_thousands_of_frames_keep_no_more_than_some(scheduler):
+def test_memory_of_thousands_of_frames_is_limited(scheduler):
     unet, timesteps = DummyUNet(), torch.tensor([0])
     plain = DummyUNet()
     engine = apply_deepcache(SimpleNamespace(unet=unet, scheduler=scheduler()), INTERVAL)
@@ -61,7 +61,7 @@ def test_thousands_of_frames_keep_no_more_than_some(scheduler):
 
 
 @torch.no_grad()
-def test_a_thousand_prompts_are_not_held():
+def test_number_of_stored_prompts_is_limited():
     unet, timesteps = quick_unet(), torch.tensor([0])
     engine = apply_deepcache(unet, INTERVAL)
     for frame in range(300):

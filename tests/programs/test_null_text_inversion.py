@@ -1,5 +1,4 @@
-"""Programs that take gradients through single calls: null-text inversion with respect to the prompt, guidance by a loss
-with respect to the latents, and transforms of `torch.func`."""
+"""Gradients through single calls: null-text inversion (prompt), guidance by a loss (latents), and `torch.func`."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ COND = text(0)
 
 
 def plain_attention():
-    """Without kernels that have no forward-mode derivative."""
+    """Attention kernels with forward-mode derivatives."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
@@ -56,7 +55,7 @@ def gradient(unet, latents, t, prompt, wanted):
     return output.detach(), found
 
 
-def test_the_whole_of_null_text_inversion(program):
+def test_null_text_inversion(program):
     latents, trajectory = torch.randn(1, 4, 8, 8), []
     # Inversion goes backwards through the list.
     with torch.no_grad():
@@ -83,13 +82,11 @@ def test_the_whole_of_null_text_inversion(program):
             noise = program.calls(torch.cat([latents] * 2), t, encoder_hidden_states=both, purpose="both")
             latents = latents - 0.1 * (noise[:1] + 7.5 * (noise[1:] - noise[:1]))
     signs = program.calls.take()
-    # The prompt without a text is another one at each step. Inversion has called the first step once, and what came
-    # before the loop could go on for a step.
+    # The unconditional prompt changes at each step, and the inversion called the first step once.
     assert (signs[0::2], signs[1::2]) == ("FFFF..F", "F" * STEPS)
 
 
-def test_the_prompt_of_a_call_is_kept_apart_from_the_others(program):
-    """Calls with gradients, between those without, are none of the run."""
+def test_calls_with_gradients_are_not_steps(program):
     for step, t in enumerate(program.timesteps):
         latents = torch.randn(1, 4, 8, 8)
         for _ in range(INNER):
@@ -103,7 +100,6 @@ def test_the_prompt_of_a_call_is_kept_apart_from_the_others(program):
 
 @pytest.mark.parametrize("guided", [(2, 3, 4), (0, 1), (3,), (0,), (6,), tuple(range(STEPS))], ids=str)
 def test_guidance_by_a_loss_at_some_steps(program, guided):
-    """The call with the gradient is that of the step, and there is no other."""
     latents = torch.randn(1, 4, 8, 8)
     for step, t in enumerate(program.timesteps):
         if step in guided:
@@ -140,7 +136,7 @@ def test_gradients_by_transforms(program, grad_mode, wanted):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad])
-def test_a_product_with_the_jacobian(program, grad_mode):
+def test_jacobian_vector_product(program, grad_mode):
     for t in program.timesteps:
         latents, direction = torch.randn(2, 1, 4, 8, 8)
         with grad_mode(), plain_attention():
@@ -171,8 +167,8 @@ def test_forward_differentiation(program, grad_mode):
     assert program.calls.take() == "F..F..F"
 
 
-def test_other_parameters_for_the_length_of_a_call(program):
-    """`torch.func.functional_call` with parameters that a gradient is wanted for, as of a hypernetwork."""
+def test_functional_call(program):
+    """With parameters that require gradients, as of a hypernetwork."""
     for t in program.timesteps:
         latents, found = torch.randn(1, 4, 8, 8), []
         for unet in (program.pipe.unet, program.plain):
@@ -182,7 +178,7 @@ def test_other_parameters_for_the_length_of_a_call(program):
         assert all(one is other is None or torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_a_gradient_in_what_is_given_by_name_and_deeply():
+def test_gradients_of_nested_keyword_arguments():
     program = Program()
     for t in program.timesteps:
         latents, found = torch.randn(1, 4, 8, 8), []

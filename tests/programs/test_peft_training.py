@@ -1,4 +1,4 @@
-"""Training with DeepCache on: losses and gradients are those of the plain U-Net, with adapters and without."""
+"""Training while DeepCache is enabled: losses and gradients are those of the plain U-Net."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def scheduler_of_ten():
 
 def with_lora(unet, seed=1):
     torch.manual_seed(seed)
-    # Random from the start, so that it changes something.
     return peft.get_peft_model(unet, peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
 
 
@@ -43,7 +42,7 @@ def everything(unet):
 
 
 def adapters(unet):
-    """A LoRA of diffusers' own is trained, in a U-Net in evaluation mode."""
+    """A LoRA of diffusers is trained, in a U-Net in evaluation mode."""
     unet.requires_grad_(False)
     torch.manual_seed(1)
     unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
@@ -51,7 +50,7 @@ def adapters(unet):
 
 
 def wrapped_adapters(unet):
-    """The same by peft."""
+    """A LoRA of peft is trained."""
     return with_lora(unet)
 
 
@@ -63,7 +62,7 @@ def last_layer(unet):
 
 
 def mid_block(unet):
-    """A part that runs on full steps alone."""
+    """A part that runs on full steps only."""
     unet.requires_grad_(False)
     unet.mid_block.requires_grad_(True)
     return unet
@@ -85,7 +84,7 @@ def checkpointed_with_reentry(unet, noisy, timestep, prompt):
 
 
 class Projection(nn.Module):
-    """What makes the prompt, within the part that is checkpointed."""
+    """Makes the prompt, within the checkpointed part."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +147,7 @@ def test_gradient_checkpointing_of_the_blocks(trained):
 
 
 @pytest.mark.parametrize("enabled", ["before", "after"])
-def test_a_pipeline_with_adapters_follows_the_schedule(enabled):
+def test_pipeline_with_adapters_follows_the_schedule(enabled):
     pipe = quick_pipeline()
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3)
@@ -167,7 +166,7 @@ def test_a_pipeline_with_adapters_follows_the_schedule(enabled):
 
 @pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("eval_first", [True, False])
-def test_training_with_images_for_validation_in_between(trained, eval_first):
+def test_validation_images_during_training(trained, eval_first):
     pipe, plain = quick_pipeline(), quick_pipeline()
     pipe.unet, plain.unet = trained(pipe.unet), trained(plain.unet)
     apply_deepcache(pipe, DeepCacheConfig(3, forecast="none"))
@@ -193,8 +192,8 @@ def test_training_with_images_for_validation_in_between(trained, eval_first):
             plain.unet.eval()
 
 
-def test_the_loop_of_a_program_that_forgets_no_grad():
-    """All calls are full, and the outputs have the history that the program does not want."""
+def test_loop_without_no_grad():
+    """All calls are full, and the outputs have a history."""
     pipe, plain = quick_pipeline(), quick_pipeline()
     engine = apply_deepcache(pipe, DeepCacheConfig(3))
     for each in (pipe, plain):

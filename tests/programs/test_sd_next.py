@@ -1,5 +1,4 @@
-"""SD.Next makes one helper when a model is loaded, enables it before each generation and disables it after, and in
-between swaps schedulers, pipelines and U-Nets."""
+"""SD.Next creates one helper per model, enables it for each generation, and swaps schedulers, pipelines and U-Nets."""
 
 from __future__ import annotations
 
@@ -19,16 +18,10 @@ from diffusers import (
 
 from DeepCache import DeepCacheSDHelper
 from tests.engine.tiny_pipeline import draw
-from tests.programs.by_hand import Calls, scheduled, text
-from tests.programs.quick_unet import quick_pipeline, quick_unet
+from tests.programs.by_hand import Calls, text
+from tests.programs.quick_unet import by_hand, quick_pipeline, quick_unet
 
 SCHEDULE = "F..F.."
-
-
-def by_hand(pipe, pattern=SCHEDULE, **call):
-    other = quick_pipeline(scheduled(pipe.unet, pattern))
-    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    return draw(other, **call)
 
 
 class Program:
@@ -54,7 +47,7 @@ def everything(pipe):
     return type(pipe), set(vars(pipe)), {module: set(vars(module)) for module in pipe.unet.modules()}
 
 
-def test_on_and_off_around_each_generation():
+def test_enabled_for_each_generation():
     program = Program()
     plain = draw(program.model)
     before = everything(program.model)
@@ -64,7 +57,7 @@ def test_on_and_off_around_each_generation():
         assert torch.equal(draw(program.model), plain)
 
 
-def test_off_more_than_once():
+def test_disabled_more_than_once():
     program = Program()
     for _ in range(2):
         program.check_deepcache(enable=False)
@@ -84,7 +77,7 @@ def test_another_scheduler_for_each_generation(while_on):
         assert torch.equal(program.generate(), by_hand(program.model, pattern[:11]))
 
 
-def test_the_pipeline_is_switched_by_from_pipe():
+def test_pipeline_is_switched_by_from_pipe():
     program = Program()
     expected = by_hand(program.model)
     program.check_deepcache(enable=True)
@@ -100,7 +93,7 @@ def test_the_pipeline_is_switched_by_from_pipe():
     assert torch.equal(draw(program.worker.pipe), by_hand(back, "F"))
 
 
-def test_the_unet_is_replaced_while_it_is_on():
+def test_unet_is_replaced_while_enabled():
     program = Program()
     first = program.model.unet
     program.check_deepcache(enable=True)
@@ -112,7 +105,7 @@ def test_the_unet_is_replaced_while_it_is_on():
 
 
 @pytest.mark.parametrize("while_on", [False, True])
-def test_the_unet_is_taken_out_and_another_put_in(while_on):
+def test_unet_is_removed_and_replaced(while_on):
     program = Program()
     program.generate()
     if while_on:
@@ -123,7 +116,7 @@ def test_the_unet_is_taken_out_and_another_put_in(while_on):
     assert torch.equal(program.generate(), by_hand(program.model))
 
 
-def test_a_unet_that_is_taken_out_can_be_freed():
+def test_removed_unet_can_be_freed():
     program = Program()
     program.check_deepcache(enable=True)
     draw(program.model)
@@ -136,7 +129,7 @@ def test_a_unet_that_is_taken_out_can_be_freed():
     assert unet() is None
 
 
-def test_without_a_unet_it_is_refused_and_works_again_with_one():
+def test_enable_without_a_unet_is_refused():
     program = Program()
     program.model.unet = None
     with pytest.raises(TypeError, match="needs a denoiser"):
@@ -167,7 +160,6 @@ def test_a_second_pass_at_another_size():
 
 
 def test_prompts_that_change_within_a_run():
-    """A prompt for each part of the run, put in by a callback."""
     program = Program()
     calls = []
     program.model.unet.register_forward_pre_hook(
@@ -185,8 +177,7 @@ def test_prompts_that_change_within_a_run():
     assert torch.equal(calls[-1], second)
 
 
-def test_a_callback_that_calls_the_unet_once_more():
-    """A look at what another prompt would make of the latents."""
+def test_callback_that_calls_the_unet():
     program = Program()
     calls = Calls(program.model.unet)
     program.check_deepcache(enable=True)

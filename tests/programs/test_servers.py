@@ -1,5 +1,4 @@
-"""Servers with one model: each request has a pipeline and a scheduler of its own, in a thread of its own or in turn
-with others."""
+"""Servers with one model: each request has its own pipeline and scheduler, in its own thread or in turn with others."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ class Server:
         return draw(pipe, seed=seed, steps=steps, **call)
 
 
-def test_requests_at_once_draw_what_they_draw_by_hand():
+def test_concurrent_requests():
     server = Server()
     requests = [(seed, kind, steps) for seed in range(2) for kind in KINDS for steps in (4, 6)]
     with ThreadPoolExecutor(4) as pool:
@@ -59,8 +58,7 @@ def test_requests_that_meet_at_each_step():
     assert all(torch.equal(each, by_hand(server.plain, seed)) for seed, each in enumerate(found))
 
 
-def test_the_same_prompt_at_once_in_loops_of_their_own():
-    """Over one list, with one prompt, and each in its thread."""
+def test_same_prompt_in_several_threads():
     server, scheduler = Server(), DDIMScheduler()
     scheduler.set_timesteps(STEPS)
     calls, barrier, lock = Calls(server.plain, called=server.unet), threading.Barrier(3), threading.Lock()
@@ -81,7 +79,7 @@ def test_the_same_prompt_at_once_in_loops_of_their_own():
 
 @pytest.mark.parametrize("own_list", [True, False])
 def test_requests_in_turn_in_one_thread(own_list):
-    """As coroutines that give way to each other after each step; each has a prompt."""
+    """As coroutines with one prompt each."""
     server, shared = Server(), DDIMScheduler()
     shared.set_timesteps(STEPS)
     calls = Calls(server.plain, called=server.unet)
@@ -103,7 +101,7 @@ def test_requests_in_turn_in_one_thread(own_list):
     assert calls.take() == ("FFF" * STEPS if own_list else "".join(sign * 3 for sign in SCHEDULE))
 
 
-def test_steps_that_are_put_into_any_thread_of_a_pool():
+def test_steps_in_any_thread_of_a_pool():
     """As with `asyncio.to_thread`, where each request has a prompt."""
     server, scheduler = Server(), DDIMScheduler()
     scheduler.set_timesteps(STEPS)
@@ -122,7 +120,7 @@ def test_steps_that_are_put_into_any_thread_of_a_pool():
         thread.shutdown()
 
 
-def test_a_request_that_is_cancelled_in_its_thread():
+def test_request_cancelled_in_its_thread():
     server = Server()
 
     def cancel(pipe, step, timestep, tensors):
@@ -133,14 +131,13 @@ def test_a_request_that_is_cancelled_in_its_thread():
     with ThreadPoolExecutor(2) as pool:
         for seed in range(3):
             cancelled = pool.submit(server.request, seed, callback_on_step_end=cancel)
-            drawn = pool.submit(server.request, seed)
+            generated = pool.submit(server.request, seed)
             with pytest.raises(InterruptedError):
                 cancelled.result()
-            assert torch.equal(drawn.result(), by_hand(server.plain, seed))
+            assert torch.equal(generated.result(), by_hand(server.plain, seed))
 
 
-def test_a_request_that_brings_its_own_helper():
-    """The second helper takes the place of the first on the U-Net, and gives it back to nobody."""
+def test_request_with_its_own_helper():
     unet = quick_unet()
     plain = quick_unet()
     for seed in range(2):
@@ -151,7 +148,7 @@ def test_a_request_that_brings_its_own_helper():
         assert torch.equal(draw(pipe, seed=seed), draw(quick_pipeline(plain), seed=seed))
 
 
-def test_a_request_of_another_size_in_each_thread():
+def test_different_sizes_in_threads():
     server = Server()
     with ThreadPoolExecutor(3) as pool:
         sizes = (64, 128, 64)
@@ -160,8 +157,8 @@ def test_a_request_of_another_size_in_each_thread():
         assert torch.equal(found[seed], by_hand(server.plain, seed, size=size))
 
 
-def test_settings_change_while_others_draw():
-    """Each request has one setting or the other, and nothing in between."""
+def test_settings_change_during_requests():
+    """Each request has one setting or the other."""
     unet, plain = quick_unet(), quick_unet()
     pipe = quick_pipeline(unet)
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="none"))

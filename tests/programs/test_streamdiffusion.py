@@ -1,4 +1,4 @@
-"""StreamDiffusion has a few timesteps for ever: all of them in one batch of frames, one by one, or a single one."""
+"""StreamDiffusion repeats a few timesteps: all in one batch of frames, one by one, or a single one."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Stream:
         return self.calls(latents, t, encoder_hidden_states=prompt, purpose=frame, return_dict=False)
 
 
-@pytest.mark.parametrize("own_scheduler", [True, False], ids=["scheduler of its own", "the pipeline's"])
+@pytest.mark.parametrize("own_scheduler", [True, False], ids=["own scheduler", "the pipeline's"])
 @pytest.mark.parametrize("chosen", [[32], [0], [49]])
 @torch.no_grad()
-def test_one_step_for_ever_is_plain(chosen, own_scheduler):
+def test_single_step_is_plain(chosen, own_scheduler):
     stream = Stream(chosen, own_scheduler)
     for frame in range(FRAMES):
         stream.call(stream.frame(), stream.timesteps, frame)
@@ -47,7 +47,7 @@ def test_one_step_for_ever_is_plain(chosen, own_scheduler):
 
 
 @torch.no_grad()
-def test_one_step_for_several_frames_at_a_time():
+def test_single_step_for_several_frames():
     stream = Stream([32])
     timesteps = torch.repeat_interleave(stream.timesteps, 2)
     for frame in range(FRAMES):
@@ -56,8 +56,7 @@ def test_one_step_for_several_frames_at_a_time():
 
 
 @torch.no_grad()
-def test_one_step_with_a_first_row_for_the_guidance():
-    """The timesteps are made again for each call."""
+def test_single_step_with_a_row_for_guidance():
     stream = Stream([32])
     for frame in range(FRAMES):
         stream.call(stream.frame(2), torch.cat([stream.timesteps[0:1], stream.timesteps]), frame)
@@ -74,10 +73,10 @@ def test_all_steps_in_a_batch_are_plain():
     assert stream.calls.take() == "F" * FRAMES
 
 
-@pytest.mark.parametrize("own_scheduler", [True, False], ids=["scheduler of its own", "the pipeline's"])
+@pytest.mark.parametrize("own_scheduler", [True, False], ids=["own scheduler", "the pipeline's"])
 @pytest.mark.parametrize("chosen", [[18, 26, 35, 45], [10, 20, 30, 40], [0, 1, 2, 3], [30], [20, 40]])
 @torch.no_grad()
-def test_one_step_after_the_other_uses_nothing_of_another_frame(chosen, own_scheduler):
+def test_steps_use_nothing_of_another_frame(chosen, own_scheduler):
     stream = Stream(chosen, own_scheduler)
     for frame in range(FRAMES):
         latents = stream.frame()
@@ -89,7 +88,7 @@ def test_one_step_after_the_other_uses_nothing_of_another_frame(chosen, own_sche
 
 
 @torch.no_grad()
-def test_a_list_of_its_own_is_a_run_for_each_frame():
+def test_list_of_timesteps_is_a_run_per_frame():
     stream = Stream([10, 20, 30, 40])
     for frame in range(FRAMES):
         latents = stream.frame()
@@ -99,7 +98,7 @@ def test_a_list_of_its_own_is_a_run_for_each_frame():
 
 
 @torch.no_grad()
-def test_another_prompt_in_mid_stream():
+def test_prompt_changes_during_the_stream():
     stream = Stream([10, 20, 30, 40])
     for frame in range(FRAMES):
         stream.prompt = text(frame)

@@ -1,4 +1,4 @@
-"""Training programs measure a loss at random timesteps: one image a call, with the caption of each or with none."""
+"""Training programs measure losses at random timesteps: one image per call, with or without captions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.programs.quick_unet import quick_unet
 IMAGES = 24
 
 
-def as_drawn(timesteps):
-    """The list of random timesteps itself is gone through."""
+def as_given(timesteps):
+    """Iterates over the tensor of random timesteps."""
     return timesteps
 
 
@@ -46,11 +46,11 @@ def as_float(timesteps):
 
 
 def as_sigmas(timesteps):
-    """Continuous noise levels, which no list has."""
+    """Continuous noise levels."""
     return [t / 1000 + 0.0001 for t in timesteps.tolist()]
 
 
-AS = [as_drawn, as_rows, as_columns, as_tensors, as_batches, as_int, as_float, as_sigmas]
+AS = [as_given, as_rows, as_columns, as_tensors, as_batches, as_int, as_float, as_sigmas]
 
 
 def without_scheduler():
@@ -58,7 +58,7 @@ def without_scheduler():
 
 
 def new():
-    """As it is after `from_pretrained`: all thousand timesteps."""
+    """With all thousand timesteps, as after `from_pretrained`."""
     return DDPMScheduler()
 
 
@@ -79,7 +79,7 @@ class Losses:
 
     @torch.no_grad()
     def measure(self, timesteps):
-        """The signs of a call for an image of its own at each timestep."""
+        """The signs of one call per timestep, each for another image."""
         for t in timesteps:
             self._images += 1
             prompt = text(self._images if self._caption == "own" else 0)
@@ -99,8 +99,8 @@ def test_random_timesteps_are_plain(kind, scheduler):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_many_of_them(scheduler):
-    """So many out of so few that some happen to follow each other."""
+def test_many_random_timesteps_are_plain(scheduler):
+    """Some of them are neighbours by chance."""
     losses = Losses(scheduler(), "none")
     assert losses.measure(random_timesteps(1, 80, most=50).tolist()) == "F" * 80
 
@@ -109,14 +109,14 @@ def test_many_of_them(scheduler):
 @pytest.mark.parametrize(
     "timesteps", [[812, 301, 300, 77], [500, 812, 811, 20], [500, 500, 499, 3], [812, 700, 588, 40]]
 )
-def test_timesteps_that_follow_each_other_by_chance(kind, timesteps):
+def test_neighbouring_timesteps(kind, timesteps):
     losses = Losses(new(), "none")
     assert losses.measure(kind(torch.tensor(timesteps))) == "F" * len(timesteps)
 
 
 @pytest.mark.parametrize("kind", AS)
 @pytest.mark.parametrize("order", [False, True], ids=["rising", "falling"])
-def test_captions_tell_images_apart_where_timesteps_are_in_order(kind, order):
+def test_captions_distinguish_images_at_ordered_timesteps(kind, order):
     losses = Losses(new(), "own")
     timesteps = random_timesteps().sort(descending=order).values
     assert losses.measure(kind(timesteps)) == "F" * IMAGES
@@ -130,8 +130,8 @@ def test_one_timestep_for_all_images(caption):
 
 
 @pytest.mark.parametrize("caption", ["own", "none"])
-def test_all_images_at_a_timestep_of_the_scheduler_and_then_at_the_next(caption):
-    """The scheduler's own list, gone through once for all images: each has a slot, by its order."""
+def test_all_images_at_each_timestep_of_the_scheduler(caption):
+    """Each image has a slot, by its order."""
     scheduler = after_sampling()
     losses = Losses(scheduler, caption)
     found = ""

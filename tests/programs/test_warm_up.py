@@ -1,4 +1,4 @@
-"""Calls before the loop, loops that stop early, and images one after the other over the same list of timesteps."""
+"""Calls before the loop, loops that stop early, and several images with one list of timesteps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Loop:
 
     @torch.no_grad()
     def run(self, first=0, last=STEPS, image=0, prompts=(0,), as_number=False):
-        """The signs of the steps from one to another."""
+        """The signs of steps `first` to `last`."""
         for step in range(first, last):
             self.call(step, image, prompts, as_number)
         return self.calls.take()
@@ -41,18 +41,18 @@ class Loop:
 @pytest.mark.parametrize("as_number", [False, True])
 @pytest.mark.parametrize("calls", [1, 2, 3])
 @pytest.mark.parametrize("prompt", [0, 1], ids=["its prompt", "another prompt"])
-def test_calls_to_warm_up_leave_nothing_to_the_image(as_number, calls, prompt):
+def test_warm_up_calls_do_not_affect_the_image(as_number, calls, prompt):
     loop = Loop()
     for _ in range(calls):
         loop.call(0, "warm-up", (prompt,), as_number)
     assert loop.calls.take() == "F" * calls
     found = loop.run(as_number=as_number)
-    # With its own prompt the first of several calls could go on as well as the last.
+    # With the same prompt, any of the warm-up calls could be the first step.
     assert found == (SCHEDULE if prompt == 1 else "FF.F..F..")
 
 
 @pytest.mark.parametrize("as_number", [False, True])
-def test_calls_to_warm_up_with_guidance_in_two_calls(as_number):
+def test_warm_up_with_guidance_in_two_calls(as_number):
     loop = Loop()
     for _ in range(2):
         loop.call(0, "warm-up", (0, 1), as_number)
@@ -61,7 +61,7 @@ def test_calls_to_warm_up_with_guidance_in_two_calls(as_number):
 
 
 @pytest.mark.parametrize("as_number", [False, True])
-def test_a_warm_up_over_the_whole_list(as_number):
+def test_warm_up_with_the_whole_list(as_number):
     loop = Loop()
     for image in range(3):
         assert loop.run(image=image, as_number=as_number) == SCHEDULE
@@ -69,18 +69,18 @@ def test_a_warm_up_over_the_whole_list(as_number):
 
 @pytest.mark.parametrize("as_number", [False, True])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 8])
-def test_a_loop_that_stops_and_begins_again(stop, as_number):
+def test_loop_that_stops_and_restarts(stop, as_number):
     loop = Loop()
     assert loop.run(0, stop, image=0, as_number=as_number) == SCHEDULE[:stop]
     found = loop.run(image=1, as_number=as_number)
-    # It could have begun within a step of the first, of which the calls are not known yet.
+    # The second run could have started within a step of the first.
     assert found == "FF.F..F.."
 
 
 @pytest.mark.parametrize("as_number", [False, True])
 @pytest.mark.parametrize("stop", [2, 3, 4, 5])
-def test_another_image_that_begins_where_the_first_stopped(stop, as_number):
-    """With a prompt of its own, as two img2img requests of a different strength over one list."""
+def test_image_that_starts_where_another_stopped(stop, as_number):
+    """With another prompt, as in two img2img requests of different strength."""
     loop = Loop()
     assert loop.run(0, stop, image=0, prompts=(0,), as_number=as_number) == SCHEDULE[:stop]
     found = loop.run(stop, image=1, prompts=(1,), as_number=as_number)
@@ -89,7 +89,7 @@ def test_another_image_that_begins_where_the_first_stopped(stop, as_number):
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4, 5])
-def test_another_image_that_begins_at_the_last_step_of_the_first(stop):
+def test_image_that_starts_at_the_last_step_of_another(stop):
     loop = Loop()
     loop.run(0, stop, image=0, prompts=(0,))
     found = loop.run(stop - 1, image=1, prompts=(1,))
@@ -97,7 +97,7 @@ def test_another_image_that_begins_at_the_last_step_of_the_first(stop):
     assert "X" not in found
 
 
-def test_with_the_same_prompt_it_takes_a_word():
+def test_end_run_separates_images_with_one_prompt():
     loop = Loop()
     loop.run(0, 4, image=0)
     loop.engine.end_run()
@@ -105,7 +105,7 @@ def test_with_the_same_prompt_it_takes_a_word():
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_a_loop_that_stops_between_two_calls_of_a_step(stop):
+def test_loop_that_stops_within_a_step(stop):
     loop = Loop()
     loop.run(0, stop, image=0, prompts=(0, 1))
     loop.call(stop, 0, (0,))
@@ -114,7 +114,7 @@ def test_a_loop_that_stops_between_two_calls_of_a_step(stop):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_a_step_that_raises_and_is_tried_again(stop):
+def test_step_that_raises_and_is_retried(stop):
     loop = Loop()
     loop.run(0, stop)
     handle = loop.pipe.unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(lambda *_: 1 / 0)
@@ -127,8 +127,8 @@ def test_a_step_that_raises_and_is_tried_again(stop):
 
 
 @pytest.mark.parametrize("every", [2, 4])
-def test_a_look_at_an_image_from_time_to_time(every):
-    """A call at the first timestep again, with another prompt, after some steps: a new run, and the old one is gone."""
+def test_preview_calls_during_a_run(every):
+    """A call at the first timestep with another prompt starts a new run."""
     loop = Loop()
     for step in range(STEPS):
         loop.call(step)
@@ -139,7 +139,7 @@ def test_a_look_at_an_image_from_time_to_time(every):
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_images_in_turn_over_one_list(order):
-    """A call for each image at each step, each with a prompt of its own."""
+    """One call per image and step, each with its own prompt."""
     loop = Loop()
     signs = []
     for step in range(STEPS):
@@ -150,7 +150,7 @@ def test_images_in_turn_over_one_list(order):
 
 
 def test_images_that_join_and_leave():
-    """A server that takes a request in at any step of the list and lets go of those that are done."""
+    """A server that adds and removes requests at any step."""
     loop = Loop()
     present = ["a", "ab", "ab", "abc", "bc", "bcd", "cd", "cd", "d"]
     prompts = {"a": 0, "b": 1, "c": 2, "d": 3}

@@ -1,4 +1,4 @@
-"""What programs wrap around a U-Net: an engine for training, something for its metrics, several devices."""
+"""Modules that programs wrap around a U-Net: training engines, metrics, several devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEDULE = "F..F.."
 
 
 class Forwarding(nn.Module):
-    """Hands every attribute on that it has not, `forward` included."""
+    """Forwards missing attributes to the U-Net."""
 
     def __init__(self, inner):
         super().__init__()
@@ -33,7 +33,7 @@ class Forwarding(nn.Module):
 
 
 class WithSettings(nn.Module):
-    """Has the settings that a pipeline asks for, and nothing else."""
+    """Has only the attributes that a pipeline reads."""
 
     def __init__(self, inner):
         super().__init__()
@@ -44,7 +44,7 @@ class WithSettings(nn.Module):
 
 
 class Engine(nn.Module):
-    """DeepSpeed's keeps the model as `module`, takes anything and hands attributes on."""
+    """Keeps the model as `module` and forwards attributes, as DeepSpeed's engine does."""
 
     def __init__(self, module):
         super().__init__()
@@ -60,7 +60,7 @@ class Engine(nn.Module):
 
 
 class Beside(nn.Module):
-    """Has another model beside it, as what is trained with an image encoder."""
+    """Has another model besides the U-Net, such as an image encoder."""
 
     def __init__(self, inner):
         super().__init__()
@@ -81,7 +81,7 @@ WRAPPERS = [Forwarding, WithSettings, Engine, Beside, twice]
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("enabled", ["before", "after"])
 @torch.no_grad()
-def test_calls_through_it_follow_the_schedule(wrap, enabled):
+def test_calls_through_a_wrapper_follow_the_schedule(wrap, enabled):
     pipe = quick_pipeline()
     unet, calls = pipe.unet, Calls(pipe.unet)
     helper = DeepCacheSDHelper(pipe)
@@ -96,7 +96,7 @@ def test_calls_through_it_follow_the_schedule(wrap, enabled):
         for t in pipe.scheduler.timesteps:
             calls(torch.randn(1, 4, 8, 8), t, encoder_hidden_states=text(0))
         assert calls.take() == SCHEDULE
-    # The program may take the U-Net out of it and go on with that.
+    # The program may unwrap the U-Net.
     calls.unet = unet
     for t in pipe.scheduler.timesteps:
         calls(torch.randn(1, 4, 8, 8), t, encoder_hidden_states=text(0))
@@ -110,7 +110,7 @@ def test_calls_through_it_follow_the_schedule(wrap, enabled):
 
 @pytest.mark.parametrize("wrap", [Forwarding, Engine, twice])
 @pytest.mark.parametrize("enabled", ["before", "after"])
-def test_a_pipeline_with_it(wrap, enabled):
+def test_pipeline_with_a_wrapped_unet(wrap, enabled):
     pipe = quick_pipeline()
     plain, expected = draw(pipe), draw(quick_pipeline(scheduled(pipe.unet, SCHEDULE)))
     helper = DeepCacheSDHelper(pipe)
@@ -127,7 +127,7 @@ def test_a_pipeline_with_it(wrap, enabled):
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_it_is_taken_off_again_while_deepcache_is_on(wrap):
+def test_unwrapped_while_enabled(wrap):
     pipe = quick_pipeline()
     unet, expected = pipe.unet, draw(quick_pipeline(scheduled(pipe.unet, SCHEDULE)))
     helper = DeepCacheSDHelper(pipe)
@@ -141,7 +141,7 @@ def test_it_is_taken_off_again_while_deepcache_is_on(wrap):
 
 
 @pytest.mark.parametrize("wrap", [Forwarding, Engine])
-def test_training_through_it(wrap):
+def test_training_through_a_wrapper(wrap):
     pipe, plain = quick_pipeline(), quick_unet()
     pipe.unet = wrap(pipe.unet)
     DeepCacheSDHelper(pipe).enable()

@@ -1,5 +1,5 @@
-"""xinference has one helper for all of its pipelines: for each request it sets `helper.pipe`, enables it, disables it
-and sets `helper.pipe = None`."""
+"""xinference has one helper for all pipelines: each request sets `helper.pipe`, enables and disables it, and sets
+`helper.pipe = None`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
 
 from DeepCache import DeepCacheSDHelper
 from tests.engine.tiny_pipeline import draw
-from tests.programs.by_hand import scheduled
-from tests.programs.quick_unet import quick_pipeline, quick_unet
+from tests.programs.quick_unet import by_hand, quick_pipeline, quick_unet
 
 SCHEDULE = "F..F.."
 
@@ -38,13 +37,7 @@ class Server:
             return draw(model, **call)
 
 
-def by_hand(pipe, pattern=SCHEDULE, **call):
-    other = quick_pipeline(scheduled(pipe.unet, pattern))
-    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    return draw(other, **call)
-
-
-def test_a_request_after_the_other():
+def test_consecutive_requests():
     pipe = quick_pipeline()
     server, plain = Server(pipe), draw(pipe)
     for seed in range(2):
@@ -63,7 +56,7 @@ def test_pipelines_in_turn():
         assert torch.equal(draw(two), plain[1])
 
 
-def test_a_pipeline_with_the_same_unet():
+def test_pipelines_that_share_a_unet():
     pipe = quick_pipeline()
     server = Server(pipe)
     image_to_image = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
@@ -74,7 +67,7 @@ def test_a_pipeline_with_the_same_unet():
         assert not pipe.unet._forward_hooks
 
 
-def test_the_helper_is_moved_while_it_is_on():
+def test_helper_is_moved_while_enabled():
     one, two = quick_pipeline(), quick_pipeline(quick_unet(seed=1))
     plain, helper = draw(one), DeepCacheSDHelper(one)
     helper.set_params(cache_interval=3)
@@ -87,7 +80,7 @@ def test_the_helper_is_moved_while_it_is_on():
     assert torch.equal(draw(two), by_hand(two, "F"))
 
 
-def test_settings_between_the_assignment_and_enable():
+def test_settings_between_assignment_and_enable():
     one, two = quick_pipeline(), quick_pipeline(quick_unet(seed=1))
     helper = DeepCacheSDHelper(one)
     helper.set_params(cache_interval=3)
@@ -110,7 +103,7 @@ def test_settings_between_two_requests():
     assert torch.equal(server.request(pipe), by_hand(pipe, "F.F.F."))
 
 
-def test_without_a_pipeline_it_is_off():
+def test_without_a_pipeline_the_helper_is_disabled():
     pipe = quick_pipeline()
     server = Server(pipe)
     server.request(pipe)
@@ -121,7 +114,7 @@ def test_without_a_pipeline_it_is_off():
     server.helper.disable()
 
 
-def test_a_request_that_fails():
+def test_failed_request():
     pipe = quick_pipeline()
     server = Server(pipe)
 
@@ -135,7 +128,7 @@ def test_a_request_that_fails():
         assert torch.equal(server.request(pipe), by_hand(pipe))
 
 
-def test_another_sampler_for_the_length_of_a_request():
+def test_other_scheduler_during_a_request():
     pipe = quick_pipeline()
     server, default = Server(pipe), pipe.scheduler
     for scheduler in (EulerDiscreteScheduler(), default, EulerDiscreteScheduler()):

@@ -166,7 +166,7 @@ def _run_audioldm2(pipe: Any, batch: int = 1, **call: Any) -> torch.Tensor:
     )
 
 
-# ---- Audio Diffusion: a spectrogram as a picture
+# ---- Audio Diffusion: a spectrogram as an image
 
 
 class _SilentMel:

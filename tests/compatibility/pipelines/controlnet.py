@@ -77,8 +77,8 @@ def _gligen_text_image() -> Any:
 
 
 class _SubjectQueries(ModelMixin, ConfigMixin):
-    """In the place of BLIP-Diffusion's Q-Former, which does not run with transformers 5: what the pipeline takes from
-    it, some tokens for the subject of the picture."""
+    """Replaces the Q-Former of BLIP-Diffusion, which fails with transformers 5: returns tokens for the subject of the
+    image."""
 
     @register_to_config
     def __init__(self, num_query_tokens: int = 4) -> None:

@@ -157,7 +157,7 @@ _FROM_IMAGE = {"image": image(), "strength": 0.8}
 _INPAINT = {"image": image(), "mask_image": mask()}
 _HINT = {"hint": image()}
 _PRIOR_STEPS = {"prior_num_inference_steps": 2}
-# Where the pipeline can leave out movq's decoder.
+# Skips movq's decoder.
 _LATENT = {"output_type": "latent"}
 
 _WIDER = {"width": 128, "num_images_per_prompt": 2}

@@ -48,7 +48,7 @@ def _run_ensemble(pipe: Any) -> torch.Tensor:
     return _run(pipe, 4, ensemble_size=4, batch_size=2)
 
 
-# Every batch of an ensemble is a denoising run of its own.
+# Every batch of an ensemble is a denoising run.
 _FOUR_STEPS_TWICE = {interval: 2 * pattern for interval, pattern in uniform(4).items()}
 
 CASES = [

@@ -182,8 +182,8 @@ def _vae_with_depth() -> AutoencoderKL:
 
 
 def _colour_and_depth(pipe: Any, **call: Any) -> torch.Tensor:
-    drawn = pipe("a red circle", num_inference_steps=5, generator=generator(), output_type="np", **call)
-    return torch.cat([torch.from_numpy(drawn.rgb), torch.from_numpy(drawn.depth)[..., None]], dim=-1)
+    generated = pipe("a red circle", num_inference_steps=5, generator=generator(), output_type="np", **call)
+    return torch.cat([torch.from_numpy(generated.rgb), torch.from_numpy(generated.depth)[..., None]], dim=-1)
 
 
 CASES = [
@@ -290,7 +290,7 @@ CASES = [
         build=lambda: _build_consistency("LatentConsistencyModelImg2ImgPipeline"),
         run=lambda pipe: denoise(pipe, image=image(), strength=0.8),
         run_other=lambda pipe: denoise(pipe, steps=2, image=image(), strength=0.4),
-        # All steps are run, whatever the strength.
+        # All steps run, regardless of the strength.
         patterns=uniform(5),
     ),
     PipelineCase(
