@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Nothing is imported at once: `deepcache --help` must not wait for torch, and handles Ctrl-C from the start.
+# Names are imported on first use, so that `deepcache --help` does not wait for torch.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

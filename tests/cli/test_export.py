@@ -30,7 +30,7 @@ def test_export(run, tmp_path):
     assert "full.pt2" in result.stdout
     stages = result.stderr.splitlines()
     assert stages[:2] == ["Running the pipeline up to its U-Net", "Running a full step"]
-    assert stages[2].startswith("Writing about 0.0")
+    assert stages[2].startswith("Writing about 25.8 MiB")
     assert stages[3:6] == ["full: tracing", "full: writing", "full: comparing with PyTorch"]
     found = json.loads((tmp_path / "graphs" / "deepcache-graphs.json").read_text())
     assert found["steps"] == ["full", "shallow", "shallow", "shallow", "shallow"] * 2
@@ -51,7 +51,7 @@ def test_export(run, tmp_path):
     ("options", "message"),
     [
         (("--format", "tensorrt"), "format must be one of torch, onnx, openvino, got 'tensorrt'"),
-        (("--format", "torch", "--int8"), "weights of eight bits are for format openvino, got 'torch'. Leave int8 out"),
+        (("--format", "torch", "--int8"), "int8 requires format openvino, got 'torch'. Remove int8"),
         (("--names", "deep_in"), "--names must be NAME=NEW with commas between, such as deep_in=state, got 'deep_in'"),
         (
             ("--format", "torch", "--branch", "99"),

@@ -110,7 +110,7 @@ def test_folder_with_other_files_is_never_replaced(tmp_path):
 def test_full_disk_is_reported_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"need about .* KiB in .* where 1e\+03 B are free. Delete files"):
+    with pytest.raises(OSError, match=r"need about .* KiB in .* where 0.977 KiB are free. Delete files"):
         export(tmp_path / "graphs")
 
 

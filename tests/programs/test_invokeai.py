@@ -1,4 +1,4 @@
-"""InvokeAI's denoising loop copies timesteps for the batch, with guidance in one call or two. Others subclass the helper."""
+"""InvokeAI copies timesteps for the batch, with guidance in one call or two. Others subclass the helper."""
 
 from __future__ import annotations
 
