@@ -29,23 +29,23 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def prompts(tmp_path, monkeypatch):
-    """The prompt file of the page, in a folder of its own."""
+    """The prompt file of the page, in a new folder."""
     monkeypatch.chdir(tmp_path)
     (text,) = blocks("csv")
     (tmp_path / "prompts.csv").write_text(text, encoding="utf-8")
     threads = torch.get_num_threads()
     yield tmp_path / "prompts.csv"
-    # A batch sets them for its process.
+    # A batch sets the number of threads of its process.
     torch.set_num_threads(threads)
 
 
 def test_the_first_command_and_every_python_block_run(prompts, capsys):
     first = commands()[0][1:]
     assert CliRunner().invoke(app, [*first, "--steps", "3"]).exit_code == 0
-    pictures = sorted(path.name for path in prompts.parent.glob("pictures/pictures/*/*.png"))
+    images = sorted(path.name for path in prompts.parent.glob("pictures/pictures/*/*.png"))
     # The folder shows one of them.
-    assert len(pictures) == 4
-    assert re.search(r"pictures/a8/(\w+\.png)", PAGE)[1] in pictures
+    assert len(images) == 4
+    assert re.search(r"pictures/a8/(\w+\.png)", PAGE)[1] in images
     assert {path.name for path in prompts.parent.glob("pictures/*")} >= {
         "job.json",
         "manifest.parquet",

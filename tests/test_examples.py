@@ -1,4 +1,4 @@
-"""The scripts in examples/, run as people run them: with `--tiny`, and with a hub and a GPU that are made up."""
+"""The scripts in examples/, run as people run them: with `--tiny`, and with a simulated hub and GPU."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Examples:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return self._capsys.readouterr().out.splitlines()
 
-    def picture(self, name: str) -> Image.Image:
+    def image(self, name: str) -> Image.Image:
         with Image.open(self.folder / name) as image:
             image.load()
             return image
@@ -82,7 +82,7 @@ def examples(tmp_path, monkeypatch, capsys):
 
 
 def outside() -> tuple[Any, ...]:
-    """What is shared with whatever runs in the same process afterwards."""
+    """Global state that later tests in this process share."""
     hooks = len(modules._global_forward_hooks), len(modules._global_forward_pre_hooks)
     return torch.get_num_threads(), torch.is_grad_enabled(), hooks, UNet2DConditionModel.forward
 
@@ -104,7 +104,7 @@ def test_text_to_image_generates_and_frees_the_pipeline(examples):
     lines = examples.run("text_to_image", "--tiny")
     assert lines[0] == every_third(50)
     assert lines[-1] == "wrote text-to-image.png"
-    assert examples.picture("text-to-image.png").size == (64, 64)
+    assert examples.image("text-to-image.png").size == (64, 64)
     assert [engine.attached for engine in examples.engines] == [False]
 
 
@@ -114,19 +114,19 @@ def test_sdxl_lists_its_nine_branches_and_halves_its_shallow_steps(examples):
     assert branches.endswith(", 8 down_blocks.2 layer 1")
     assert pattern == every_third(50)
     assert share.startswith("17 full and 33 shallow steps (33 with guidance reuse)")
-    assert examples.picture("sdxl.png").size == (64, 64)
+    assert examples.image("sdxl.png").size == (64, 64)
 
 
 def test_image_to_image_counts_the_steps_that_run(examples):
     pattern, *_ = examples.run("image_to_image", "--tiny")
     assert pattern == every_third(30)
-    assert examples.picture("image-to-image.png").size == (64, 64)
+    assert examples.image("image-to-image.png").size == (64, 64)
 
 
 def test_controlnet_that_has_learned_nothing_changes_nothing(examples, cached):
     pattern, *_ = examples.run("controlnet", "--tiny")
     assert pattern == every_third(50)
-    assert same(examples.picture("controlnet.png"), cached)
+    assert same(examples.image("controlnet.png"), cached)
 
 
 def test_video_has_all_frames_of_the_model(examples):
@@ -141,7 +141,7 @@ def test_video_has_all_frames_of_the_model(examples):
 def test_lora_is_in_the_second_image_only(examples, cached):
     pattern, *_ = examples.run("lora", "--tiny")
     assert pattern == every_third(50)
-    both = examples.picture("lora.png")
+    both = examples.image("lora.png")
     assert both.size == (128, 64)
     assert same(both.crop((0, 0, 64, 64)), cached)
     assert not same(both.crop((64, 0, 128, 64)), cached)
@@ -174,25 +174,25 @@ def test_compiled_has_all_its_graphs_after_the_warm_up(examples, graphs, cached,
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", counted)
     lines = examples.run("compiled", "--tiny")
     assert [line for line in lines if set(line) == set("F.")] == [every_third(50)]
-    assert same(examples.picture("compiled.png"), cached)
-    warm, drawn = counts
-    assert 0 < warm == drawn
+    assert same(examples.image("compiled.png"), cached)
+    warm, generated = counts
+    assert 0 < warm == generated
 
 
 def test_cpu_offload_changes_no_pixel(examples, cached):
     pattern, *_ = examples.run("cpu_offload", "--tiny")
     assert pattern == every_third(50)
-    assert same(examples.picture("cpu-offload.png"), cached)
+    assert same(examples.image("cpu-offload.png"), cached)
 
 
 def test_batch_resumes_where_it_stopped(examples):
     assert examples.run("batch", "--tiny")[0] == "4 rows: 4 done, 0 failed; 4 in this run"
-    pictures = sorted(examples.folder.glob("pictures/pictures/*/*.png"))
-    assert [examples.picture(str(path)).size for path in pictures] == [(64, 64)] * 4
-    lost = pictures[2].read_bytes()
-    pictures[2].unlink()
+    images = sorted(examples.folder.glob("pictures/pictures/*/*.png"))
+    assert [examples.image(str(path)).size for path in images] == [(64, 64)] * 4
+    lost = images[2].read_bytes()
+    images[2].unlink()
     assert examples.run("batch", "--tiny")[0] == "4 rows: 4 done, 0 failed; 1 in this run"
-    assert pictures[2].read_bytes() == lost
+    assert images[2].read_bytes() == lost
 
 
 def test_a_third_partys_unet_is_cut_at_its_second_branch(examples):
@@ -200,7 +200,7 @@ def test_a_third_partys_unet_is_cut_at_its_second_branch(examples):
     assert branches.endswith(", 5 down_blocks.1 layer 1")
     assert pattern == every_third(50)
     assert share.startswith("17 full and 33 shallow steps")
-    assert examples.picture("third-party-unet.png").size == (64, 64)
+    assert examples.image("third-party-unet.png").size == (64, 64)
 
 
 def test_every_script_is_run_here_and_on_the_page():
@@ -250,8 +250,7 @@ HUB = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub and a GPU in the place of those that the scripts want without `--tiny`. What is asked of them is noted, and
-    what they give are tiny models on the CPU."""
+    """A simulated hub and GPU for scripts without `--tiny`, which records requests and returns tiny models on the CPU."""
     asked: list[Any] = []
 
     def pipeline(kind: Any, name: str, dtype: torch.dtype, variant: str = "", **components: Any) -> Any:
@@ -268,7 +267,7 @@ def hub(monkeypatch):
         asked.append((name, weight_name))
 
     def offload(pipe: Any, device: Any) -> None:
-        # After each run the pipeline asks for it again, with a device in the place of the name.
+        # After each run the pipeline calls it again, with a device instead of a name.
         asked.extend([device] if isinstance(device, str) else [])
         model_offload(pipe, device="cpu")
 

@@ -11,7 +11,7 @@ from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache, remov
 from DeepCache.config import PRESETS
 from DeepCache.schedule import BranchSchedule, UniformSchedule
 from tests.engine.dummy_unet import DummyUNet, Pipeline
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 from tests.releases import COUNTS
 
 
@@ -25,7 +25,7 @@ def cached(pipe, interval=3, branch=0, **call):
     fresh = tiny_pipeline(copy.deepcopy(pipe.unet))
     with DeepCacheSDHelper(fresh) as helper:
         helper.set_params(interval, branch)
-        return draw(fresh, **call)
+        return generate(fresh, **call)
 
 
 def test_the_documented_steps(pipe):
@@ -35,23 +35,23 @@ def test_the_documented_steps(pipe):
         cache_branch_id=0,
     )
     helper.enable()
-    draw(pipe)
+    generate(pipe)
     assert helper.stats.pattern == "F..F.."
     assert (helper.stats.full_steps, helper.stats.shallow_steps) == (2, 4)
     helper.disable()
 
 
 def test_interval_one_and_disable_are_bit_identical(pipe):
-    plain = draw(pipe)
+    plain = generate(pipe)
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=1)
     helper.enable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
     assert helper.stats.bytes_kept == 0
     helper.set_params(cache_interval=3)
-    assert not torch.equal(draw(pipe), plain)
+    assert not torch.equal(generate(pipe), plain)
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
 def test_disable_restores_the_pipeline(pipe):
@@ -62,74 +62,74 @@ def test_disable_restores_the_pipeline(pipe):
             {m: {k: str(v) for k, v in m.__dict__.items()} for m in pipe.unet.modules()},
         )
 
-    draw(pipe)
+    generate(pipe)
     before = everything()
     helper = DeepCacheSDHelper(pipe)
     helper.enable()
-    draw(pipe)
+    generate(pipe)
     helper.disable()
     assert everything() == before
 
 
 def test_context_manager(pipe):
-    plain = draw(pipe)
+    plain = generate(pipe)
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(cache_interval=2)
-        draw(pipe)
+        generate(pipe)
     assert helper.stats.pattern == "F.F.F."
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
 def test_context_manager_disables_after_an_exception(pipe):
-    plain = draw(pipe)
+    plain = generate(pipe)
     with pytest.raises(ZeroDivisionError), DeepCacheSDHelper(pipe):
         _ = 1 / 0
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
 def test_set_params_while_enabled_takes_effect_at_the_next_run(pipe):
     with DeepCacheSDHelper(pipe) as helper:
         for interval, branch, pattern in ((2, 0, "F.F.F."), (3, 3, "F..F.."), (1, 0, "FFFFFF"), (4, 1, "F...F.")):
             helper.set_params(interval, branch)
-            assert torch.equal(draw(pipe), cached(pipe, interval, branch))
+            assert torch.equal(generate(pipe), cached(pipe, interval, branch))
             assert helper.stats.pattern == pattern
 
 
 def test_enable_and_disable_are_idempotent(pipe):
-    plain = draw(pipe)
+    plain = generate(pipe)
     helper = DeepCacheSDHelper(pipe)
     helper.disable()
     helper.set_params(3)
     helper.enable()
     helper.enable()
-    assert torch.equal(draw(pipe), cached(pipe))
+    assert torch.equal(generate(pipe), cached(pipe))
     helper.disable()
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
     helper.enable()
-    assert torch.equal(draw(pipe), cached(pipe))
+    assert torch.equal(generate(pipe), cached(pipe))
 
 
 def test_enable_on_another_pipeline(pipe):
     other = tiny_pipeline(tiny_unet(seed=1))
-    plain = draw(pipe)
+    plain = generate(pipe)
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(3)
     helper.enable()
     helper.enable(pipe=other)
-    assert torch.equal(draw(other), cached(other))
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(other), cached(other))
+    assert torch.equal(generate(pipe), plain)
     late = DeepCacheSDHelper()
     late.set_params(3)
     late.enable(pipe)
-    assert torch.equal(draw(pipe), cached(pipe))
+    assert torch.equal(generate(pipe), cached(pipe))
 
 
 @pytest.mark.parametrize("second", [{"steps": 4}, {"batch": 2}, {"size": 128}, {"guidance_scale": 1.0}, {"seed": 9}])
 def test_second_run_with_other_settings_starts_full(pipe, second):
     with DeepCacheSDHelper(pipe) as helper:
-        draw(pipe)
-        assert torch.equal(draw(pipe, **second), cached(pipe, **second))
+        generate(pipe)
+        assert torch.equal(generate(pipe, **second), cached(pipe, **second))
         assert helper.stats.pattern.startswith("F..")
 
 
@@ -138,7 +138,7 @@ def test_image_to_image_with_another_strength_starts_full_each_time(pipe, streng
     pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
 
-    def redraw(strength):
+    def regenerate(strength):
         generator = torch.Generator().manual_seed(0)
         image, prompt = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 3, 8, generator=generator)
         return pipe(
@@ -152,10 +152,10 @@ def test_image_to_image_with_another_strength_starts_full_each_time(pipe, streng
         ).images
 
     with DeepCacheSDHelper(pipe):
-        alone = redraw(strength)
+        alone = regenerate(strength)
     with DeepCacheSDHelper(pipe) as helper:
-        redraw(0.7)
-        assert torch.equal(redraw(strength), alone)
+        regenerate(0.7)
+        assert torch.equal(regenerate(strength), alone)
         assert helper.stats.pattern == "F..F..F..F"[: round(10 * strength)]
 
 
@@ -163,9 +163,9 @@ def test_image_to_image_with_another_strength_starts_full_each_time(pipe, streng
 def test_swapped_unet_is_followed(pipe):
     first, second = pipe.unet, tiny_unet(seed=1)
     with DeepCacheSDHelper(pipe) as helper:
-        draw(pipe)
+        generate(pipe)
         pipe.unet = second
-        assert torch.equal(draw(pipe), cached(pipe))
+        assert torch.equal(generate(pipe), cached(pipe))
         assert helper.stats.pattern == "F..F.."
         assert not first._forward_hooks
     assert not second._forward_hooks
@@ -184,16 +184,16 @@ def test_latest_engine_replaces_the_previous_one(pipe):
     first = DeepCacheSDHelper(pipe)
     first.set_params(2)
     first.enable()
-    draw(pipe)
+    generate(pipe)
     second = DeepCacheSDHelper(pipe)
     second.set_params(3)
     second.enable()
-    assert torch.equal(draw(pipe), cached(pipe))
+    assert torch.equal(generate(pipe), cached(pipe))
     first.disable()
-    assert torch.equal(draw(pipe), cached(pipe))
+    assert torch.equal(generate(pipe), cached(pipe))
     assert (first.stats.pattern, second.stats.pattern) == ("F.F.F.", "F..F..")
     engine = apply_deepcache(pipe, DeepCacheConfig(4))
-    draw(pipe)
+    generate(pipe)
     assert engine.stats.pattern == "F...F."
     remove_deepcache(pipe)
     remove_deepcache(pipe)
@@ -202,7 +202,7 @@ def test_latest_engine_replaces_the_previous_one(pipe):
 
 def test_apply_deepcache_is_the_same_engine(pipe):
     apply_deepcache(pipe, DeepCacheConfig(cache_interval=3, cache_branch_id=1, forecast="none"))
-    assert torch.equal(draw(pipe), cached(pipe, 3, 1))
+    assert torch.equal(generate(pipe), cached(pipe, 3, 1))
     remove_deepcache(pipe)
 
 
@@ -210,22 +210,22 @@ def test_defaults_of_helper_and_config_differ_in_the_forecast(pipe):
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=2)
     with helper:
-        reused = draw(pipe)
+        reused = generate(pipe)
     apply_deepcache(pipe, DeepCacheConfig(2, forecast="none"))
-    assert torch.equal(draw(pipe), reused)
+    assert torch.equal(generate(pipe), reused)
     apply_deepcache(pipe, DeepCacheConfig(2))
-    forecast = draw(pipe)
+    forecast = generate(pipe)
     assert not torch.equal(forecast, reused)
     apply_deepcache(pipe, DeepCacheConfig(2, forecast="limited"))
-    assert torch.equal(draw(pipe), forecast)
+    assert torch.equal(generate(pipe), forecast)
     remove_deepcache(pipe)
 
 
 def test_helper_without_settings_reuses(pipe):
     with DeepCacheSDHelper(pipe):
-        found = draw(pipe)
+        found = generate(pipe)
     apply_deepcache(pipe, DeepCacheConfig(forecast="none"))
-    assert torch.equal(draw(pipe), found)
+    assert torch.equal(generate(pipe), found)
     remove_deepcache(pipe)
 
 
@@ -265,10 +265,10 @@ def test_function_dict_has_forward_methods(pipe):
 def test_every_setting_of_the_configuration_is_a_parameter(pipe, values, pattern):
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(**values)
-        found = draw(pipe)
+        found = generate(pipe)
         assert helper.stats.pattern == pattern
     apply_deepcache(pipe, DeepCacheConfig(**values))
-    assert torch.equal(draw(pipe), found)
+    assert torch.equal(generate(pipe), found)
     remove_deepcache(pipe)
 
 
@@ -280,12 +280,12 @@ def test_preset_sets_all_settings(pipe, name, guidance_scale):
         helper.set_params(cache_interval=4, cache_branch_id=2)
         helper.set_params(preset=name, guidance_scale=guidance_scale)
         assert helper._engine.config == expected
-        found = draw(pipe)
+        found = generate(pipe)
         # The next call sets everything again.
         helper.set_params(cache_interval=3)
         assert helper._engine.config == DeepCacheConfig(3, forecast="none")
     apply_deepcache(pipe, expected)
-    assert torch.equal(draw(pipe), found)
+    assert torch.equal(generate(pipe), found)
     remove_deepcache(pipe)
 
 
@@ -339,7 +339,7 @@ def test_invalid_settings_are_refused_and_change_nothing(pipe, values, error, me
         helper.set_params(3)
         with pytest.raises(error, match=message):
             helper.set_params(**values)
-        assert torch.equal(draw(pipe), cached(pipe))
+        assert torch.equal(generate(pipe), cached(pipe))
 
 
 def test_branch_too_deep_is_refused_at_enable(pipe):
@@ -371,7 +371,7 @@ def test_stats_before_and_after_a_run():
     helper.set_params(3)
     helper.enable(pipe)
     assert str(helper.stats) == "no trajectory yet"
-    draw(pipe)
+    generate(pipe)
     stats = helper.stats
     # The deep feature of branch 0: 8 channels of 8x8, conditional and unconditional, in float32.
     assert stats.bytes_kept == 2 * 8 * 8 * 8 * 4
@@ -385,7 +385,7 @@ def test_stats_before_and_after_a_run():
 def test_save_pretrained_while_enabled_saves_the_plain_pipeline(pipe, tmp_path):
     plain = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     with DeepCacheSDHelper(pipe):
-        draw(pipe)
+        generate(pipe)
         pipe.save_pretrained(tmp_path)
     index = (tmp_path / "model_index.json").read_text()
     assert '"StableDiffusionPipeline"' in index
@@ -397,12 +397,12 @@ def test_save_pretrained_while_enabled_saves_the_plain_pipeline(pipe, tmp_path):
 def test_deep_copy_of_an_enabled_pipeline_is_independent(pipe):
     with DeepCacheSDHelper(pipe) as helper:
         twin = copy.deepcopy(pipe)
-        assert torch.equal(draw(twin), cached(pipe))
+        assert torch.equal(generate(twin), cached(pipe))
         assert helper.stats.pattern == ""
         remove_deepcache(twin)
         assert type(twin) is type(tiny_pipeline())
         assert not twin.unet._forward_hooks
-        assert torch.equal(draw(pipe), cached(pipe))
+        assert torch.equal(generate(pipe), cached(pipe))
 
 
 def test_enable_uses_the_assigned_pipeline():

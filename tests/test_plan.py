@@ -11,7 +11,7 @@ from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
 from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
 from DeepCache.plan import PLAN_FORMAT, Plan
 from DeepCache.schedule import Step, StepSchedule, UniformSchedule
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 
 SCHEDULE = StepSchedule(
     (
@@ -138,14 +138,14 @@ def test_a_plan_is_applied(plan, path, pipe):
     for given in (plan, path, str(path)):
         with DeepCacheSDHelper(pipe) as helper:
             helper.set_params(plan=given)
-            images.append(draw(pipe))
+            images.append(generate(pipe))
         stats = helper.stats
         assert (stats.pattern, stats.halved_steps) == ("F1F02F", 2)
     engine = apply_deepcache(pipe, DeepCacheConfig.from_file(path))
-    images.append(draw(pipe))
+    images.append(generate(pipe))
     assert engine.stats.pattern == "F1F02F"
     apply_deepcache(pipe, DeepCacheConfig(schedule=SCHEDULE))
-    images.append(draw(pipe))
+    images.append(generate(pipe))
     assert all(torch.equal(image, images[0]) for image in images[1:])
 
 
@@ -155,12 +155,12 @@ def test_plan_for_another_model_or_scheduler_is_refused(make, reason, plan, path
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(3)
     helper.enable()
-    expected = draw(pipe)
+    expected = generate(pipe)
     message = f"^the plan was tuned for something else: {reason}; tune one for this, or force it "
     for given in (plan, path):
         with pytest.raises(ValueError, match=message):
             helper.set_params(plan=given)
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     helper.disable()
     with pytest.raises(ValueError, match=message):
         apply_deepcache(pipe, DeepCacheConfig(plan=plan))
@@ -172,7 +172,7 @@ def test_forced_plan_runs_on_another_model_or_scheduler(make, reason, plan, path
     pipe = make()
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(plan=path, force_plan=True)
-        assert torch.isfinite(draw(pipe)).all()
+        assert torch.isfinite(generate(pipe)).all()
         assert helper.stats.pattern == "F1F02F"
 
 
@@ -187,15 +187,15 @@ def test_plan_for_another_model_is_refused_at_enable(plan):
 
 def test_scheduler_assigned_later_is_refused_at_the_first_step(plan, pipe):
     apply_deepcache(pipe, DeepCacheConfig(plan=plan))
-    expected = draw(pipe)
+    expected = generate(pipe)
     ran = []
     pipe.unet.conv_in.register_forward_pre_hook(lambda *_: ran.append(1))
     scheduler, pipe.scheduler = pipe.scheduler, DDPMScheduler()
     with pytest.raises(ValueError, match="the scheduler is a DDPMScheduler and not a DDIMScheduler"):
-        draw(pipe)
+        generate(pipe)
     assert not ran
     pipe.scheduler = scheduler
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
 
 
 def test_unet_assigned_later_is_refused(plan, pipe):
@@ -207,7 +207,7 @@ def test_unet_assigned_later_is_refused(plan, pipe):
 @pytest.mark.parametrize("scale", [4.5, 5, 6, 7.5, 8.25])
 def test_guidance_scale_within_ten_percent_of_the_range_is_accepted(scale, plan, pipe):
     engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan))
-    draw(pipe, guidance_scale=scale)
+    generate(pipe, guidance_scale=scale)
     assert engine.stats.pattern == "F1F02F"
 
 
@@ -227,13 +227,13 @@ def test_other_guidance_scale_is_refused_before_the_unet_runs(guidance, scale, r
     pipe.unet.conv_in.register_forward_pre_hook(lambda *_: ran.append(1))
     message = f"^the plan was tuned for something else: {reason}; tune one for this, or force it .*--force-plan"
     with pytest.raises(ValueError, match=message):
-        draw(pipe, guidance_scale=scale)
+        generate(pipe, guidance_scale=scale)
     assert not ran
 
 
 def test_forced_plan_runs_at_another_guidance_scale(plan, pipe):
     engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan, force_plan=True))
-    draw(pipe, guidance_scale=15.0)
+    generate(pipe, guidance_scale=15.0)
     assert engine.stats.pattern == "F1F02F"
 
 
@@ -253,15 +253,15 @@ def test_plan_without_guidance_warns_once(plan, pipe):
     for _ in range(2):
         engine = apply_deepcache(pipe, config)
         with pytest.warns(UserWarning, match=message) as caught:
-            draw(pipe)
+            generate(pipe)
         assert len(caught) == 1
-        draw(pipe)
+        generate(pipe)
         assert engine.stats.pattern == "F1F02F"
 
 
 def test_forced_plan_without_guidance_does_not_warn(plan, pipe):
     apply_deepcache(pipe, DeepCacheConfig(plan=Plan.from_dict(old_plan(plan)), force_plan=True))
-    draw(pipe)
+    generate(pipe)
 
 
 @pytest.mark.parametrize(
@@ -290,9 +290,9 @@ def test_other_number_of_steps_is_refused_at_the_first_step(steps, plan, pipe):
     ran = []
     pipe.unet.conv_in.register_forward_pre_hook(lambda *_: ran.append(1))
     with pytest.raises(ValueError, match=f"the schedule is for 6 steps, but this run has {steps}"):
-        draw(pipe, steps=steps)
+        generate(pipe, steps=steps)
     assert not ran
-    draw(pipe)
+    generate(pipe)
     assert helper.stats.pattern == "F1F02F"
 
 
@@ -300,7 +300,7 @@ def test_other_number_of_steps_is_refused_at_the_first_step(steps, plan, pipe):
 def test_forced_plan_is_stretched_to_another_number_of_steps(steps, pattern, plan, pipe):
     with DeepCacheSDHelper(pipe) as helper:
         helper.set_params(plan=plan, force_plan=True)
-        assert torch.isfinite(draw(pipe, steps=steps)).all()
+        assert torch.isfinite(generate(pipe, steps=steps)).all()
         assert helper.stats.pattern == pattern
 
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.harness.reference_package import reference_helper_class
 from DeepCache import DeepCacheSDHelper, ExplicitSchedule
-from tests.engine.tiny_pipeline import draw, tiny_pipeline, tiny_unet
+from tests.engine.tiny_pipeline import generate, tiny_pipeline, tiny_unet
 
 STEPS = 8
 
@@ -48,7 +48,7 @@ def by_params(base):
 RULES = [(first_steps_full, 2, "FFFFF.F."), (by_params, 3, "F..F...F")]
 
 
-def generate(pipe, first=0):
+def denoise(pipe, first=0):
     """Skips the first timesteps, as `strength` does."""
     scheduler, unet = pipe.scheduler, pipe.unet
     scheduler.set_timesteps(STEPS)
@@ -69,7 +69,7 @@ def test_image_equals_that_of_the_same_subclass_of_the_reference(rule, interval,
         helper = rule(base)(pipe)
         helper.set_params(cache_interval=interval, cache_branch_id=branch)
         helper.enable()
-        images.append(generate(pipe))
+        images.append(denoise(pipe))
     assert helper.stats.pattern == pattern
     assert torch.equal(*images)
 
@@ -80,7 +80,7 @@ def test_timesteps_are_counted_from_the_start_of_the_list(rule, interval, patter
     helper = rule(DeepCacheSDHelper)(pipe)
     helper.set_params(cache_interval=interval)
     helper.enable()
-    generate(pipe, first=2)
+    denoise(pipe, first=2)
     assert helper.stats.pattern == pattern
 
 
@@ -89,10 +89,10 @@ def test_rule_sees_settings_changed_while_enabled():
     helper = first_steps_full(DeepCacheSDHelper)(pipe)
     helper.set_params(cache_interval=3)
     helper.enable()
-    generate(pipe)
+    denoise(pipe)
     assert helper.stats.pattern == "FFFF..F."
     helper.set_params(cache_interval=4)
-    generate(pipe)
+    denoise(pipe)
     assert helper.stats.pattern == "FFFFF..."
 
 
@@ -101,10 +101,10 @@ def test_rule_assigned_to_a_helper_or_the_class(monkeypatch):
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=2)
     helper.enable()
-    generate(pipe)
+    denoise(pipe)
     assert helper.stats.pattern == "F.F.F.F."
     helper.is_skip_step = lambda block, layer, blocktype="down": False
-    generate(pipe)
+    denoise(pipe)
     assert helper.stats.pattern == "F" * STEPS
     helper.disable()
     rule = DeepCacheSDHelper.is_skip_step
@@ -112,7 +112,7 @@ def test_rule_assigned_to_a_helper_or_the_class(monkeypatch):
     monkeypatch.setattr(DeepCacheSDHelper, "is_skip_step", late)
     with DeepCacheSDHelper(pipe) as another:
         another.set_params(cache_interval=4)
-        generate(pipe)
+        denoise(pipe)
         assert another.stats.pattern == "FFFFF..."
 
 
@@ -124,7 +124,7 @@ def test_rule_that_matches_no_step_is_refused_before_the_first_call():
     pipe = tiny_pipeline()
     message = r"Upwards.is_skip_step\(\) skips mid 0 block\[0\] at step 0, but a shallow step at branch 0 skips down 0"
     with Upwards(pipe), pytest.raises(ValueError, match=message):
-        generate(pipe)
+        denoise(pipe)
 
 
 @pytest.mark.parametrize("other", ["schedule", "skip_mode"])
@@ -146,8 +146,8 @@ def test_rule_is_copied_with_its_pipeline():
     helper = by_params(DeepCacheSDHelper)(pipe)
     helper.set_params(cache_interval=3)
     helper.enable()
-    expected = generate(pipe)
-    assert torch.equal(generate(copy.deepcopy(pipe)), expected)
+    expected = denoise(pipe)
+    assert torch.equal(denoise(copy.deepcopy(pipe)), expected)
 
 
 def test_names_of_the_reference():
@@ -158,7 +158,7 @@ def test_names_of_the_reference():
     helper.wrap_modules()
     seen = []
     pipe.unet.register_forward_hook(lambda *call: seen.append((helper.start_timestep, helper.cur_timestep)))
-    generate(pipe, first=3)
+    denoise(pipe, first=3)
     assert seen == [(3, step) for step in range(3, STEPS)]
     assert helper.is_enter_position(1, 1)
     assert not helper.is_enter_position(1, 0)
@@ -166,7 +166,7 @@ def test_names_of_the_reference():
     helper.reset_states()
     assert (helper.cur_timestep, helper.start_timestep) == (0, None)
     helper.unwrap_modules()
-    generate(pipe)
+    denoise(pipe)
     assert helper.stats.pattern == "F..F."
     with pytest.raises(AttributeError, match="has no cached_output"):
         helper.cached_output  # noqa: B018
@@ -188,7 +188,7 @@ def test_skipped_layers_are_those_of_the_reference():
 
     for helper in (ours, theirs):
         helper.pipe.unet.register_forward_hook(lambda *call, helper=helper: ask(helper))
-        generate(helper.pipe)
+        denoise(helper.pipe)
     assert seen[ours] == seen[theirs]
 
 
@@ -213,7 +213,7 @@ def test_methods_that_enable_and_disable_call():
     helper.enable()
     assert calls == ["reset", "wrap"]
     helper.set_params(cache_interval=4)
-    generate(pipe)
+    denoise(pipe)
     assert helper.stats.pattern == "F...F..."
     helper.disable()
     assert calls == ["reset", "wrap", "unwrap", "reset"]
@@ -224,5 +224,5 @@ def test_rule_works_with_a_pipeline_of_diffusers():
     helper = by_params(DeepCacheSDHelper)(pipe)
     helper.set_params(cache_interval=3)
     with helper:
-        draw(pipe, steps=STEPS)
+        generate(pipe, steps=STEPS)
         assert helper.stats.pattern == "F..F...F"

@@ -24,7 +24,7 @@ from DeepCache.schedule import (
     mean_cost,
     schedule_from_dict,
 )
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 from tests.releases import CLI
 
 KINDS = {
@@ -162,7 +162,7 @@ def test_helper_accepts_other_types_of_integers():
     for interval, branch in ((3, 1), (np.int64(3), np.int32(1)), (3.0, 1.0), (torch.tensor(3), torch.tensor(1))):
         helper.set_params(cache_interval=interval, cache_branch_id=branch)
         with helper:
-            images.append(draw(pipe))
+            images.append(generate(pipe))
         assert helper.stats.pattern == "F..F.."
         assert repr(helper.params["cache_interval"]) == "3"
     assert all(torch.equal(image, images[0]) for image in images)

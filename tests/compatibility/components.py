@@ -78,7 +78,7 @@ def seeded(build: Callable[[], _Module], seed: int = 0) -> _Module:
         torch.manual_seed(seed)
         module = build().eval().requires_grad_(False)
         for parameter in module.parameters():
-            # Layers that start at zero would hide whatever goes wrong in them.
+            # Layers that are initialized with zero would hide errors.
             if not parameter.any():
                 parameter.normal_(std=0.1)
     return module
@@ -215,7 +215,7 @@ def stable_diffusion_xl(name: str, **components: Any) -> Any:
 
 
 def prompted(pipe: Any, steps: int = 5, **call: Any) -> Any:
-    """What a call of the pipeline returns, with latents in the place of pictures."""
+    """The output of a pipeline call, with latents instead of images."""
     return pipe(
         **{
             "prompt": "a red circle",

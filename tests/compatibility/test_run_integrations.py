@@ -666,7 +666,7 @@ class TestPairs:
 class TestBaseAndRefiner:
     @pytest.mark.integration("SDXL base and refiner", "a helper with its own settings for each")
     @pytest.mark.parametrize("branches", [(SHALLOWEST, DEEPEST), (MIDDLE, SHALLOWEST), (DEEPEST, MIDDLE)])
-    def test_the_refiner_goes_on_where_the_base_ends(self, branches):
+    def test_refiner_continues_after_the_base(self, branches):
         """Of ten steps the base takes six and the refiner four."""
         base = build_sdxl(StableDiffusionXLPipeline)
         refiner = build_sdxl(

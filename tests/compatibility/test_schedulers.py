@@ -267,12 +267,12 @@ def test_random_schedulers_are_marked(case):
 
 
 @torch.no_grad()
-def _draw_over(case: SchedulerCase, pipe: Any, steps: int, **given: Any) -> None:
-    """A run over timesteps or sigmas of the caller's."""
+def _generate_with(case: SchedulerCase, pipe: Any, steps: int, **given: Any) -> None:
+    """A run with custom timesteps or sigmas."""
     if case.pipeline == "StableDiffusionPipeline":
         generate(pipe, None, **given)
         return
-    # The pipeline that it is tried with takes neither; DreamLite's, which does, goes on like this.
+    # The test pipeline accepts neither; that of DreamLite works like this.
     pipe.scheduler.set_timesteps(**given)
     sample = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for timestep in pipe.scheduler.timesteps[:steps]:
@@ -286,7 +286,7 @@ def test_custom_timesteps_are_counted_from_the_first(case):
     seen = Witness(pipe.unet)
     with _helper(pipe):
         for _ in range(2):
-            _draw_over(case, pipe, len(TIMESTEPS), timesteps=TIMESTEPS)
+            _generate_with(case, pipe, len(TIMESTEPS), timesteps=TIMESTEPS)
             assert seen.take() == _pattern(3, case.calls(len(TIMESTEPS)))
 
 
@@ -299,7 +299,7 @@ def test_custom_sigmas_are_counted_from_the_first(name):
     seen = Witness(pipe.unet)
     with _helper(pipe):
         for _ in range(2):
-            _draw_over(case, pipe, steps, sigmas=sigmas)
+            _generate_with(case, pipe, steps, sigmas=sigmas)
             assert seen.take() == _pattern(3, steps)
 
 

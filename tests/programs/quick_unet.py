@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DConditionModel
 
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 from tests.programs.by_hand import scheduled
 
 __all__ = ["by_hand", "quick_pipeline", "quick_unet"]
@@ -35,4 +35,4 @@ def by_hand(pipe, pattern="F..F..", **call):
     """The latents that the pipeline must generate with DeepCache, computed without it."""
     other = quick_pipeline(scheduled(pipe.unet, pattern))
     other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    return draw(other, **call)
+    return generate(other, **call)

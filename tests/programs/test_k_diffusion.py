@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, LCMScheduler
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from tests.engine.tiny_pipeline import draw
+from tests.engine.tiny_pipeline import generate
 from tests.programs.by_hand import Calls, sampled_to_the_end, scheduled, text
 from tests.programs.quick_unet import quick_pipeline, quick_unet
 
@@ -153,11 +153,11 @@ def test_single_step_list_of_another_pipeline():
     """An upscaler or consistency model shares the pipeline of the U-Net, and the loop has its own levels."""
     pipe = quick_pipeline()
     pipe.scheduler = of_one_step()
-    expected = draw(quick_pipeline(scheduled(pipe.unet, "F..F..")))
+    expected = generate(quick_pipeline(scheduled(pipe.unet, "F..F..")))
     apply_deepcache(pipe, DeepCacheConfig(3, forecast="none"))
     other = quick_pipeline(pipe.unet)
     for _ in range(2):
-        assert torch.equal(draw(other), expected)
+        assert torch.equal(generate(other), expected)
         calls = Calls(scheduled(pipe.unet, "F"), called=pipe.unet)
         with torch.no_grad():
             for image in range(4):

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 
 INTERVAL = DeepCacheConfig(3, forecast="none")
 
@@ -67,11 +67,11 @@ def test_editor_is_refused_by_name_at_the_first_call(registered):
     helper.set_params(cache_interval=3)
     for _ in range(2):
         with pytest.raises(ValueError, match="a MutualSelfAttention counts the calls of attention layers"):
-            draw(pipe)
+            generate(pipe)
     assert (editor.step, editor.layer) == (0, 0)
     helper.disable()
     register(plain.unet, of_plain)
-    assert torch.equal(draw(pipe), draw(plain))
+    assert torch.equal(generate(pipe), generate(plain))
     assert editor.step == of_plain.step
     unregister()
 
@@ -82,21 +82,21 @@ def test_pipeline_is_cached_again_without_the_editor():
     unregister = register(pipe.unet, MutualSelfAttention())
     engine = apply_deepcache(pipe, INTERVAL)
     with pytest.raises(ValueError, match="MutualSelfAttention"):
-        draw(pipe)
+        generate(pipe)
     unregister()
-    assert torch.equal(draw(pipe), draw(other))
+    assert torch.equal(generate(pipe), generate(other))
     assert engine.pattern == "F..F.."
 
 
 def test_editor_attached_later_is_refused_at_the_next_run():
     pipe = tiny_pipeline()
     apply_deepcache(pipe, INTERVAL)
-    draw(pipe)
+    generate(pipe)
     unregister = register(pipe.unet, MutualSelfAttention())
     with pytest.raises(ValueError, match="MutualSelfAttention"):
-        draw(pipe)
+        generate(pipe)
     unregister()
-    draw(pipe)
+    generate(pipe)
 
 
 def test_editor_works_if_every_step_is_full():
@@ -105,7 +105,7 @@ def test_editor_works_if_every_step_is_full():
     register(pipe.unet, editor)
     register(plain.unet, of_plain)
     apply_deepcache(pipe, DeepCacheConfig(1, forecast="none"))
-    assert torch.equal(draw(pipe), draw(plain))
+    assert torch.equal(generate(pipe), generate(plain))
     assert editor.step == of_plain.step == 6
 
 
@@ -123,7 +123,7 @@ def test_other_replaced_forward_is_cached():
         if type(module).__name__ == "Attention":
             module.forward = scaled(module)
     engine = apply_deepcache(pipe, INTERVAL)
-    draw(pipe)
+    generate(pipe)
     assert engine.pattern == "F..F.."
 
 
@@ -142,7 +142,7 @@ def test_closure_over_an_unbound_name():
         never = None
     layer.forward = forward
     engine = apply_deepcache(pipe, INTERVAL)
-    draw(pipe)
+    generate(pipe)
     assert engine.pattern == "F..F.."
 
 
@@ -168,7 +168,7 @@ def test_processors_that_share_a_controller_count_each_layer():
     for pipe in pipes:
         controller = SimpleNamespace(seen=[], step=0, layer=0, num_att_layers=len(pipe.unet.attn_processors))
         pipe.unet.set_attn_processor({name: Counting(controller, name) for name in pipe.unet.attn_processors})
-        draw(pipe)
+        generate(pipe)
         seen.append(controller.seen)
     assert engine.pattern == "F..F.."
     assert seen[0] == seen[1]

@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
-from tests.engine.tiny_pipeline import draw
+from tests.engine.tiny_pipeline import generate
 from tests.programs.by_hand import scheduled, tensor_of, text
 from tests.programs.quick_unet import quick_pipeline, quick_unet
 
@@ -156,12 +156,12 @@ def test_pipeline_with_adapters_follows_the_schedule(enabled):
     pipe.unet = with_lora(pipe.unet)
     if enabled == "after":
         helper.enable()
-    expected = draw(quick_pipeline(scheduled(with_lora(quick_unet()).base_model.model, "F..F..")))
-    plain = draw(quick_pipeline(with_lora(quick_unet()).base_model.model))
-    assert torch.equal(draw(pipe), expected)
+    expected = generate(quick_pipeline(scheduled(with_lora(quick_unet()).base_model.model, "F..F..")))
+    plain = generate(quick_pipeline(with_lora(quick_unet()).base_model.model))
+    assert torch.equal(generate(pipe), expected)
     assert not torch.equal(expected, plain)
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
@@ -184,7 +184,7 @@ def test_validation_images_during_training(trained, eval_first):
             pipe.unet.eval()
         base = plain.unet.base_model.model if trained is wrapped_adapters else plain.unet
         by_hand = scheduled(base.eval() if eval_first else base, "F..F..")
-        assert torch.equal(draw(pipe), draw(quick_pipeline(by_hand)))
+        assert torch.equal(generate(pipe), generate(quick_pipeline(by_hand)))
         pipe.unet.train(training)
         plain.unet.train(training)
         if trained is not everything:

@@ -10,7 +10,7 @@ import torch
 
 from DeepCache import DeepCacheSDHelper
 from tests.engine.dummy_unet import DummyUNet, Pipeline
-from tests.engine.tiny_pipeline import draw
+from tests.engine.tiny_pipeline import generate
 from tests.programs.quick_unet import by_hand, quick_pipeline
 
 
@@ -33,8 +33,8 @@ def pipe():
 def test_pipeline_follows_the_schedule(pipe):
     expected = by_hand(pipe)
     smashed(pipe)
-    assert torch.equal(draw(pipe), expected)
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
 
 
 def test_keys_of_function_dict(pipe):
@@ -54,28 +54,28 @@ def test_assigning_to_function_dict_has_no_effect(pipe):
     for key in helper.function_dict:
         if key != "unet_forward" and key[1] != "block":
             helper.function_dict[key] = torch.compile(helper.function_dict[key], backend="eager")
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     helper.disable()
-    assert torch.equal(draw(pipe), by_hand(pipe, "F"))
+    assert torch.equal(generate(pipe), by_hand(pipe, "F"))
     assert helper.function_dict == {}
 
 
 def test_pipeline_with_its_helper_is_copied(pipe):
     expected = by_hand(pipe)
     twin = copy.deepcopy(smashed(pipe))
-    assert torch.equal(draw(twin), expected)
+    assert torch.equal(generate(twin), expected)
     twin.deepcache_unet_helper.disable()
-    assert not torch.equal(draw(twin), expected)
-    assert torch.equal(draw(pipe), expected)
+    assert not torch.equal(generate(twin), expected)
+    assert torch.equal(generate(pipe), expected)
 
 
 def test_state_of_the_reference_package_can_be_reset(pipe):
     """Servers that warm up reset the caches of the reference package."""
     expected = by_hand(pipe)
     helper = smashed(pipe).deepcache_unet_helper
-    draw(pipe, steps=3)
+    generate(pipe, steps=3)
     helper.cached_output, helper.start_timestep, helper.cur_timestep = {}, None, 0
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
 
 
 @pytest.mark.parametrize("compiled", ["the module", "its call"])

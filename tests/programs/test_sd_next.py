@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from DeepCache import DeepCacheSDHelper
-from tests.engine.tiny_pipeline import draw
+from tests.engine.tiny_pipeline import generate
 from tests.programs.by_hand import Calls, text
 from tests.programs.quick_unet import by_hand, quick_pipeline, quick_unet
 
@@ -38,7 +38,7 @@ class Program:
 
     def generate(self, **call):
         self.check_deepcache(enable=True)
-        image = draw(self.model, **call)
+        image = generate(self.model, **call)
         self.check_deepcache(enable=False)
         return image
 
@@ -49,12 +49,12 @@ def everything(pipe):
 
 def test_enabled_for_each_generation():
     program = Program()
-    plain = draw(program.model)
+    plain = generate(program.model)
     before = everything(program.model)
     for seed in (0, 0, 1):
         assert torch.equal(program.generate(seed=seed), by_hand(program.model, seed=seed))
         assert everything(program.model) == before
-        assert torch.equal(draw(program.model), plain)
+        assert torch.equal(generate(program.model), plain)
 
 
 def test_disabled_more_than_once():
@@ -85,12 +85,12 @@ def test_pipeline_is_switched_by_from_pipe():
     back = StableDiffusionPipeline.from_pipe(other)
     back.set_progress_bar_config(disable=True)
     assert (type(other), type(back)) == (StableDiffusionImg2ImgPipeline, StableDiffusionPipeline)
-    assert torch.equal(draw(back), expected)
+    assert torch.equal(generate(back), expected)
     program.model = back
-    assert torch.equal(draw(program.model), expected)
+    assert torch.equal(generate(program.model), expected)
     program.check_deepcache(enable=False)
-    assert torch.equal(draw(back), by_hand(back, "F"))
-    assert torch.equal(draw(program.worker.pipe), by_hand(back, "F"))
+    assert torch.equal(generate(back), by_hand(back, "F"))
+    assert torch.equal(generate(program.worker.pipe), by_hand(back, "F"))
 
 
 def test_unet_is_replaced_while_enabled():
@@ -98,10 +98,10 @@ def test_unet_is_replaced_while_enabled():
     first = program.model.unet
     program.check_deepcache(enable=True)
     program.model.unet = quick_unet(seed=1)
-    assert torch.equal(draw(program.model), by_hand(program.model))
+    assert torch.equal(generate(program.model), by_hand(program.model))
     program.check_deepcache(enable=False)
     assert not first._forward_hooks
-    assert torch.equal(draw(program.model), by_hand(program.model, "F"))
+    assert torch.equal(generate(program.model), by_hand(program.model, "F"))
 
 
 @pytest.mark.parametrize("while_on", [False, True])
@@ -119,7 +119,7 @@ def test_unet_is_removed_and_replaced(while_on):
 def test_removed_unet_can_be_freed():
     program = Program()
     program.check_deepcache(enable=True)
-    draw(program.model)
+    generate(program.model)
     unet = weakref.ref(program.model.unet)
     program.check_deepcache(enable=False)
     program.model.unet = None
@@ -146,8 +146,8 @@ def test_a_generation_that_is_interrupted():
         return tensors
 
     program.check_deepcache(enable=True)
-    draw(program.model, callback_on_step_end=interrupt)
-    assert torch.equal(draw(program.model), by_hand(program.model))
+    generate(program.model, callback_on_step_end=interrupt)
+    assert torch.equal(generate(program.model), by_hand(program.model))
     program.check_deepcache(enable=False)
     assert torch.equal(program.generate(), by_hand(program.model))
 
@@ -156,7 +156,7 @@ def test_a_second_pass_at_another_size():
     program = Program()
     program.check_deepcache(enable=True)
     for size in (64, 128, 64):
-        assert torch.equal(draw(program.model, size=size), by_hand(program.model, size=size))
+        assert torch.equal(generate(program.model, size=size), by_hand(program.model, size=size))
 
 
 def test_prompts_that_change_within_a_run():
@@ -173,7 +173,7 @@ def test_prompts_that_change_within_a_run():
     call = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     expected = by_hand(program.model, "F..FF.", **call)
     program.check_deepcache(enable=True)
-    assert torch.equal(draw(program.model, **call), expected)
+    assert torch.equal(generate(program.model, **call), expected)
     assert torch.equal(calls[-1], second)
 
 
@@ -186,5 +186,5 @@ def test_callback_that_calls_the_unet():
         calls(tensors["latents"], timestep, encoder_hidden_states=text(9), purpose="look")
         return tensors
 
-    assert torch.equal(draw(program.model, callback_on_step_end=look), by_hand(program.model))
+    assert torch.equal(generate(program.model, callback_on_step_end=look), by_hand(program.model))
     assert calls.take() == SCHEDULE

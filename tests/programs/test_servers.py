@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from DeepCache import DeepCacheConfig, DeepCacheSDHelper, apply_deepcache
-from tests.engine.tiny_pipeline import draw
+from tests.engine.tiny_pipeline import generate
 from tests.programs.by_hand import Calls, scheduled, text
 from tests.programs.quick_unet import quick_pipeline, quick_unet
 
@@ -23,7 +23,7 @@ KINDS = [DDIMScheduler, EulerDiscreteScheduler]
 def by_hand(unet, seed, kind=None, steps=STEPS, **call):
     pipe = quick_pipeline(scheduled(unet, SCHEDULE[:steps]))
     pipe.scheduler = pipe.scheduler if kind is None else kind()
-    return draw(pipe, seed=seed, steps=steps, **call)
+    return generate(pipe, seed=seed, steps=steps, **call)
 
 
 class Server:
@@ -35,7 +35,7 @@ class Server:
     def request(self, seed, kind=None, steps=STEPS, **call):
         pipe = quick_pipeline(self.unet)
         pipe.scheduler = pipe.scheduler if kind is None else kind()
-        return draw(pipe, seed=seed, steps=steps, **call)
+        return generate(pipe, seed=seed, steps=steps, **call)
 
 
 def test_concurrent_requests():
@@ -144,8 +144,8 @@ def test_request_with_its_own_helper():
         pipe = quick_pipeline(unet)
         with DeepCacheSDHelper(pipe) as helper:
             helper.set_params(cache_interval=3)
-            assert torch.equal(draw(pipe, seed=seed), by_hand(plain, seed))
-        assert torch.equal(draw(pipe, seed=seed), draw(quick_pipeline(plain), seed=seed))
+            assert torch.equal(generate(pipe, seed=seed), by_hand(plain, seed))
+        assert torch.equal(generate(pipe, seed=seed), generate(quick_pipeline(plain), seed=seed))
 
 
 def test_different_sizes_in_threads():
@@ -163,9 +163,9 @@ def test_settings_change_during_requests():
     pipe = quick_pipeline(unet)
     engine = apply_deepcache(pipe, DeepCacheConfig(3, forecast="none"))
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(draw, quick_pipeline(unet), seed=seed) for seed in range(4)]
+        running = [pool.submit(generate, quick_pipeline(unet), seed=seed) for seed in range(4)]
         for interval in (2, 3, 1):
             engine.configure(DeepCacheConfig(interval, forecast="none"))
         for each in running:
             assert each.result().isfinite().all()
-    assert torch.equal(draw(pipe), draw(quick_pipeline(plain)))
+    assert torch.equal(generate(pipe), generate(quick_pipeline(plain)))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from DeepCache import DeepCacheSDHelper
-from tests.engine.tiny_pipeline import draw
+from tests.engine.tiny_pipeline import generate
 from tests.programs.by_hand import Calls, scheduled, text
 from tests.programs.quick_unet import quick_pipeline, quick_unet
 
@@ -112,7 +112,7 @@ def test_calls_through_a_wrapper_follow_the_schedule(wrap, enabled):
 @pytest.mark.parametrize("enabled", ["before", "after"])
 def test_pipeline_with_a_wrapped_unet(wrap, enabled):
     pipe = quick_pipeline()
-    plain, expected = draw(pipe), draw(quick_pipeline(scheduled(pipe.unet, SCHEDULE)))
+    plain, expected = generate(pipe), generate(quick_pipeline(scheduled(pipe.unet, SCHEDULE)))
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3)
     if enabled == "before":
@@ -120,22 +120,22 @@ def test_pipeline_with_a_wrapped_unet(wrap, enabled):
     pipe.unet = wrap(pipe.unet)
     if enabled == "after":
         helper.enable()
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     assert helper.stats.pattern == SCHEDULE
     helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_unwrapped_while_enabled(wrap):
     pipe = quick_pipeline()
-    unet, expected = pipe.unet, draw(quick_pipeline(scheduled(pipe.unet, SCHEDULE)))
+    unet, expected = pipe.unet, generate(quick_pipeline(scheduled(pipe.unet, SCHEDULE)))
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3)
     pipe.unet = wrap(unet)
     helper.enable()
     pipe.unet = unet
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(generate(pipe), expected)
     helper.disable()
     assert not unet._forward_hooks
 

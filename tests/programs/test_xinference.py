@@ -10,7 +10,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
 
 from DeepCache import DeepCacheSDHelper
-from tests.engine.tiny_pipeline import draw
+from tests.engine.tiny_pipeline import generate
 from tests.programs.quick_unet import by_hand, quick_pipeline, quick_unet
 
 SCHEDULE = "F..F.."
@@ -34,26 +34,26 @@ class Server:
 
     def request(self, model, **call):
         with self.deepcache(model):
-            return draw(model, **call)
+            return generate(model, **call)
 
 
 def test_consecutive_requests():
     pipe = quick_pipeline()
-    server, plain = Server(pipe), draw(pipe)
+    server, plain = Server(pipe), generate(pipe)
     for seed in range(2):
         assert torch.equal(server.request(pipe, seed=seed), by_hand(pipe, seed=seed))
         assert server.helper.stats.pattern == SCHEDULE
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)
 
 
 def test_pipelines_in_turn():
     one, two = quick_pipeline(), quick_pipeline(quick_unet(seed=1))
-    server, plain = Server(one), [draw(one), draw(two)]
+    server, plain = Server(one), [generate(one), generate(two)]
     for _ in range(2):
         for pipe in (one, two):
             assert torch.equal(server.request(pipe), by_hand(pipe))
-        assert torch.equal(draw(one), plain[0])
-        assert torch.equal(draw(two), plain[1])
+        assert torch.equal(generate(one), plain[0])
+        assert torch.equal(generate(two), plain[1])
 
 
 def test_pipelines_that_share_a_unet():
@@ -63,21 +63,21 @@ def test_pipelines_that_share_a_unet():
     for model in (image_to_image, pipe, image_to_image):
         with server.deepcache(model):
             assert server.helper.pipe is model
-            assert torch.equal(draw(pipe), by_hand(pipe))
+            assert torch.equal(generate(pipe), by_hand(pipe))
         assert not pipe.unet._forward_hooks
 
 
 def test_helper_is_moved_while_enabled():
     one, two = quick_pipeline(), quick_pipeline(quick_unet(seed=1))
-    plain, helper = draw(one), DeepCacheSDHelper(one)
+    plain, helper = generate(one), DeepCacheSDHelper(one)
     helper.set_params(cache_interval=3)
     helper.enable()
     helper.pipe = two
     helper.enable()
-    assert torch.equal(draw(one), plain)
-    assert torch.equal(draw(two), by_hand(two))
+    assert torch.equal(generate(one), plain)
+    assert torch.equal(generate(two), by_hand(two))
     helper.disable()
-    assert torch.equal(draw(two), by_hand(two, "F"))
+    assert torch.equal(generate(two), by_hand(two, "F"))
 
 
 def test_settings_between_assignment_and_enable():
@@ -85,11 +85,11 @@ def test_settings_between_assignment_and_enable():
     helper = DeepCacheSDHelper(one)
     helper.set_params(cache_interval=3)
     helper.enable()
-    draw(one)
+    generate(one)
     helper.pipe = two
     helper.set_params(cache_interval=2)
     helper.enable()
-    assert torch.equal(draw(two), by_hand(two, "F.F.F."))
+    assert torch.equal(generate(two), by_hand(two, "F.F.F."))
     assert helper.stats.pattern == "F.F.F."
     assert not one.unet._forward_hooks
 
@@ -124,7 +124,7 @@ def test_failed_request():
     for _ in range(2):
         with pytest.raises(InterruptedError):
             server.request(pipe, callback_on_step_end=fail)
-        assert torch.equal(draw(pipe), by_hand(pipe, "F"))
+        assert torch.equal(generate(pipe), by_hand(pipe, "F"))
         assert torch.equal(server.request(pipe), by_hand(pipe))
 
 
@@ -134,6 +134,6 @@ def test_other_scheduler_during_a_request():
     for scheduler in (EulerDiscreteScheduler(), default, EulerDiscreteScheduler()):
         with server.deepcache(pipe):
             pipe.scheduler = scheduler
-            assert torch.equal(draw(pipe), by_hand(pipe))
+            assert torch.equal(generate(pipe), by_hand(pipe))
             pipe.scheduler = default
-            assert torch.equal(draw(pipe), by_hand(pipe))
+            assert torch.equal(generate(pipe), by_hand(pipe))

@@ -99,7 +99,7 @@ def _upscale(pipe: Any, **call: Any) -> torch.Tensor:
     return _run(pipe, image=image(1, size=_SIZE // 4), **call)
 
 
-def _picture() -> torch.Tensor:
+def _image() -> torch.Tensor:
     return image(size=_SIZE)
 
 
@@ -115,15 +115,15 @@ CASES = [
     PipelineCase(
         "IFImg2ImgPipeline",
         build=lambda: _build("IFImg2ImgPipeline"),
-        run=lambda pipe: _run(pipe, image=_picture(), strength=0.8),
-        run_other=lambda pipe: _run(pipe, image=_picture(), strength=0.4),
+        run=lambda pipe: _run(pipe, image=_image(), strength=0.8),
+        run_other=lambda pipe: _run(pipe, image=_image(), strength=0.4),
         patterns=uniform(4),
     ),
     PipelineCase(
         "IFInpaintingPipeline",
         build=lambda: _build("IFInpaintingPipeline"),
-        run=lambda pipe: _run(pipe, image=_picture(), mask_image=mask(_SIZE), strength=0.8),
-        run_other=lambda pipe: _run(pipe, image=_picture(), mask_image=mask(_SIZE), guidance_scale=1.0),
+        run=lambda pipe: _run(pipe, image=_image(), mask_image=mask(_SIZE), strength=0.8),
+        run_other=lambda pipe: _run(pipe, image=_image(), mask_image=mask(_SIZE), guidance_scale=1.0),
         patterns=uniform(4),
     ),
     PipelineCase(
@@ -136,15 +136,15 @@ CASES = [
     PipelineCase(
         "IFImg2ImgSuperResolutionPipeline",
         build=lambda: _build_super_resolution("IFImg2ImgSuperResolutionPipeline"),
-        run=lambda pipe: _upscale(pipe, original_image=_picture(), strength=0.8),
-        run_other=lambda pipe: _upscale(pipe, original_image=_picture(), strength=0.4),
+        run=lambda pipe: _upscale(pipe, original_image=_image(), strength=0.8),
+        run_other=lambda pipe: _upscale(pipe, original_image=_image(), strength=0.4),
         patterns=uniform(4),
     ),
     PipelineCase(
         "IFInpaintingSuperResolutionPipeline",
         build=lambda: _build_super_resolution("IFInpaintingSuperResolutionPipeline"),
-        run=lambda pipe: _upscale(pipe, original_image=_picture(), mask_image=mask(_SIZE), strength=0.8),
-        run_other=lambda pipe: _upscale(pipe, original_image=_picture(), mask_image=mask(_SIZE), guidance_scale=1.0),
+        run=lambda pipe: _upscale(pipe, original_image=_image(), mask_image=mask(_SIZE), strength=0.8),
+        run_other=lambda pipe: _upscale(pipe, original_image=_image(), mask_image=mask(_SIZE), guidance_scale=1.0),
         patterns=uniform(4),
     ),
 ]

@@ -83,7 +83,7 @@ def _run(pipe: Any, **call: Any) -> torch.Tensor:
 
 def _run_controlled(pipe: Any, **call: Any) -> torch.Tensor:
     with torch.random.fork_rng(devices=[]):
-        # The pipeline draws the latents of the image without the generator.
+        # The pipeline samples the latents of the image without the generator.
         torch.manual_seed(0)
         return _run(pipe, control_image=image(), **call)
 

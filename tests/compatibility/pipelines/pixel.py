@@ -116,9 +116,8 @@ CASES = [
         build=lambda: _build("KarrasVePipeline", _score_unet(), KarrasVeScheduler(sigma_max=_SIGMA_MAX, s_churn=0)),
         run=_run,
         run_other=lambda pipe: _run(pipe, 4, batch_size=2),
-        # Of the timestep the U-Net is told the noise level alone, so a step is a noise level. The first is seen once,
-        # every other one twice, by the correction of one iteration and by the prediction of the next: F .F FF .. FF
-        # and F .F .. FF .. in groups. That the first is 2.0, which is among the timesteps 4 3 2 1 0, means nothing.
+        # The U-Net gets only the noise level, so a step is a noise level. The first has one call, the others two: the
+        # correction of one iteration and the prediction of the next: F .F FF .. FF and F .F .. FF .. in groups.
         patterns={2: "F.FFF..FF", 3: "F.F..FF.."},
         note="a step is a noise level; the U-Net is called twice at each but the first",
         id="without churn",
@@ -128,8 +127,8 @@ CASES = [
         build=lambda: _build("KarrasVePipeline", _score_unet(), KarrasVeScheduler(sigma_max=_SIGMA_MAX)),
         run=_run,
         run_other=lambda pipe: _run(pipe, 4, batch_size=2),
-        # Noise is added before the predictions at the levels 4 and 0.4, and not at 0.04 and below. What the U-Net is
-        # told rises at 0.4, and there a new run begins: F. F .F FF .. and F. F .F .. FF in groups.
+        # Noise is added before the predictions at the levels 4 and 0.4, and not at 0.04 and below. The
+        # level of the U-Net rises at 0.4, where a new run starts: F. F .F FF .. and F. F .F .. FF in groups.
         patterns={2: "F.F.FFF..", 3: "F.F.F..FF"},
         note="a step before which `s_churn` adds noise is full",
         id="with churn",

@@ -244,7 +244,7 @@ def _i2vgen_xl() -> Any:
 
 def _run_i2vgen_xl(pipe: Any, **call: Any) -> torch.Tensor:
     with torch.random.fork_rng(devices=[]):
-        # The pipeline draws the latents of the image without the generator.
+        # The pipeline samples the latents of the image without the generator.
         torch.manual_seed(0)
         return _run_text(pipe, image=pt_to_pil(2 * image() - 1)[0], clip_skip=None, **call)
 
