@@ -250,7 +250,7 @@ HUB = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A simulated hub and GPU for scripts without `--tiny`, which records requests and returns tiny models on the CPU."""
+    """A simulated hub and GPU for scripts without `--tiny`: records requests and returns tiny models."""
     asked: list[Any] = []
 
     def pipeline(kind: Any, name: str, dtype: torch.dtype, variant: str = "", **components: Any) -> Any:
