@@ -143,14 +143,14 @@ def main() -> None:
                 left.append(job.name)
                 continue
             path = folder / f"{job.name}.json"
-            with WorkDisplay(console) as display:
+            with WorkDisplay() as display:
                 result = run_benchmark(job.settings, path, device, display, seconds)
             if not is_complete(result):
                 left.append(job.name)
             elif options.profile and job.settings.scopes == ("unet",):
                 where = folder / f"{job.name}-profile"
                 if not (where / PROFILE_FILE).exists():
-                    with WorkDisplay(console) as display:
+                    with WorkDisplay() as display:
                         run_profile(job.settings, result, where, device, display)
             console.print(f"{path}: {_state(result)}", soft_wrap=True, highlight=False)
     if left:

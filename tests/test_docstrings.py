@@ -38,7 +38,6 @@ DOCUMENTED = (
     "DeepCache.bench.summary",
     "DeepCache.bench.variants",
     "DeepCache.bench.workload",
-    "DeepCache.cli.defaults",
     "DeepCache.cli.options",
     "DeepCache.comfyui.block_numbers",
     "DeepCache.comfyui.model_call",

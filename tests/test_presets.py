@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from DeepCache.cli.presets import preset_config
+from DeepCache.cli.options import preset_config
 from DeepCache.config import PRESETS, DeepCacheConfig
 
 RESULTS = sorted(Path(__file__).parents[1].glob("benchmarks/frontier/*.json"))
@@ -45,6 +44,6 @@ def test_unknown_guidance_scale_counts_as_a_high_one(scheduler):
 
 def test_the_command_compiles_with_a_preset(capsys):
     cache = DeepCacheConfig(compile="regional")
-    found = preset_config("fast", 2.0, "DDIMScheduler", cache, Console())
+    found = preset_config("fast", 2.0, "DDIMScheduler", cache)
     assert found == DeepCacheConfig(5, between="skipped", compile="regional")
-    assert capsys.readouterr().out == "Preset fast: --interval 5 --between skipped --forecast limited\n"
+    assert capsys.readouterr().err == "Preset fast: --interval 5 --between skipped --forecast limited\n"

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
-from rich.console import Console
 
 from DeepCache.batch import job, ray_engine
 from DeepCache.batch.folder import BatchFolder
@@ -30,7 +29,7 @@ from DeepCache.batch.local_engine import LocalEngine
 from DeepCache.batch.picture import filed, picture_bytes, picture_path, picture_record
 from DeepCache.batch.record import BatchRecord
 from DeepCache.batch.row import BatchRow
-from DeepCache.cli.batch import _asked_to_stop
+from DeepCache.cli.batch import stop_on_signal
 
 TAG = "DEEPCACHE_STRESS_TAG"
 FINISHED, DISK, RUNTIME, STOPPED = 0, 3, 4, 130
@@ -209,7 +208,7 @@ def main() -> None:
     folder = BatchFolder(options.folder)
     engine = ray_engine.RayEngine(options.workers) if options.engine == "ray" else LocalEngine()
     stage = options.place / "stage"
-    with _asked_to_stop(Console(stderr=True)) as stop:
+    with stop_on_signal(print) as stop:
         try:
             summary = job.run_batch(
                 options.prompts,

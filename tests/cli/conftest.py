@@ -11,10 +11,6 @@ from DeepCache.cli import app
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs `deepcache` with these arguments in a folder of its own."""
+    """Runs `deepcache` with these arguments in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-    return run
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -1,4 +1,4 @@
-"""`deepcache batch`, from what is typed to the files that are written."""
+"""`deepcache batch`, from the command line to the files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import pyarrow.parquet
 import pytest
 
 from DeepCache.batch.folder import BatchFolder
+from tests.cli.helpers import DEEPCACHE
+from tests.cli.helpers import complain_at_the_end as complain
 from tests.models.small_adapters import save_embedding, save_lora
 from tests.models.small_vaes import save_kl, save_tiny
 
-DEEPCACHE = [sys.executable, "-m", "DeepCache"]
 QUICK = ("--steps", 3)
 
 
@@ -27,16 +27,7 @@ def prompts(tmp_path):
     return "prompts.txt"
 
 
-def complain(result, *words):
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    line = result.stderr.splitlines()[-1]
-    assert line.startswith("deepcache: ")
-    for word in words:
-        assert word in line
-
-
-def pictures(folder="out"):
+def images(folder="out"):
     return {path.name: path.read_bytes() for path in Path(folder).glob("pictures/*/*.png")}
 
 
@@ -44,30 +35,30 @@ def manifest(folder="out"):
     return pyarrow.parquet.read_table(Path(folder) / "manifest.parquet").to_pylist()
 
 
-def test_every_row_becomes_a_picture(run, prompts):
+def test_every_row_becomes_an_image(run, prompts):
     result = run("batch", prompts, "--output", "out", *QUICK)
     assert result.exit_code == 0, result.stderr
-    assert "3 of 3 pictures are in out; this run took 0:0" in result.stdout
+    assert "3 of 3 images are in out; this run took 0:0" in result.stdout
     assert len(result.stdout.splitlines()) == 1
     assert [row["prompt"] for row in manifest()] == ["a red circle", "a blue star", "a green ring"]
-    assert len(pictures()) == 3
-    assert {row["path"] for row in manifest()} == {f"pictures/{name[:2]}/{name}" for name in pictures()}
+    assert len(images()) == 3
+    assert {row["path"] for row in manifest()} == {f"pictures/{name[:2]}/{name}" for name in images()}
     stages = [line.split(" …")[0] for line in result.stderr.splitlines()]
     assert stages[:4] == ["reading the prompts", "looking at what is there", "loading the model", "drawing"]
     assert "writing the manifest: 3 of 3" in stages[-1]
 
 
-def test_same_command_again_draws_nothing(run, prompts):
+def test_the_same_command_again_generates_nothing(run, prompts):
     run("batch", prompts, "-o", "out", *QUICK)
-    before = pictures()
+    before = images()
     result = run("batch", prompts, "-o", "out", *QUICK)
     assert result.exit_code == 0
-    assert "3 of 3 pictures" in result.stdout
+    assert "3 of 3 images" in result.stdout
     assert "loading the model" not in result.stderr
-    assert pictures() == before
+    assert images() == before
 
 
-def test_options_reach_the_pictures(run, prompts):
+def test_options_reach_the_images(run, prompts):
     result = run(
         *("batch", prompts, "-o", "out", "--negative", "a star", "--seed", 5, "--steps", 4, "--guidance", 2.5),
         *("--size", "72x64", "--scheduler", "ddpm", "--dtype", "bfloat16", "--device", "cpu", "-i", 2, "-b", 1),
@@ -84,12 +75,12 @@ def test_options_reach_the_pictures(run, prompts):
         assert (deepcache["skip_mode"], deepcache["forecast"]) == ("non-uniform", "none")
 
 
-def test_failed_rows_give_status_one_and_are_tried_again_if_asked_for(run):
+def test_failed_rows_give_status_1_and_are_retried_with_the_option(run):
     Path("rows.jsonl").write_text('{"prompt": "a ring"}\n{"prompt": ""}\n{"prompt": "x", "size": 65}\n')
     result = run("batch", "rows.jsonl", "-o", "out", *QUICK)
     assert result.exit_code == 1, result.stderr
-    assert "1 of 3 pictures are in out" in result.stdout
-    assert "2 rows failed: manifest.parquet says why; --retry-errors tries them again" in result.stdout
+    assert "1 of 3 images are in out" in result.stdout
+    assert "2 rows failed; see the errors in manifest.parquet. --retry-errors retries them" in result.stdout
     assert [bool(row["error"]) for row in manifest()] == [False, True, True]
     result = run("batch", "rows.jsonl", "-o", "out", *QUICK)
     assert result.exit_code == 1
@@ -97,32 +88,32 @@ def test_failed_rows_give_status_one_and_are_tried_again_if_asked_for(run):
     result = run("batch", "rows.jsonl", "-o", "out", "--retry-errors", *QUICK)
     assert result.exit_code == 1
     assert "loading the model" in result.stderr
-    assert len(pictures()) == 1
+    assert len(images()) == 1
 
 
 def test_other_settings_are_refused(run, prompts):
     run("batch", prompts, "-o", "out", *QUICK)
-    before = pictures(), manifest()
+    before = images(), manifest()
     complain(run("batch", prompts, "-o", "out", "--steps", 4), "'out'", "steps is 3 there and 4 here", "another folder")
     complain(run("batch", prompts, "-o", "out", *QUICK, "-i", 5), "cache_interval is 3 there and 5 here")
     complain(run("batch", prompts, "-o", "out", *QUICK, "--scheduler", "ddpm"), "DDIMScheduler", "DDPMScheduler")
-    assert (pictures(), manifest()) == before
+    assert (images(), manifest()) == before
 
 
 def test_another_vae_is_refused(run, prompts, tmp_path):
     save_tiny(tmp_path / "tiny")
     save_kl(tmp_path / "other")
     assert run("batch", prompts, "-o", "out", *QUICK, "--vae", "tiny").exit_code == 0
-    before = pictures()
+    before = images()
     assert json.loads((tmp_path / "out" / "job.json").read_text(encoding="utf-8"))["asked"]["vae"] == "tiny"
     complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "vae is 'tiny' there and None here")
     complain(run("batch", prompts, "-o", "out", *QUICK, "--vae", "other"), "vae is 'tiny' there and 'other' here")
-    # Called otherwise, it is the same.
+    # Another spelling of the same path.
     assert run("batch", prompts, "-o", "out", *QUICK, "--vae", "./tiny").exit_code == 0
-    assert pictures() == before
+    assert images() == before
     run("batch", prompts, "-o", "own", *QUICK)
-    assert pictures("own").keys() == before.keys()
-    assert pictures("own") != before
+    assert images("own").keys() == before.keys()
+    assert images("own") != before
     complain(run("batch", prompts, "-o", "own", *QUICK, "--vae", "tiny"), "vae is None there and 'tiny' here")
 
 
@@ -131,32 +122,32 @@ def test_another_lora_or_embedding_is_refused(run, prompts, tmp_path):
     save_embedding(tmp_path / "red.safetensors")
     options = ("batch", prompts, *QUICK, "--lora", f"{first}:0.5", "--embedding", "red.safetensors")
     assert run(*options, "-o", "out").exit_code == 0
-    before = pictures()
+    before = images()
     asked = json.loads((tmp_path / "out" / "job.json").read_text(encoding="utf-8"))["asked"]
     assert (asked["loras"], asked["embeddings"]) == ([[str(first), 0.5]], ["red.safetensors"])
-    # What was begun without resumes without, and job.json says nothing of them.
+    # A job without them resumes without them, and they are not in job.json.
     assert run("batch", prompts, *QUICK, "-o", "plain").exit_code == 0
     job = json.loads((tmp_path / "plain" / "job.json").read_text(encoding="utf-8"))
     assert not {"loras", "embeddings", "vae_tiling"} & {*job["settings"], *job["asked"], *job["loaded"]}
     assert run("batch", prompts, *QUICK, "-o", "plain").exit_code == 0
-    assert pictures("plain").keys() == before.keys()
-    assert pictures("plain") != before
+    assert images("plain").keys() == before.keys()
+    assert images("plain") != before
     complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "loras is", "embeddings is", "and None here")
     complain(run("batch", prompts, "-o", "plain", *QUICK, "--lora", first), "loras is None there and")
     complain(run(*options[:-3], second, *options[-2:], "-o", "out"), "what is asked for: loras is [['")
     assert run(*options, "-o", "out").exit_code == 0
-    assert pictures() == before
+    assert images() == before
 
 
 @pytest.mark.parametrize(
     ("options", "forecast"), [((), "limited"), (("--guidance", 7.5, "--scheduler", "dpm++"), "response")]
 )
-def test_a_preset_is_what_it_stands_for_with_the_scale_and_the_scheduler(run, prompts, options, forecast):
+def test_a_preset_depends_on_the_guidance_scale_and_the_scheduler(run, prompts, options, forecast):
     result = run("batch", prompts, "-o", "out", *QUICK, *options, "--preset", "balanced")
     assert result.exit_code == 0, result.stderr
     words = ("--interval", "3", "--between", "skipped", "--forecast", forecast)
     assert f"Preset balanced: {' '.join(words)}" in result.stderr
-    # A folder keeps to what it stands for.
+    # The same settings without the preset resume.
     assert run("batch", prompts, "-o", "out", *QUICK, *options, *words).exit_code == 0
     if options:
         complain(run("batch", prompts, "-o", "out", *QUICK, "--preset", "balanced"), "forecast is 'response' there")
@@ -169,7 +160,7 @@ def test_a_preset_is_what_it_stands_for_with_the_scale_and_the_scheduler(run, pr
         (("--most-workers", 2), ["--most-workers", "--engine ray"]),
         (("--gpus-per-worker", 1), ["--gpus-per-worker", "--engine ray"]),
         (("--ray-address", "auto"), ["--ray-address", "--engine ray"]),
-        (("--engine", "spark"), ["--engine", "local or ray", "'spark'"]),
+        (("--engine", "spark"), ["--engine must be local or ray, got 'spark'"]),
         (("--engine", "ray", "--workers", 0), ["workers must be 1 or more", "0"]),
         (("--engine", "ray", "--workers", 2, "--most-workers", 1), ["most workers", "2 or more"]),
         (("--batch", 0), ["batch must be 1 or more", "0"]),
@@ -189,7 +180,7 @@ def test_a_preset_is_what_it_stands_for_with_the_scale_and_the_scheduler(run, pr
         (("--offload", "disk"), ["offload must be one of model, sequential, group, got 'disk'"]),
     ],
 )
-def test_wrong_options_are_told_and_make_no_folder(run, prompts, arguments, words):
+def test_invalid_options_are_refused_and_create_no_folder(run, prompts, arguments, words):
     complain(run("batch", prompts, "-o", "out", *arguments), *words)
     assert not Path("out").exists()
 
@@ -207,14 +198,14 @@ def test_wrong_options_are_told_and_make_no_folder(run, prompts, arguments, word
         (("--embedding", "./nowhere"), ["there is no embedding './nowhere'. Check the path"]),
     ],
 )
-def test_what_does_not_fit_the_model_is_told_and_draws_nothing(run, prompts, arguments, words):
+def test_options_that_do_not_fit_the_model_are_refused_and_generate_nothing(run, prompts, arguments, words):
     complain(run("batch", prompts, "-o", "out", *QUICK, *arguments), *words)
-    assert not pictures()
-    # The folder keeps to nothing yet.
+    assert not images()
+    # The folder can still be used with other settings.
     assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
 
 
-def test_missing_prompts_are_told_and_make_no_folder(run):
+def test_missing_prompts_are_refused_and_create_no_folder(run):
     complain(run("batch", "nowhere.txt", "-o", "out"), "'nowhere.txt'")
     Path("empty.txt").write_text("# nothing\n")
     complain(run("batch", "empty.txt", "-o", "out"), "'empty.txt'", "holds no prompt")
@@ -222,13 +213,13 @@ def test_missing_prompts_are_told_and_make_no_folder(run):
     assert not Path("out").exists()
 
 
-def test_output_that_is_no_folder(run, prompts):
+def test_an_output_that_is_not_a_folder_is_refused(run, prompts):
     complain(run("batch", prompts, "-o", prompts), "cannot make the folder 'prompts.txt'")
     complain(run("batch", prompts, "-o", "nowhere://x"), "nowhere")
     complain(run("batch", prompts), "--output")
 
 
-def test_full_disk_is_one_line(run, prompts, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(run, prompts, monkeypatch):
     write = BatchFolder.write
 
     def full(self, name, data):
@@ -240,10 +231,10 @@ def test_full_disk_is_one_line(run, prompts, monkeypatch):
         patch.setattr(BatchFolder, "write", full)
         complain(run("batch", prompts, "-o", "out", *QUICK), "No space left on device")
     assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
-    assert len(pictures()) == 3
+    assert len(images()) == 3
 
 
-def test_worker_that_cannot_go_on_is_one_line(run, prompts, monkeypatch):
+def test_a_failed_worker_is_reported_in_one_line(run, prompts, monkeypatch):
     from DeepCache.batch.worker import PipelineWorker
 
     def broken(*_):
@@ -253,7 +244,7 @@ def test_worker_that_cannot_go_on_is_one_line(run, prompts, monkeypatch):
     complain(run("batch", prompts, "-o", "out", *QUICK), "8 rows in succession")
 
 
-def test_second_ctrl_c_stops_at_once_and_keeps_what_is_finished(run, prompts, monkeypatch):
+def test_the_second_ctrl_c_stops_at_once_and_keeps_finished_images(run, prompts, monkeypatch):
     from DeepCache.batch.worker import PipelineWorker
 
     draw = PipelineWorker.draw
@@ -268,14 +259,14 @@ def test_second_ctrl_c_stops_at_once_and_keeps_what_is_finished(run, prompts, mo
         patch.setattr(PipelineWorker, "draw", interrupted)
         result = run("batch", prompts, "-o", "out", *QUICK)
     assert result.exit_code == 130
-    assert "Stopped at once" in result.stderr
-    assert len(pictures()) == len(manifest()) == 1
+    assert "Stopped. Finished images are kept" in result.stderr
+    assert len(images()) == len(manifest()) == 1
     assert run("batch", prompts, "-o", "out", *QUICK).exit_code == 0
-    assert len(pictures()) == 3
+    assert len(images()) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_finishes_what_is_in_hand(run, prompts, monkeypatch, number):
+def test_a_signal_finishes_the_current_batch(run, prompts, monkeypatch, number):
     from DeepCache.batch.worker import PipelineWorker
 
     draw = PipelineWorker.draw
@@ -290,14 +281,14 @@ def test_signal_finishes_what_is_in_hand(run, prompts, monkeypatch, number):
     result = run("batch", prompts, "-o", "out", *QUICK)
     assert result.exit_code == 130
     assert signal.getsignal(number) == before
-    assert "Stopping once what is in hand is finished" in result.stderr
-    assert "2 of 3 pictures" in result.stdout
-    assert "1 are left: the same command goes on" in result.stdout
-    assert len(pictures()) == len(manifest()) == 2
+    assert "Stopping after the current batches" in result.stderr
+    assert "2 of 3 images" in result.stdout
+    assert "1 rows are left; the same command resumes" in result.stdout
+    assert len(images()) == len(manifest()) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(run, tmp_path):
+def test_ctrl_c_stops_and_the_same_command_resumes(run, tmp_path):
     rows = "".join(f"a red circle number {number}\n" for number in range(500))
     Path("prompts.txt").write_text(rows)
     process = subprocess.Popen(
@@ -314,35 +305,27 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(run, tmp_path):
     stdout, stderr = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert "are left: the same command goes on" in stdout
-    kept = pictures()
+    assert "rows are left; the same command resumes" in stdout
+    kept = images()
     assert len(manifest()) == len(kept) > 0
     # The rest would take long.
     Path("prompts.txt").write_text("".join(rows.splitlines(keepends=True)[: len(kept) + 2]))
     result = run("batch", "prompts.txt", "--output", "out", "--steps", 1)
     assert result.exit_code == 0, result.stderr
-    assert len(pictures()) == len(manifest()) == len(kept) + 2
-    assert kept.items() <= pictures().items()
-
-
-def test_help_says_how_to_go_on(run):
-    result = run("batch", "--help")
-    assert result.exit_code == 0
-    text = " ".join(result.stdout.split())
-    for word in ("PROMPTS", "--output", "--retry-errors", "--engine", "--workers", "--ray-address"):
-        assert word in text
+    assert len(images()) == len(manifest()) == len(kept) + 2
+    assert kept.items() <= images().items()
 
 
 @pytest.mark.ray
-def test_ray_of_its_own_draws_the_same_pictures_and_says_nothing(run, prompts, tmp_path):
+def test_ray_generates_the_same_images_and_prints_nothing(run, prompts, tmp_path):
     lora = str(save_lora(tmp_path / "lora"))
     assert run("batch", prompts, "-o", "out", *QUICK, "--lora", lora).exit_code == 0
     arguments = ["batch", prompts, "-o", "ray", "--steps", "3", "--engine", "ray", "--workers", "2", "--lora", lora]
-    # Its processes give way to all others otherwise, and the tests beside this one take every core.
+    # By default, its processes have a lower priority than the tests that run at the same time.
     nice = os.environ | {"RAY_worker_niceness": "0"}
     done = subprocess.run([*DEEPCACHE, *arguments], cwd=tmp_path, env=nice, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert pictures("ray") == pictures("out")
+    assert images("ray") == images("out")
     assert len(done.stdout.splitlines()) == 1
     assert "ray::" not in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,18 +1,16 @@
-"""`deepcache export` and `--runtime`, from what is typed to the files that are written."""
+"""`deepcache export` and `--runtime`, from the command line to the files."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from DeepCache.bench.result_file import read_result
 from DeepCache.export import load_graphs
 from DeepCache.models import load_pipeline
-
-SMALL = ("sd15-tiny", "--size", "64")
+from tests.cli.helpers import pixels
 
 
 @pytest.fixture
@@ -21,7 +19,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_export(run, tmp_path):
+def test_export_writes_graphs_that_generate_images(run, tmp_path):
     options = ("--format", "torch", "--steps", 10, "--interval", 5, "--forecast", "linear", "--names", "deep_in=state")
     result = run("export", "shapes", *options, "--output", "graphs")
     assert result.exit_code == 0, result.output
@@ -52,7 +50,7 @@ def test_export(run, tmp_path):
     [
         (("--format", "tensorrt"), "format must be one of torch, onnx, openvino, got 'tensorrt'"),
         (("--format", "torch", "--int8"), "int8 requires format openvino, got 'torch'. Remove int8"),
-        (("--names", "deep_in"), "--names must be NAME=NEW with commas between, such as deep_in=state, got 'deep_in'"),
+        (("--names", "deep_in"), "--names must be NAME=NEW separated by commas, such as deep_in=state, got 'deep_in'"),
         (
             ("--format", "torch", "--branch", "99"),
             "cache_branch_id must be between 0 and 11 for this UNet2DConditionModel, got 99",
@@ -62,7 +60,7 @@ def test_export(run, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_options_are_one_line(run, options, message):
+def test_invalid_options_are_refused_in_one_line(run, options, message):
     result = run("export", "sd15-tiny", *options)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == f"deepcache: {message}"
@@ -72,21 +70,17 @@ def test_wrong_options_are_one_line(run, options, message):
 @pytest.mark.parametrize(
     "command", [("generate", "a red circle"), ("batch", "prompts.txt", "--output", "out"), ("app",)]
 )
-def test_an_unknown_runtime_is_one_line(run, tmp_path, command):
+def test_an_unknown_runtime_is_refused_in_one_line(run, tmp_path, command):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     result = run(*command, "--runtime", "tensorrt")
     assert result.exit_code == 2
     assert result.stderr == "deepcache: runtime must be one of torch, openvino, onnx, got 'tensorrt'\n"
 
 
-def test_compiling_is_for_pytorch(run):
+def test_compiling_requires_pytorch(run):
     result = run("generate", "a red circle", "--runtime", "openvino", "--compile", "default")
     assert result.exit_code == 2
     assert "compile='default' requires runtime torch, got 'openvino'. Remove one of them" in result.stderr
-
-
-def pixels(path):
-    return np.asarray(Image.open(path), dtype=int)
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnx"])
@@ -134,4 +128,4 @@ def test_a_benchmark_of_runtimes(run, tmp_path, cache):
 def test_a_profile_of_another_runtime_is_refused(run):
     result = run("benchmark", "--modes", "openvino", "--profile", "profile")
     assert result.exit_code == 2
-    assert "--profile looks into PyTorch, and the mode openvino runs without it. Leave one out" in result.stderr
+    assert "--profile requires PyTorch, and cannot be combined with the mode openvino. Remove one" in result.stderr

@@ -1,4 +1,4 @@
-"""`deepcache generate`, from what is typed to the files that are written."""
+"""`deepcache generate`, from the command line to the files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
 from DeepCache.models import MODELS, load_pipeline
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
+from tests.cli.helpers import complain, settings_of, written
 from tests.engine.backend import use_backend
 from tests.models.small_vaes import save_tiny
 
@@ -23,22 +24,22 @@ PROMPT = "a red circle left of a blue square"
 
 @pytest.fixture(scope="module")
 def plain():
-    """An image of the shipped model, drawn by the bare pipeline."""
+    """An image of the bundled model from the plain pipeline."""
     pipe = load_pipeline("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
 
-    def draw(prompt=PROMPT, steps=3, seed=0, **call):
+    def generate(prompt=PROMPT, steps=3, seed=0, **call):
         call = {"guidance_scale": MODELS["shapes"].guidance} | call
         generator = torch.Generator().manual_seed(seed)
         return pipe(prompt, num_inference_steps=steps, generator=generator, **call).images[0]
 
-    draw.pipe = pipe
-    return draw
+    generate.pipe = pipe
+    return generate
 
 
 @pytest.fixture
 def plan(plain, tmp_path):
-    """A plan for the shipped model over four steps, in the file plan.json."""
+    """A plan for the bundled model with four steps, in the file plan.json."""
     reused = Step(False, 0, "linear", guidance_reuse=True)
     schedule = StepSchedule((Step(True), Step(True), reused, Step(False, 1, "linear")))
     plan = Plan(
@@ -59,37 +60,23 @@ def read(path):
 
 
 def pixels(image):
-    if isinstance(image, Path):
-        image = read(image)
+    image = read(image) if isinstance(image, Path) else image
     return image.size, image.convert("RGB").tobytes()
 
 
-def written(folder="deepcache-output"):
-    return sorted(Path(folder).glob("*.png"))
-
-
-def noted(path):
-    return json.loads(read(path).info["settings"])
-
-
-def drawn_with(plain, steps=4, **settings):
-    """The image that the pipeline draws with DeepCache at these settings."""
+def generated_with(plain, steps=4, **settings):
+    """The image of the pipeline with DeepCache at these settings."""
     with DeepCacheSDHelper(plain.pipe) as helper:
         helper.set_params(**settings)
         return plain(steps=steps)
 
 
-def complain(result, *words):
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("deepcache: ")
-    for word in words:
-        assert word in line
+def refused(result, *words):
+    complain(result, *words)
     assert not written()
 
 
-def test_the_shipped_model_draws_a_picture(run):
+def test_the_bundled_model_generates_an_image(run):
     result = run("generate", PROMPT, "--steps", 4)
     assert result.exit_code == 0, result.stderr
     (path,) = written()
@@ -100,7 +87,7 @@ def test_the_shipped_model_draws_a_picture(run):
     assert not list(path.parent.glob(".*"))
 
 
-def test_same_seed_gives_the_same_picture_and_a_new_file(run):
+def test_the_same_seed_gives_the_same_image_in_a_new_file(run):
     for _ in range(2):
         assert run("generate", PROMPT, "--steps", 4, "--seed", 7).exit_code == 0
     first, second = written()
@@ -108,14 +95,10 @@ def test_same_seed_gives_the_same_picture_and_a_new_file(run):
     assert (first.name[:4], second.name[:4]) == ("0001", "0002")
 
 
-def test_interval_one_is_the_plain_pipeline(run, plain):
-    assert run("generate", PROMPT, "--steps", 3, "--interval", 1).exit_code == 0
-    assert pixels(written()[0]) == pixels(plain())
-
-
-def test_interval_three_is_another_picture(run, plain):
-    assert run("generate", PROMPT, "--steps", 4, "--interval", 3).exit_code == 0
-    assert pixels(written()[0]) != pixels(plain(steps=4))
+@pytest.mark.parametrize(("interval", "identical"), [(1, True), (3, False)])
+def test_interval_1_is_the_plain_pipeline(run, plain, interval, identical):
+    assert run("generate", PROMPT, "--steps", 4, "--interval", interval).exit_code == 0
+    assert (pixels(written()[0]) == pixels(plain(steps=4))) is identical
 
 
 @pytest.mark.parametrize("option", ["--negative-prompt", "--negative"])
@@ -144,10 +127,10 @@ def test_every_option_reaches_the_pipeline(run, plain, option):
 
 def test_a_negative_prompt_without_guidance_is_refused(run):
     result = run("generate", PROMPT, "--steps", 3, "--negative-prompt", "a star", "--guidance", 1)
-    complain(result, "a negative prompt requires a guidance scale above 1, got 1. Remove the negative prompt")
+    refused(result, "a negative prompt requires a guidance scale above 1, got 1. Remove the negative prompt")
 
 
-def test_compare_writes_both_and_a_side_by_side(run, plain):
+def test_compare_writes_both_images_and_a_comparison(run, plain):
     result = run("generate", PROMPT, "--steps", 4, "--compare")
     assert result.exit_code == 0, result.stderr
     folder = Path("deepcache-output")
@@ -163,20 +146,20 @@ def test_compare_writes_both_and_a_side_by_side(run, plain):
         assert str(path) in result.stdout
 
 
-def test_compare_draws_the_same_picture_as_without(run):
+def test_compare_does_not_change_the_image(run):
     assert run("generate", PROMPT, "--steps", 4, "-o", "alone").exit_code == 0
     assert run("generate", PROMPT, "--steps", 4, "-o", "both", "--compare").exit_code == 0
     (alone,) = written("alone")
     assert pixels(alone) == pixels(Path("both") / alone.name)
 
 
-def test_compare_at_interval_one_is_identical(run):
+def test_compare_at_interval_1_is_identical(run):
     result = run("generate", PROMPT, "--steps", 2, "--interval", 1, "--compare")
     assert "identical" in result.stdout
     assert "100.0%" in result.stdout
 
 
-def test_each_picture_has_its_own_seed_and_can_be_drawn_again_alone(run, plain):
+def test_each_image_has_its_own_seed_and_can_be_regenerated_alone(run, plain):
     Path("prompts.txt").write_text(f"# two\n\n  {PROMPT} \na green star\n", encoding="utf-8")
     result = run("generate", "--prompts", "prompts.txt", "--images", 2, "--seed", 10, "--steps", 2, "-i", 1)
     assert result.exit_code == 0, result.stderr
@@ -186,7 +169,7 @@ def test_each_picture_has_its_own_seed_and_can_be_drawn_again_alone(run, plain):
     assert "mean" in result.stdout
 
 
-def test_columns_of_a_prompt_file_go_before_the_options(run, plain):
+def test_columns_of_a_prompt_file_override_options(run, plain):
     lines = ["prompt,seed,negative_prompt,size", f"{PROMPT},7,a star,72x64", "a green star,,,"]
     Path("prompts.csv").write_text("\n".join(lines), encoding="utf-8")
     result = run("generate", "--prompts", "prompts.csv", "--seed", 20, "--steps", 2, "-i", 1, "--negative", "a ring")
@@ -196,27 +179,27 @@ def test_columns_of_a_prompt_file_go_before_the_options(run, plain):
     assert pixels(second) == pixels(plain("a green star", steps=2, seed=21, negative_prompt="a ring"))
     info = read(first).info
     assert (info["seed"], info["negative_prompt"]) == ("7", "a star")
-    assert (noted(first)["width"], noted(first)["height"]) == (72, 64)
+    assert (settings_of(first)["width"], settings_of(first)["height"]) == (72, 64)
 
 
-def test_a_row_that_cannot_be_generated_is_refused_before_anything_is(run):
+def test_an_invalid_row_is_refused_before_anything_is_generated(run):
     Path("prompts.csv").write_text("prompt,size\nx,64\ny,65\n", encoding="utf-8")
-    complain(run("generate", "--prompts", "prompts.csv", "--steps", 2), "width must be a multiple of 8", "65")
+    refused(run("generate", "--prompts", "prompts.csv", "--steps", 2), "width must be a multiple of 8", "65")
 
 
-def test_help_names_the_columns(run):
+def test_help_lists_the_columns(run):
     shown = " ".join(run("generate", "--help").stdout.replace("│", " ").split())
     assert "seed, negative_prompt, and size (or width and height)" in shown
 
 
 @pytest.mark.parametrize("more", [(), ("--compare",)], ids=["alone", "compare"])
-def test_a_picture_of_nan_is_an_error_and_no_file(run, more):
+def test_an_image_of_nan_is_an_error_and_is_not_written(run, more):
     result = run("generate", PROMPT, "--steps", 3, "--guidance", 1e38, *more)
-    complain(result, "NaN", "float32", "bfloat16", "the VAE in float32", "'a red circle left of a blue square'")
+    refused(result, "NaN", "float32", "bfloat16", "the VAE in float32", "'a red circle left of a blue square'")
 
 
 @pytest.mark.filterwarnings("default:the prompt:UserWarning")
-def test_a_long_prompt_is_shortened_wherever_it_is_shown(run):
+def test_a_long_prompt_is_shortened_in_the_output(run):
     result = run("generate", "a red circle " * 1000, "--steps", 2, "--compare")
     assert result.exit_code == 0, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if "tokens" in line]
@@ -227,7 +210,7 @@ def test_a_long_prompt_is_shortened_wherever_it_is_shown(run):
     assert len(refused.stderr) < 1000
 
 
-def test_picture_holds_prompt_seed_and_settings(run):
+def test_the_image_contains_prompt_seed_and_settings(run):
     arguments = ("--negative", "a ring", "--seed", 3, "--steps", 2, "-i", 2, "-b", 1, "--scheduler", "ddim")
     assert run("generate", "ein roter Kreis ★", *arguments).exit_code == 0
     info = read(written()[0]).info
@@ -247,7 +230,7 @@ def test_a_saved_folder_is_a_model(run, plain, tmp_path):
     assert pixels(written()[0]) == pixels(plain(steps=2, guidance_scale=2))
 
 
-def test_another_vae_decodes_and_is_noted(run, plain, tmp_path):
+def test_another_vae_decodes_and_is_in_the_metadata(run, plain, tmp_path):
     assert run("generate", PROMPT, "--steps", 2, "-i", 1, "-o", "own").exit_code == 0
     saved = save_tiny(tmp_path / "vae")
     result = run("generate", PROMPT, "--steps", 2, "-i", 1, "--vae", "vae", "--compare")
@@ -258,8 +241,8 @@ def test_another_vae_decodes_and_is_noted(run, plain, tmp_path):
     plain.pipe.register_modules(vae=own)
     _, original, path = written()
     assert pixels(path) == pixels(original) == pixels(expected) != pixels(written("own")[0])
-    assert noted(path)["vae"] == noted(original)["vae"] == "vae"
-    assert noted(written("own")[0])["vae"] is None
+    assert settings_of(path)["vae"] == settings_of(original)["vae"] == "vae"
+    assert settings_of(written("own")[0])["vae"] is None
 
 
 @pytest.mark.parametrize(
@@ -276,16 +259,16 @@ def test_a_vae_that_does_not_fit_is_refused(run, plain, tmp_path, vae, words):
     plain.pipe.save_pretrained(tmp_path / "model")
     save_tiny(tmp_path / "wide", latent_channels=16)
     save_tiny(tmp_path / "deep", levels=4)
-    complain(run("generate", PROMPT, "--vae", vae), *words)
+    refused(run("generate", PROMPT, "--vae", vae), *words)
 
 
-def test_second_order_scheduler_shows_all_its_steps(run):
+def test_a_second_order_scheduler_shows_all_steps(run):
     result = run("generate", PROMPT, "--steps", 3, "--scheduler", "Heun")
     assert result.exit_code == 0
     assert "F··F·" in result.stderr
 
 
-def test_ctrl_c_keeps_what_is_finished(run, monkeypatch):
+def test_ctrl_c_keeps_finished_images(run, monkeypatch):
     from DeepCache.cli.progress import StepDisplay
 
     shown = StepDisplay.__call__
@@ -305,23 +288,23 @@ def test_ctrl_c_keeps_what_is_finished(run, monkeypatch):
     assert not list(path.parent.glob(".*"))
 
 
-def test_a_linear_forecast_is_another_picture_and_noted_in_it(run, plain):
+def test_a_linear_forecast_is_another_image_with_its_metadata(run, plain):
     for forecast in ("none", "linear"):
         result = run("generate", PROMPT, "--steps", 4, "-i", 2, "--forecast", forecast, "-o", forecast)
         assert result.exit_code == 0, result.stderr
         (path,) = written(forecast)
-        assert noted(path)["forecast"] == forecast
-        assert pixels(path) == pixels(drawn_with(plain, cache_interval=2, forecast=forecast))
+        assert settings_of(path)["forecast"] == forecast
+        assert pixels(path) == pixels(generated_with(plain, cache_interval=2, forecast=forecast))
     assert pixels(written("none")[0]) != pixels(written("linear")[0])
 
 
-def test_guidance_reuse_is_another_picture_and_noted_in_it(run, plain):
+def test_guidance_reuse_is_another_image_with_its_metadata(run, plain):
     result = run("generate", PROMPT, "--steps", 4, "-i", 2, "-f", "linear", "--guidance-reuse")
     assert result.exit_code == 0, result.stderr
     (path,) = written()
-    assert noted(path)["guidance_reuse"] is True
-    assert pixels(path) == pixels(drawn_with(plain, cache_interval=2, forecast="linear", guidance_reuse=True))
-    assert pixels(path) != pixels(drawn_with(plain, cache_interval=2, forecast="linear"))
+    assert settings_of(path)["guidance_reuse"] is True
+    assert pixels(path) == pixels(generated_with(plain, cache_interval=2, forecast="linear", guidance_reuse=True))
+    assert pixels(path) != pixels(generated_with(plain, cache_interval=2, forecast="linear"))
 
 
 @pytest.mark.parametrize(
@@ -337,23 +320,17 @@ def test_guidance_reuse_is_another_picture_and_noted_in_it(run, plain):
     ],
     ids=["skipped", "alternating", "adaptive"],
 )
-def test_skipped_steps_and_adaptive_schedules_are_options(run, plain, options, settings, pattern):
+def test_skipped_steps_and_adaptive_schedules(run, plain, options, settings, pattern):
     result = run("generate", PROMPT, "--steps", 6, *options)
     assert result.exit_code == 0, result.stderr
     assert f"6 steps {pattern.replace('.', '·')}" in result.stderr
     header = result.stdout.splitlines()[0].split()
     assert header[2:5] == ["full", "shallow", "skipped"]
     (path,) = written()
-    noted_values = noted(path)
+    noted_values = settings_of(path)
     assert {name: noted_values[name] for name in settings} == settings
     settings = {"cache_interval": 3, "forecast": "limited"} | settings
-    assert pixels(path) == pixels(drawn_with(plain, steps=6, **settings))
-
-
-@pytest.mark.parametrize("mode", ["uniform", "non-uniform"])
-def test_a_threshold_without_an_adaptive_schedule_is_refused(run, mode):
-    result = run("generate", PROMPT, "--threshold", 0.2, "--skip-mode", mode)
-    complain(result, "--threshold", "got 0.2 with --skip-mode " + mode, "add --skip-mode adaptive")
+    assert pixels(path) == pixels(generated_with(plain, steps=6, **settings))
 
 
 @pytest.mark.parametrize(
@@ -363,14 +340,20 @@ def test_a_threshold_without_an_adaptive_schedule_is_refused(run, mode):
         (("--between", "nothing"), ["between must be one of 'shallow', 'skipped', 'alternating'", "'nothing'"]),
         (("--skip-mode", "adaptive", "--threshold", 0), ["threshold must be above 0, got 0"]),
         (("--between", "skipped", "--guidance-reuse"), ["guidance_reuse", "'shallow'"]),
+        (("--threshold", 0.2), ["--threshold requires --skip-mode adaptive, got 0.2 with --skip-mode uniform"]),
+        (("--threshold", 0.2, "--skip-mode", "non-uniform"), ["got 0.2 with --skip-mode non-uniform"]),
+        (("--force-plan",), ["--force-plan requires --plan FILE"]),
+        (("--forecast", "cubic"), ["forecast", "'linear'", "'cubic'"]),
+        (("--skip-mode", "random"), ["skip_mode", "'non-uniform'", "'random'"]),
+        (("--compile", "fast"), ["compile", "'reduce-overhead'", "'fast'"]),
     ],
 )
-def test_settings_of_skipped_and_adaptive_steps_that_cannot_be_are_refused(run, options, words):
-    complain(run("generate", PROMPT, *options), *words)
+def test_invalid_settings_of_deepcache_are_refused(run, options, words):
+    refused(run("generate", PROMPT, *options), *words)
 
 
 @pytest.mark.filterwarnings("default:.* has no native support on this CPU:UserWarning")
-def test_a_dtype_that_the_cpu_emulates_is_warned_of_in_a_line(run, monkeypatch):
+def test_a_dtype_that_the_cpu_emulates_is_a_warning_in_one_line(run, monkeypatch):
     monkeypatch.setattr("DeepCache.models.device.cpu_support", lambda dtype: "emulated")
     result = run("generate", PROMPT, "--steps", 2, "--dtype", "bfloat16", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
@@ -382,7 +365,7 @@ def test_a_dtype_that_the_cpu_emulates_is_warned_of_in_a_line(run, monkeypatch):
 
 
 @pytest.mark.filterwarnings("default:the plan does not record:UserWarning")
-def test_a_plan_without_guidance_scales_is_warned_of_in_a_line(run, plan, tmp_path):
+def test_a_plan_without_guidance_scales_is_a_warning_in_one_line(run, plan, tmp_path):
     values = plan.to_dict() | {"format": "DeepCache plan 1"}
     del values["guidance"]
     (tmp_path / "old.json").write_text(json.dumps(values), encoding="utf-8")
@@ -394,43 +377,43 @@ def test_a_plan_without_guidance_scales_is_warned_of_in_a_line(run, plan, tmp_pa
 
 
 @pytest.mark.parametrize("more", [(), ("--compare",)], ids=["alone", "compare"])
-def test_guidance_reuse_without_guidance_is_refused_before_anything_is_drawn(run, more):
-    complain(run("generate", PROMPT, "--steps", 3, "--guidance", 1, "--guidance-reuse", *more), "guidance_reuse", "off")
+def test_guidance_reuse_without_guidance_is_refused_before_anything_is_generated(run, more):
+    refused(run("generate", PROMPT, "--steps", 3, "--guidance", 1, "--guidance-reuse", *more), "guidance_reuse", "off")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-def test_compiled_pictures_and_originals_are_compiled_once(run, monkeypatch):
+def test_compiled_images_and_originals_are_compiled_once(run, monkeypatch):
     graphs = use_backend(monkeypatch, CompileCounter())
     torch.compiler.reset()
     result = run("generate", PROMPT, "--steps", "4", "--images", "2", "--compare", "--compile", "default")
     assert "compile the U-Net, which takes a minute or more" in result.stderr
-    # One for the original, a full and a shallow one with DeepCache.
+    # The original, and full and shallow steps with DeepCache.
     assert graphs.frame_count == 3
     torch.compiler.reset()
     run("generate", PROMPT, "--steps", "4", "--images", "2", "--compare", "--output", "uncompiled")
     compiled, uncompiled = written(), written("uncompiled")
     assert len(compiled) == 6
-    drawn = [path for path in compiled if not path.stem.endswith("-compare")]
-    assert [pixels(path) for path in drawn] == [pixels(path.parent.parent / "uncompiled" / path.name) for path in drawn]
-    assert {noted(path)["compile"] for path in drawn} == {"default"}
-    assert {noted(path)["compile"] for path in uncompiled if not path.stem.endswith("-compare")} == {"none"}
+    both = [path for path in compiled if not path.stem.endswith("-compare")]
+    assert [pixels(path) for path in both] == [pixels(path.parent.parent / "uncompiled" / path.name) for path in both]
+    assert {settings_of(path)["compile"] for path in both} == {"default"}
+    assert {settings_of(path)["compile"] for path in uncompiled if not path.stem.endswith("-compare")} == {"none"}
 
 
-def test_full_steps_may_be_spread_unevenly(run):
+def test_full_steps_can_be_non_uniform(run):
     result = run("generate", PROMPT, "--steps", 9, "--skip-mode", "non-uniform")
     assert result.exit_code == 0, result.stderr
     pattern = DeepCacheConfig(3, skip_mode="non-uniform").effective_schedule.pattern(9)
     assert pattern != "F..F..F.."
     assert pattern.replace(".", "·") in result.stderr
-    assert noted(written()[0])["skip_mode"] == "non-uniform"
+    assert settings_of(written()[0])["skip_mode"] == "non-uniform"
 
 
-def test_a_plan_is_drawn_with_and_noted(run, plain, plan):
+def test_a_plan_is_used_and_is_in_the_metadata(run, plain, plan):
     result = run("generate", PROMPT, "--steps", 4, "--plan", "plan.json")
     assert result.exit_code == 0, result.stderr
     (path,) = written()
-    assert pixels(path) == pixels(drawn_with(plain, plan=plan))
-    assert Plan.from_dict(noted(path)["plan"]) == plan
+    assert pixels(path) == pixels(generated_with(plain, plan=plan))
+    assert Plan.from_dict(settings_of(path)["plan"]) == plan
 
 
 def test_a_plan_is_compared_with_the_original(run, plain, plan):
@@ -440,36 +423,36 @@ def test_a_plan_is_compared_with_the_original(run, plain, plan):
     assert len(second) == 3
     assert sheet.name.endswith("compare.png")
     assert pixels(original) == pixels(plain(steps=4))
-    assert pixels(first) == pixels(drawn_with(plain, plan=plan))
+    assert pixels(first) == pixels(generated_with(plain, plan=plan))
     assert "FF01" in result.stderr
 
 
 @pytest.mark.parametrize("more", [(), ("--compare",)], ids=["alone", "compare"])
-@pytest.mark.parametrize("steps", [3, 5])
-def test_a_plan_of_another_number_of_steps_is_refused_before_anything_is_drawn(run, plan, steps, more):
-    result = run("generate", PROMPT, "--steps", steps, "--plan", "plan.json", *more)
-    complain(result, "for 4 steps", f"{steps} are asked for", "--force-plan")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--steps", 3), ["for 4 steps, got 3", "--force-plan"]),
+        (("--steps", 5), ["for 4 steps, got 5", "--force-plan"]),
+        (("--steps", 4, "--guidance", 7.5), ["the guidance scale is 7.5 and not 2", "--force-plan"]),
+    ],
+)
+def test_a_plan_for_other_settings_is_refused_before_anything_is_generated(run, plan, options, words, more):
+    refused(run("generate", PROMPT, "--plan", "plan.json", *options, *more), *words)
 
 
 @pytest.mark.parametrize("more", [(), ("--compare",)], ids=["alone", "compare"])
 @pytest.mark.parametrize("steps", [1, 8])
-def test_a_plan_that_is_forced_is_stretched_over_another_number_of_steps(run, plain, plan, steps, more):
+def test_a_forced_plan_is_stretched_to_another_number_of_steps(run, plain, plan, steps, more):
     result = run("generate", PROMPT, "--steps", steps, "--plan", "plan.json", "--force-plan", *more)
     assert result.exit_code == 0, result.stderr
     path = written()[-1]
-    assert pixels(path) == pixels(drawn_with(plain, steps, schedule=plan.schedule.stretched(steps)))
-    assert noted(path)["force_plan"] is True
-
-
-@pytest.mark.parametrize("more", [(), ("--compare",)])
-def test_a_plan_for_another_guidance_scale_is_refused_before_anything_is_generated(run, plan, more):
-    result = run("generate", PROMPT, "--steps", 4, "--plan", "plan.json", "--guidance", 7.5, *more)
-    complain(result, "the guidance scale is 7.5 and not 2", "--force-plan")
+    assert pixels(path) == pixels(generated_with(plain, steps, schedule=plan.schedule.stretched(steps)))
+    assert settings_of(path)["force_plan"] is True
 
 
 def test_a_plan_for_another_scheduler_is_refused_unless_it_is_forced(run, plan):
     arguments = ("generate", PROMPT, "--steps", 4, "--plan", "plan.json", "--scheduler", "euler")
-    complain(run(*arguments, "--compare"), "the scheduler is a EulerDiscreteScheduler and not a DDIMScheduler")
+    refused(run(*arguments, "--compare"), "the scheduler is a EulerDiscreteScheduler and not a DDIMScheduler")
     result = run(*arguments, "--force-plan")
     assert result.exit_code == 0, result.stderr
     assert "FF01" in result.stderr
@@ -485,17 +468,7 @@ def test_a_plan_for_another_scheduler_is_refused_unless_it_is_forced(run, plan):
     ],
     ids=["absent", "empty", "other JSON", "settings"],
 )
-def test_a_file_that_is_no_plan_is_refused(run, content, words):
+def test_a_file_that_is_not_a_plan_is_refused(run, content, words):
     if content is not None:
         Path("plan.json").write_text(content, encoding="utf-8")
-    complain(run("generate", PROMPT, "--plan", "plan.json"), *words)
-
-
-def test_forcing_a_plan_takes_one(run):
-    complain(run("generate", PROMPT, "--force-plan"), "--plan FILE")
-
-
-def test_names_that_are_unknown_are_refused(run):
-    complain(run("generate", PROMPT, "--forecast", "cubic"), "forecast", "'linear'", "'cubic'")
-    complain(run("generate", PROMPT, "--skip-mode", "random"), "skip_mode", "'non-uniform'", "'random'")
-    complain(run("generate", PROMPT, "--compile", "fast"), "compile", "'reduce-overhead'", "'fast'")
+    refused(run("generate", PROMPT, "--plan", "plan.json"), *words)

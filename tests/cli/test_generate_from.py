@@ -13,25 +13,17 @@ from safetensors.torch import save_file
 
 from DeepCache.generation import read_settings
 from DeepCache.models import MODELS, load_pipeline, random_pipeline
+from tests.cli.helpers import complain, image_of, pixels, same, settings_of
 from tests.models.small_adapters import save_embedding, save_lora
 
 GENERATE = ("generate", "a red circle", "--steps", 4)
 
 
-def pixels(path):
-    return np.asarray(Image.open(path), dtype=int)
-
-
-def image_of(result):
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)["images"][0]["file"]
-
-
 def check_again(run, path):
-    """The image has all that is needed to generate it again."""
+    """Checks that the image can be regenerated from its metadata."""
     result = run("generate", "--from", path, "--json")
-    assert np.array_equal(pixels(image_of(result)), pixels(path))
-    assert f"Compared with {path}: the same pixels" in result.stderr
+    assert same(image_of(result), path)
+    assert f"Compared with {path}: identical pixels" in result.stderr
     assert "Differences" not in result.stderr
 
 
@@ -49,7 +41,7 @@ def start(tmp_path):
     return path
 
 
-def test_json(run):
+def test_json_contains_cost_and_fidelity(run):
     found = json.loads(run(*GENERATE, "--compare", "--json").stdout)
     (image,) = found["images"]
     assert found["files"] == [image["original"], image["file"], image["comparison"]]
@@ -69,7 +61,7 @@ def test_the_ending_of_the_output_is_the_format(run, tmp_path, ending):
     assert (found["prompt"], found["seed"], found["settings"]["steps"]) == ("a red circle", 0, 4)
 
 
-def test_a_lora_at_its_scales(run, lora):
+def test_a_lora_counts_by_its_scale(run, lora):
     plain = pixels(image_of(run(*GENERATE, "--json")))
     whole, half, none = (
         pixels(image_of(run(*GENERATE, "--json", "--lora", f"{lora}{scale}"))) for scale in ("", ":0.5", ":0")
@@ -78,7 +70,7 @@ def test_a_lora_at_its_scales(run, lora):
     assert 0 < abs(half - plain).mean() < abs(whole - plain).mean()
 
 
-def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
+def test_a_lora_gives_the_image_of_diffusers(run, lora):
     pipe = load_pipeline("shapes", device="cpu")
     pipe.load_lora_weights(str(lora.parent), weight_name=lora.name)
     expected = pipe(
@@ -89,7 +81,7 @@ def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
     ).images[0]
     path = image_of(run(*GENERATE, "--interval", 1, "--json", "--lora", lora))
     assert np.array_equal(pixels(path), np.asarray(expected))
-    assert read_settings(path)["settings"]["loras"] == [[str(lora), 1.0]]
+    assert settings_of(path)["loras"] == [[str(lora), 1.0]]
     check_again(run, path)
 
 
@@ -113,53 +105,50 @@ def test_a_lora_is_what_diffusers_makes_of_it(run, lora):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_options_are_one_line(run, start, options, message):
-    # The model is not there either: what is asked for with it is checked before it is loaded.
+def test_invalid_options_are_refused_in_one_line(run, start, options, message):
+    # Options are checked before the model is loaded, which does not exist either.
     result = run(*GENERATE, "--model", "./nowhere", *options)
     assert result.exit_code == 2
     assert result.stderr == f"deepcache: {message}\n"
 
 
-def test_a_file_that_is_not_a_lora(run, tmp_path):
+def test_a_file_that_is_not_a_lora_is_refused(run, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    result = run(*GENERATE, "--lora", "other.safetensors")
-    assert result.exit_code == 2
-    assert "other.safetensors" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    complain(run(*GENERATE, "--lora", "other.safetensors"), "other.safetensors")
 
 
-def test_an_embedding(run, tmp_path):
+def test_an_embedding_changes_the_image(run, tmp_path):
     save_embedding(tmp_path / "mine.safetensors")
     plain = image_of(run("generate", "a mine circle", "--steps", 4, "--json"))
     path = image_of(run("generate", "a mine circle", "--steps", 4, "--json", "--embedding", "mine.safetensors"))
-    assert not np.array_equal(pixels(path), pixels(plain))
-    assert read_settings(path)["settings"]["embeddings"] == ["mine.safetensors"]
+    assert not same(path, plain)
+    assert settings_of(path)["embeddings"] == ["mine.safetensors"]
     check_again(run, path)
 
 
-def test_from_an_image(run, start):
+def test_strength_is_the_distance_from_the_start_image(run, start):
     weak, strong = (
         image_of(run(*GENERATE, "--image", start, "--strength", strength, "--json")) for strength in (0.3, 1.0)
     )
     original = pixels(start)
     assert abs(pixels(weak) - original).mean() < abs(pixels(strong) - original).mean()
-    found = read_settings(weak)["settings"]
+    found = settings_of(weak)
     assert (found["pipeline"], found["strength"]) == ("StableDiffusionImg2ImgPipeline", 0.3)
     check_again(run, weak)
 
 
-def test_inpainting_keeps_what_is_black_in_the_mask(run, tmp_path, start):
+def test_inpainting_keeps_the_black_areas_of_the_mask(run, tmp_path, start):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (32, 0, 64, 64))
     mask.save(tmp_path / "mask.png")
     path = image_of(run(*GENERATE, "--image", start, "--mask", "mask.png", "--json"))
-    assert read_settings(path)["settings"]["pipeline"] == "StableDiffusionInpaintPipeline"
+    assert settings_of(path)["pipeline"] == "StableDiffusionInpaintPipeline"
     check_again(run, path)
     changed = abs(pixels(path) - pixels(start)).mean(axis=(0, 2))
     assert changed[:24].mean() < changed[40:].mean()
 
 
-def test_a_model_for_inpainting_needs_a_mask(run, tmp_path, start):
+def test_an_inpainting_model_requires_a_mask(run, tmp_path, start):
     parts = random_pipeline("sd15-tiny", device="cpu").components
     config = {**parts["unet"].config, "in_channels": 9, "_use_default_values": []}
     unet = UNet2DConditionModel.from_config(config)
@@ -168,13 +157,11 @@ def test_a_model_for_inpainting_needs_a_mask(run, tmp_path, start):
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
     command = (*GENERATE, "--model", "model")
     for options in ((), ("--image", start)):
-        result = run(*command, *options)
-        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.stderr
-        assert "Give --image and --mask" in result.stderr
+        complain(run(*command, *options), "Give --image and --mask")
     assert run(*command, "--image", start, "--mask", "mask.png").exit_code == 0
 
 
-def test_a_controlnet(run, tmp_path, start):
+def test_a_controlnet_changes_the_image(run, tmp_path, start):
     torch.manual_seed(0)
     controlnet = ControlNetModel.from_unet(
         load_pipeline("shapes", device="cpu").unet, conditioning_embedding_out_channels=(16, 32, 96)
@@ -183,34 +170,32 @@ def test_a_controlnet(run, tmp_path, start):
         torch.nn.init.normal_(block.weight, std=0.05)
     controlnet.save_pretrained(tmp_path / "control")
     path = image_of(run(*GENERATE, "--controlnet", "control", "--control-image", start, "--json"))
-    assert read_settings(path)["settings"]["pipeline"] == "StableDiffusionControlNetPipeline"
-    assert not np.array_equal(pixels(path), pixels(image_of(run(*GENERATE, "--json"))))
+    assert settings_of(path)["pipeline"] == "StableDiffusionControlNetPipeline"
+    assert not same(path, image_of(run(*GENERATE, "--json")))
     check_again(run, path)
 
 
 @pytest.mark.parametrize(
     ("guidance", "scheduler", "forecast"), [(2, (), "limited"), (7.5, (), "limited"), (7.5, ("dpm++",), "response")]
 )
-def test_a_preset_goes_by_the_guidance_scale_and_the_scheduler(run, guidance, scheduler, forecast):
+def test_a_preset_depends_on_the_guidance_scale_and_the_scheduler(run, guidance, scheduler, forecast):
     options = ("--guidance", guidance, *(("--scheduler", *scheduler) if scheduler else ()))
     result = run(*GENERATE, *options, "--preset", "balanced", "--json")
     words = ("--interval", "3", "--between", "skipped", "--forecast", forecast)
     assert f"Preset balanced: {' '.join(words)}" in result.stderr
     # Compiling is not part of a preset.
-    same = run(*GENERATE, *options, *words, "--json")
-    assert np.array_equal(pixels(image_of(result)), pixels(image_of(same)))
-    assert read_settings(image_of(result))["settings"]["forecast"] == forecast
+    explicit = run(*GENERATE, *options, *words, "--json")
+    assert same(image_of(result), image_of(explicit))
+    assert settings_of(image_of(result))["forecast"] == forecast
 
 
-def test_wrong_presets_are_one_line(run):
-    result = run(*GENERATE, "--preset", "best")
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "deepcache: preset must be one of faithful, balanced, fast, got 'best'\n",
-    )
-    # Whether or not it is the default.
-    result = run(*GENERATE, "--preset", "fast", "--interval", 3)
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "deepcache: --preset cannot be combined with --interval. Remove one of them\n",
-    )
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--preset", "best"), "preset must be one of faithful, balanced, fast, got 'best'"),
+        # Even if it is the default.
+        (("--preset", "fast", "--interval", 3), "--preset cannot be combined with --interval. Remove one of them"),
+    ],
+)
+def test_invalid_presets_are_refused_in_one_line(run, options, message):
+    complain(run(*GENERATE, *options), f"deepcache: {message}")

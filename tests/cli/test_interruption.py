@@ -1,4 +1,4 @@
-"""Ctrl-C ends every command with status 130 and the truth, whenever it comes."""
+"""Ctrl-C ends every command with status 130 at any time, and the output is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from DeepCache.cli.interruption import stopped
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 
-# Python runs: what comes before, in its own start, is not ours. The parent may ignore the signal.
+# The parent process may ignore the signal.
 BEGIN = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,21 +58,21 @@ def start(code, *arguments, **options):
         (["report", "--help"], "DeepCache.cli.report"),
     ],
 )
-def test_in_the_middle_of_an_import(tmp_path, arguments, module):
+def test_ctrl_c_during_an_import(tmp_path, arguments, module):
     process = start(AT_IMPORT.format(module=module) + SCRIPT, *arguments, cwd=tmp_path)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout, stderr) == (130, "", "")
 
 
-def test_as_a_module_too(tmp_path):
+def test_ctrl_c_with_python_m(tmp_path):
     process = start(AT_IMPORT.format(module="rich.console") + MODULE, "generate", "x", cwd=tmp_path)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout, stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.05, 0.2, 0.5, 1, 2])
-def test_at_any_moment(tmp_path, seconds):
-    # Before the program is imported, an interrupt is Python's own affair.
+def test_ctrl_c_at_any_time(tmp_path, seconds):
+    # Before the program is imported, Python handles the interrupt.
     code = SCRIPT.replace("sys.exit", READY + "sys.exit")
     process = start(code, "generate", "x", "--images", 500, "--steps", 2, cwd=tmp_path)
     assert process.stdout.read(5) == "ready"
@@ -84,7 +84,7 @@ def test_at_any_moment(tmp_path, seconds):
     assert all(str(path.relative_to(tmp_path)) in stdout for path in tmp_path.glob("deepcache-output/*"))
 
 
-def test_after_an_image_was_reported_it_counts(tmp_path):
+def test_every_reported_image_is_counted(tmp_path):
     process = start(SCRIPT, "generate", "x", "--images", 500, "--steps", 2, "--compare", cwd=tmp_path)
     for line in process.stderr:
         if line.startswith("image 1 of 500, DeepCache"):
@@ -95,7 +95,7 @@ def test_after_an_image_was_reported_it_counts(tmp_path):
     (line,) = [line for line in stderr.splitlines() if line.startswith("Stopped")]
     files = [path for path in tmp_path.glob("deepcache-output/*") if not path.stem.endswith(("-original", "-compare"))]
     assert files
-    assert line == f"Stopped: {len(files)} of 500 pictures are finished."
+    assert line == f"Stopped: {len(files)} of 500 images are finished."
     assert all(path.name in stdout for path in files)
 
 
@@ -123,7 +123,7 @@ with on_interrupt():
     assert "Exception ignored" not in stderr
 
 
-def test_an_error_that_comes_of_an_interrupt_is_one():
+def test_an_error_caused_by_an_interrupt_is_an_interrupt():
     code = """
 import DeepCache.cli.commands
 def main(*_, **__):
@@ -141,7 +141,7 @@ DeepCache.cli.commands.app = main
     assert (process.returncode, stdout, stderr) == (130, "", "")
 
 
-def test_a_process_that_ignores_the_signal_goes_on():
+def test_a_process_that_ignores_the_signal_continues():
     code = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nos.kill(os.getpid(), signal.SIGINT)\n"
     process = start(code + AT_IMPORT.format(module="typer") + SCRIPT, "--version")
     stdout, _ = process.communicate()
@@ -149,12 +149,12 @@ def test_a_process_that_ignores_the_signal_goes_on():
     assert stdout.startswith("deepcache ")
 
 
-def test_what_resumes_says_whether_there_is_anything(tmp_path):
+def test_the_message_says_whether_there_is_something_to_resume(tmp_path):
     assert stopped(tmp_path / "plan-tuning") == "Stopped before anything was measured."
-    assert stopped(tmp_path) == f"Stopped. The same command resumes from what is in {tmp_path}."
+    assert stopped(tmp_path) == f"Stopped. The same command resumes from {tmp_path}."
 
 
-def test_a_picture_that_was_written_is_never_forgotten(tmp_path, monkeypatch):
+def test_an_image_is_counted_as_soon_as_it_is_written(tmp_path, monkeypatch):
     from PIL import Image
 
     from DeepCache.generation import OutputFolder

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from DeepCache.cli.settings_file import find_settings_file
-from DeepCache.generation import read_settings
+from tests.cli.helpers import complain, image_of, settings_of
 
 SHARED = 'interval = 5\nforecast = "none"\n'
 
 
 def generated(run, *arguments):
     result = run("generate", "a red circle", "--json", *arguments)
-    assert result.exit_code == 0, result.output
-    return read_settings(json.loads(result.stdout)["images"][0]["file"])["settings"], result.stderr
-
-
-def refusal(run, text, *arguments):
-    Path("deepcache.toml").write_text(text, encoding="utf-8")
-    result = run("generate", "a red circle", *arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    return result.stderr
+    return settings_of(image_of(result)), result.stderr
 
 
 def test_settings_come_from_the_file_and_options_override_them(run, tmp_path):
@@ -37,7 +26,7 @@ def test_settings_come_from_the_file_and_options_override_them(run, tmp_path):
     assert (found["cache_interval"], found["forecast"], found["steps"]) == (2, "none", 4)
 
 
-def test_a_preset_or_plan_replaces_the_settings_that_it_stands_for(run, tmp_path):
+def test_a_preset_replaces_the_caching_settings(run, tmp_path):
     (tmp_path / "deepcache.toml").write_text(SHARED + "steps = 4\n", encoding="utf-8")
     assert generated(run, "--preset", "balanced")[0]["cache_interval"] == 3
     (tmp_path / "deepcache.toml").write_text('preset = "fast"\nsteps = 4\n', encoding="utf-8")
@@ -61,7 +50,7 @@ def test_without_a_file_there_are_no_settings(tmp_path):
     assert find_settings_file(tmp_path) is None
 
 
-def test_a_number_fits_an_option_that_takes_a_list(run, tmp_path):
+def test_a_number_is_valid_for_an_option_with_a_list(run, tmp_path):
     (tmp_path / "deepcache.toml").write_text("guidance = 7.5\n", encoding="utf-8")
     result = run("ablate", "--intervals", 0)
     assert result.exit_code == 2
@@ -80,20 +69,19 @@ def test_a_number_fits_an_option_that_takes_a_list(run, tmp_path):
         ("interval = \n", "cannot read"),
     ],
 )
-def test_a_wrong_file_is_reported_in_one_line(run, tmp_path, text, message):
-    stderr = refusal(run, text)
-    assert str(tmp_path / "deepcache.toml") in stderr
-    assert message in stderr
-    assert len(stderr.splitlines()) == 1
+def test_an_invalid_file_is_refused_in_one_line(run, tmp_path, text, message):
+    (tmp_path / "deepcache.toml").write_text(text, encoding="utf-8")
+    complain(run("generate", "a red circle"), str(tmp_path / "deepcache.toml"), message)
 
 
-def test_a_value_out_of_range_is_reported_after_the_file_that_has_it(run, tmp_path):
-    stderr = refusal(run, "interval = 0\n")
+def test_a_value_out_of_range_is_reported_after_its_file(run, tmp_path):
+    (tmp_path / "deepcache.toml").write_text("interval = 0\n", encoding="utf-8")
+    stderr = run("generate", "a red circle").stderr
     assert f"Settings from {tmp_path / 'deepcache.toml'}: interval" in stderr
     assert "cache_interval must be" in stderr
 
 
-def test_help_needs_no_settings(run, tmp_path):
+def test_help_ignores_the_settings_file(run, tmp_path):
     (tmp_path / "deepcache.toml").write_text("not TOML", encoding="utf-8")
     for arguments in (["--help"], ["generate", "--help"], ["--version"]):
         assert run(*arguments).exit_code == 0

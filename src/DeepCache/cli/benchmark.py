@@ -1,175 +1,123 @@
-"""`deepcache benchmark`: how much sooner a pipeline is done with DeepCache."""
+"""`deepcache benchmark`: the speed-up of a pipeline with DeepCache."""
 
 from __future__ import annotations
 
-import json
 import os
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from DeepCache.cli.interruption import INTERRUPTED, stopped
+from DeepCache.cli.console import explain, note, print_json, print_table, table
 from DeepCache.cli.options import (
-    MODEL_PANEL,
     Device,
-    Guidance,
     Json,
     Model,
     Scheduler,
+    Steps,
     Threads,
+    Variants,
     check_output,
+    grid_option,
+    model_option,
     numbers,
-    sizes,
+    output_option,
+    output_path,
     words,
 )
-from DeepCache.cli.progress import WorkDisplay
+from DeepCache.cli.progress import work_display
 from DeepCache.text import format_bytes
 
 if TYPE_CHECKING:
     from DeepCache.bench.benchmark import BenchmarkSettings
 
-__all__ = ["benchmark_command"]
-
-_GRID, _TIMING, _OUTPUT = "Grid (lists have commas between their parts)", "Timing", "Output"
+_timing_option = partial(typer.Option, rich_help_panel="Timing")
+_KIND_WIDTH, _STEP_WIDTH = 22, 16
 
 
 def benchmark_command(
     model: Model = "shapes",
     scheduler: Scheduler = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=MODEL_PANEL)] = 50,
-    guidance: Guidance = None,
+    steps: Steps = 50,
+    guidance: float | None = model_option(None, help="Guidance scale.", show_default="recommended for the model"),
     device: Device = "auto",
-    variants: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant",
-            "-v",
-            metavar="SETTINGS",
-            help="Settings to measure, such as 'I=5 B=1', 'I=3 linear guidance-reuse', 'I=3 response skipped', "
-            "'I=8 limited adaptive threshold=0.2' or 'plan=FILE'; repeat it for more. What is not said is as "
-            "published: branch 0, uniform, shallow steps, re-use.",
-            show_default="I=3 B=0, I=5 B=0, I=5 B=1",
-            rich_help_panel=_GRID,
-        ),
-    ] = None,
-    sizes_wanted: Annotated[
-        str | None,
-        typer.Option(
-            "--sizes",
-            metavar="SIZES",
-            help="In pixels, such as 512,768x512.",
-            show_default="the model's own",
-            rich_help_panel=_GRID,
-        ),
-    ] = None,
-    batches: Annotated[
-        str,
-        typer.Option(metavar="NUMBERS", help="Pictures in one pipeline call, such as 1,4,8.", rich_help_panel=_GRID),
-    ] = "1",
-    dtypes: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="float32, float16, bfloat16; auto is float16 with CUDA, else float32.",
-            rich_help_panel=_GRID,
-        ),
-    ] = "auto",
-    modes: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="eager; torch.compile on the U-Net: regional (its transformer blocks), compiled; and with CUDA graphs "
-            "captured, autotuned (the fastest kernels too); openvino and onnx run it as graphs on the CPU, without the "
-            "reference package.",
-            rich_help_panel=_GRID,
-        ),
-    ] = "eager",
-    scopes: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="pipeline, the whole call; unet, the calls of the U-Net with nothing in between.",
-            rich_help_panel=_GRID,
-        ),
-    ] = "pipeline,unet",
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="The wheel of the reference package, DeepCache 0.1.1, or the folder that it is unpacked to: measures "
-            "it in turn with the others.",
-            rich_help_panel=_GRID,
-        ),
-    ] = None,
-    fewer_steps: Annotated[
-        bool,
-        typer.Option(
-            "--fewer-steps/--no-fewer-steps",
-            help="Measure fewer steps without caching, at the cost of each variant, too.",
-            rich_help_panel=_GRID,
-        ),
-    ] = True,
-    rounds: Annotated[int, typer.Option(help="How often everything is timed, in turn.", rich_help_panel=_TIMING)] = 5,
-    warm_up: Annotated[int, typer.Option(help="Rounds before those, discarded.", rich_help_panel=_TIMING)] = 1,
+    variants: Variants = None,
+    sizes: str | None = grid_option(
+        None, metavar="SIZES", help="Sizes in pixels, such as 512,768x512.", show_default="the model's own"
+    ),
+    batches: str = grid_option("1", metavar="NUMBERS", help="Images per pipeline call, such as 1,4,8."),
+    dtypes: str = grid_option(
+        "auto", metavar="NAMES", help="float32, float16, bfloat16; auto is float16 on CUDA and float32 elsewhere."
+    ),
+    modes: str = grid_option(
+        "eager",
+        metavar="NAMES",
+        help="eager; with torch.compile: regional (transformer blocks), compiled (U-Net), captured (with CUDA "
+        "graphs), autotuned (with CUDA graphs and the fastest kernels); openvino, onnx: graphs on the CPU, without "
+        "the reference package.",
+    ),
+    scopes: str = grid_option(
+        "pipeline,unet", metavar="NAMES", help="pipeline (the whole call), unet (the U-Net calls only)."
+    ),
+    reference: Path | None = grid_option(
+        None,
+        metavar="PATH",
+        help="Wheel of the reference package, DeepCache 0.1.1, or the folder it is unpacked to; it is measured in "
+        "turn with the others.",
+    ),
+    fewer_steps: bool = grid_option(
+        True,
+        "--fewer-steps/--no-fewer-steps",
+        help="Also measure fewer steps without caching at the cost of each variant.",
+    ),
+    rounds: int = _timing_option(5, help="Rounds; each round times everything once, in turn."),
+    warm_up: int = _timing_option(1, help="Warm-up rounds, which are discarded."),
     threads: Threads = None,
-    stop_after: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MINUTES",
-            help="Begin no round that would end later; the same command goes on. One round is always measured.",
-            rich_help_panel=_TIMING,
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the latents.", rich_help_panel=_TIMING)] = 0,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write the result, after every round; what is there already is not measured again.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = Path("benchmark.json"),
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Show where the time of full and shallow steps goes, too, and write that and a chrome trace for each "
-            "size, batch, type and mode to this folder.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = None,
+    stop_after: float | None = _timing_option(
+        None,
+        metavar="MINUTES",
+        help="Start no round that would end later than this; the same command resumes. At least one round is measured.",
+    ),
+    seed: int = _timing_option(0, help="Seed of the latents."),
+    output: Path = output_path(
+        "benchmark.json",
+        "FILE",
+        "Result file, written after every round; measurements in an existing file are not repeated.",
+    ),
+    profile: Path | None = output_option(
+        None,
+        metavar="FOLDER",
+        help="Also profile full and shallow steps for each size, batch, dtype and mode, and write the result and "
+        "Chrome traces to this folder.",
+    ),
     as_json: Json = False,
 ) -> None:
-    """Measure the speed of a pipeline with DeepCache, without, and with fewer steps.
+    """Measure the speed of a pipeline with DeepCache, without it, and with fewer steps.
 
-    All of them run in turn, so that whatever else the machine does hits all alike. The model may be an architecture by
-    name, which is built with random weights and needs no download: sd15, sd21, sdxl, … Ctrl-C loses nothing: the same
-    command goes on. `deepcache report` makes a page of the result.
+    All variants (by default I=3 B=0, I=5 B=0 and I=5 B=1) run in turn, so that other load on the machine affects all of
+    them alike. The model may be the name of an architecture (sd15, sd21, sdxl, ...), which is built with random weights
+    and needs no download. The same command resumes after Ctrl-C. `deepcache report` creates a page from the result.
 
     Example: deepcache benchmark --model sd21 --sizes 512,768 --batches 1,4 --output sd21.json
     """
     from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
 
     chosen = tuple(parse_variant(text) for text in variants) if variants else PUBLISHED_VARIANTS
-    check_output(output, "the result", "benchmark.json")
+    check_output(output)
     if stop_after is not None and not stop_after > 0:
         raise ValueError(f"--stop-after must be above 0 minutes, got {stop_after:g}")
 
     from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
-    from DeepCache.cli.loading import quiet_libraries, set_threads
+    from DeepCache.cli.loading import set_threads
+    from DeepCache.generation import parse_size
 
     settings = BenchmarkSettings(
         model=model,
         variants=chosen,
-        sizes=sizes(sizes_wanted) if sizes_wanted is not None else (),
+        sizes=tuple(map(parse_size, sizes.split(","))) if sizes is not None else (),
         batches=numbers("batches", batches),
         dtypes=words(dtypes),
         modes=words(modes),
@@ -184,49 +132,40 @@ def benchmark_command(
         seed=seed,
     )
     if profile is not None:
-        from DeepCache.bench.contestants import GRAPHS
-        from DeepCache.bench.profiles import check_profile
-
-        check_profile(profile, device)
-        if graphs := [mode for mode in settings.modes if mode in GRAPHS]:
-            raise ValueError(f"--profile looks into PyTorch, and the mode {graphs[0]} runs without it. Leave one out")
-    stderr = Console(stderr=True, markup=False)
-    seconds = None if stop_after is None else 60 * stop_after
+        _check_profile(settings, profile, device)
     set_threads(threads)
-    with quiet_libraries():
-        try:
-            with WorkDisplay(stderr) as display:
-                result = run_benchmark(settings, output, device, display, seconds)
-        except KeyboardInterrupt:
-            going_on = stopped(output)
-            stderr.print(going_on, soft_wrap=True, highlight=False)
-            raise typer.Exit(INTERRUPTED) from None
+    with work_display(output) as display:
+        seconds = None if stop_after is None else 60 * stop_after
+        result = run_benchmark(settings, output, device, display, seconds)
     if as_json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     else:
         _print(result)
     if not is_complete(result):
-        stderr.print(f"Stopped after {stop_after:g} minutes. The same command goes on.", highlight=False)
+        note(f"Stopped after {stop_after:g} minutes. The same command resumes.")
     if not as_json:
         print(output)
     if profile is not None:
-        _profile(settings, result, profile, device, stderr)
+        _profile(settings, result, profile, device)
 
 
-def _profile(settings: BenchmarkSettings, measured: dict[str, Any], folder: Path, device: str, stderr: Console) -> None:
+def _check_profile(settings: BenchmarkSettings, folder: Path, device: str) -> None:
+    from DeepCache.bench.contestants import GRAPHS
+    from DeepCache.bench.profiles import check_profile
+
+    check_profile(folder, device)
+    if graphs := [mode for mode in settings.modes if mode in GRAPHS]:
+        raise ValueError(f"--profile requires PyTorch, and cannot be combined with the mode {graphs[0]}. Remove one")
+
+
+def _profile(settings: BenchmarkSettings, measured: dict[str, Any], folder: Path, device: str) -> None:
     from DeepCache.bench.profiles import PROFILE_FILE, run_profile
-    from DeepCache.cli.loading import quiet_libraries
 
-    # The profiler tells on stderr when it begins and ends.
+    # The profiler logs when it starts and stops.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with quiet_libraries():
-        try:
-            with WorkDisplay(stderr) as display:
-                result = run_profile(settings, measured, folder, device, display)
-        except KeyboardInterrupt:
-            kept = f"Stopped. Nothing of the benchmark is lost; the profiles that were finished are in {folder}."
-            stderr.print(kept, soft_wrap=True, highlight=False)
-            raise typer.Exit(INTERRUPTED) from None
+    message = "Stopped. The benchmark is complete; finished profiles are in {}.".format
+    with work_display(folder, message) as display:
+        result = run_profile(settings, measured, folder, device, display)
     _print_profiles(result)
     for found in result["profiles"]:
         if found["trace"]:
@@ -235,49 +174,36 @@ def _profile(settings: BenchmarkSettings, measured: dict[str, Any], folder: Path
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console(markup=False)
     for cell in result["cells"]:
         if cell["status"] == "waiting":
             continue
         scope = "U-Net alone" if cell["scope"] == "unet" else "whole pipeline"
-        console.print(
+        reason = f" ({cell['reason']})" if cell["reason"] else ""
+        print(
             f"{cell['width']}×{cell['height']}, batch {cell['batch']}, {cell['dtype']}, {cell['mode']}, {scope}: "
-            f"{cell['status']}" + (f" ({cell['reason']})" if cell["reason"] else ""),
-            # What an error says may have brackets.
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"{cell['status']}{reason}"
         )
         if not any(row["seconds"] for row in cell["rows"]):
             continue
-        console.print(_table(cell["rows"]))
+        _print_rows(cell["rows"])
         for row in cell["rows"]:
             if row["error"]:
-                failed = f"{row['method']}, {row['variant']} failed: {row['error']}"
-                console.print(failed, highlight=False, soft_wrap=True)
-    console.print(
-        "\nseconds: median. speed-up: median over the rounds of the seconds without caching over these.\n"
-        "limit: the U-Net's speed-up if its multiply-accumulates were all, and the share of it that is reached.\n"
-        "kept: memory that holds features between steps.\n",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
+                print(f"{row['method']}, {row['variant']} failed: {row['error']}")
+    explain(
+        "\nseconds: median. speed-up: median over the rounds of the time without caching divided by this time.\n"
+        "limit: speed-up of the U-Net if time were proportional to multiply-accumulates. of it: the share reached.\n"
+        "kept: memory for features between steps.\n"
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     columns = ["seconds", "speed-up", "limit", "of it", "kept"]
     if any(row["peak_memory"] is not None for row in rows):
         columns.append("peak")
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    # Names may wrap, figures never.
-    table.add_column("", min_width=10)
-    table.add_column("settings", min_width=10)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    shown = table("", "settings", *columns, text=["", "settings"])
     for row in rows:
-        table.add_row(row["method"], Text(row["variant"]), *_figures(row)[: len(columns)])
-    return table
+        shown.add_row(row["method"], row["variant"], *_figures(row)[: len(columns)])
+    print_table(shown)
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -294,50 +220,39 @@ def _figures(row: dict[str, Any]) -> list[str]:
 
 
 def _print_profiles(result: dict[str, Any]) -> None:
-    console = Console(markup=False)
     for found in result["profiles"]:
         title = "{width}×{height}, batch {batch}, {dtype}, {mode}".format(**found)
         reason = f" ({found['reason']})" if found["reason"] else ""
-        console.print(f"\n{title}: where the time of a step goes{reason}", highlight=False, soft_wrap=True)
-        fitting = max(1, (console.width - _KIND_WIDTH) // (_STEP_WIDTH + 1))
+        print(f"\n{title}: time per step{reason}")
+        fitting = max(1, (Console().width - _KIND_WIDTH) // (_STEP_WIDTH + 1))
         for first in range(0, len(found["steps"]), fitting):
-            console.print(_profile_table(found["steps"][first : first + fitting], result["device"]["type"]))
-    console.print(
-        "\nMedians of the U-Net's calls. The profiler slows them down: go by its shares, and by the time without it.\n"
-        "the rest: what no operation, or on a GPU no kernel, fills: Python, launches, waiting.\n"
-        "A chrome trace opens in https://ui.perfetto.dev; the steps have their names in it.\n",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
+            _print_profile(found["steps"][first : first + fitting], result["device"]["type"])
+    explain(
+        "\nMedians of the U-Net calls. The profiler slows them down: use its shares, and the time without it.\n"
+        "the rest: time without an operation (on a GPU, without a kernel): Python, launches, waiting.\n"
+        "Open a Chrome trace in https://ui.perfetto.dev; it names the steps.\n"
     )
 
 
-_KIND_WIDTH, _STEP_WIDTH = 22, 16
-
-
-def _profile_table(steps: list[dict[str, Any]], device: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True, min_width=_KIND_WIDTH - 1)
+def _print_profile(steps: list[dict[str, Any]], device: str) -> None:
+    shown = table()
+    shown.add_column("", no_wrap=True, min_width=_KIND_WIDTH - 1)
     for step in steps:
-        table.add_column(step["step"], justify="right", width=_STEP_WIDTH)
+        shown.add_column(step["step"], justify="right", width=_STEP_WIDTH)
     for kind in steps[0]["kinds"]:
         figures = [step["kinds"][kind] for step in steps]
         if any(each["median"] for each in figures):
-            table.add_row(kind, *(f"{_show_time(each['median'])} {each['share']:>6.1%}" for each in figures))
-    table.add_section()
-    for name, times in _in_all(steps, device).items():
-        table.add_row(name, *(_show_time(seconds) + " " * 7 for seconds in times))
-    return table
-
-
-def _in_all(steps: list[dict[str, Any]], device: str) -> dict[str, list[float]]:
-    rows = {
-        "in all": [sum(each["median"] for each in step["kinds"].values()) for step in steps],
+            shown.add_row(kind, *(f"{_show_time(each['median'])} {each['share']:>6.1%}" for each in figures))
+    shown.add_section()
+    totals = {
+        "total": [sum(each["median"] for each in step["kinds"].values()) for step in steps],
         "without the profiler": [step["median"] for step in steps],
     }
     if device != "cpu":
-        rows["DeepCache's Python"] = [median(step["hooks_seconds"]) for step in steps]
-    return rows
+        totals["DeepCache's Python"] = [median(step["hooks_seconds"]) for step in steps]
+    for name, times in totals.items():
+        shown.add_row(name, *(_show_time(seconds) + " " * 7 for seconds in times))
+    print_table(shown)
 
 
 def _show_time(seconds: float) -> str:

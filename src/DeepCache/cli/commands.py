@@ -1,26 +1,55 @@
-"""The commands of `deepcache`, one module each, put together."""
+"""The commands of `deepcache`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
 
 import typer
 
 from DeepCache.cli.ablate import ablate_command
 from DeepCache.cli.batch import batch_command
 from DeepCache.cli.benchmark import benchmark_command
-from DeepCache.cli.comfyui import comfyui_command
-from DeepCache.cli.env import env_command
+from DeepCache.cli.console import print_json
 from DeepCache.cli.errors import Command, CommandGroup
 from DeepCache.cli.export import export_command
 from DeepCache.cli.generate import generate_command
 from DeepCache.cli.info import info_command
+from DeepCache.cli.options import Json, expanded
 from DeepCache.cli.page import app_command
 from DeepCache.cli.report import report_command
 from DeepCache.cli.tune import tune_command
 
-__all__ = ["app"]
+
+def comfyui_command(
+    path: Path = typer.Argument(..., metavar="PATH", help="ComfyUI folder, which contains custom_nodes."),
+) -> None:
+    """Install or update the DeepCache nodes in ComfyUI.
+
+    Example: deepcache comfyui ComfyUI
+    """
+    from DeepCache.comfyui.installing import install_nodes
+
+    print(f"The nodes are in {install_nodes(path.expanduser())}. Restart ComfyUI, and add the node DeepCache")
+
+
+def env_command(as_json: Json = False) -> None:
+    """Show versions, devices and supported dtypes for a bug report.
+
+    Example: deepcache env
+    """
+    from DeepCache.bench.environment import describe_environment
+
+    found = describe_environment()
+    if as_json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        if isinstance(value, dict):
+            print(f"{name}:", *(f"  {key}: {each}" for key, each in value.items()), sep="\n")
+        else:
+            print(f"{name}: {value}")
+
 
 app = typer.Typer(
     name="deepcache",
@@ -42,7 +71,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "env": env_command,
 }
 for _name, _function in _COMMANDS.items():
-    app.command(_name, cls=Command)(_function)
+    app.command(_name, cls=Command)(expanded(_function))
 
 
 def _print_version(asked: bool) -> None:
@@ -56,11 +85,10 @@ def _print_version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _deepcache(
     context: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
-    ] = False,
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+    ),
 ) -> None:
-    """DeepCache: pictures from U-Net diffusion pipelines in less time, close to those without it."""
+    """DeepCache: faster image generation with U-Net diffusion pipelines, close to the original results."""
     if context.invoked_subcommand is None:
         print(context.get_help())

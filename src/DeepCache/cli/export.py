@@ -2,143 +2,90 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from DeepCache.cli.console import explain, note, print_json, print_table, table
 from DeepCache.cli.options import (
-    Between,
-    Branch,
+    CachingOptions,
     Device,
-    Dtype,
-    ForcePlan,
-    Forecast,
-    GuidanceReuse,
-    Interval,
     Json,
-    PlanFile,
-    Scheduler,
-    SkipMode,
-    Threshold,
-    deepcache_config,
+    LoadingOptions,
+    ModelArgument,
+    output_option,
+    output_path,
 )
-from DeepCache.config import DeepCacheConfig
 
 if TYPE_CHECKING:
     from DeepCache.export import GraphSetDescription
 
-__all__ = ["export_command"]
+_graph_option = partial(typer.Option, rich_help_panel="Graphs")
+_call_option = partial(typer.Option, rich_help_panel="Pipeline call the graphs are for")
 
-_GRAPHS, _CALL, _OUTPUT = "Graphs", "Call that they are for", "Output"
-_DEFAULT = DeepCacheConfig()
+
+@dataclass(frozen=True)
+class _LoadingOptions(LoadingOptions):
+    model: ModelArgument = "shapes"
+    device: Device = "cpu"
 
 
 def export_command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A name (shapes comes with DeepCache; sd15, sdxl, … get random weights), a folder, or owner/name on "
-            "the hub.",
-        ),
-    ] = "shapes",
-    graph_format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="torch (torch.export), onnx (takes DeepCache[onnx]) or openvino (takes DeepCache[openvino]).",
-            rich_help_panel=_GRAPHS,
-        ),
-    ] = "openvino",
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="Keep weights as integers of 8 bits: a quarter of the size, less faithful. With openvino; takes NNCF.",
-            rich_help_panel=_GRAPHS,
-        ),
-    ] = False,
-    dynamic: Annotated[
-        bool,
-        typer.Option(
-            "--dynamic",
-            help="Leave batch, height and width open, for several sizes. Takes longer to export.",
-            rich_help_panel=_GRAPHS,
-        ),
-    ] = False,
-    names: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME=NEW,…",
-            help="Other names for inputs and outputs, such as deep_in=state,deep_out=next_state.",
-            show_default=False,
-            rich_help_panel=_GRAPHS,
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WIDTHxHEIGHT",
-            help="In pixels; one number for a square.",
-            show_default="the model's own",
-            rich_help_panel=_CALL,
-        ),
-    ] = None,
-    images: Annotated[int, typer.Option(help="Images in one call of the pipeline.", rich_help_panel=_CALL)] = 1,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Guidance scale; above 1 the graphs take two samples for each image.",
-            show_default="recommended for the model",
-            rich_help_panel=_CALL,
-        ),
-    ] = None,
-    steps: Annotated[
-        int, typer.Option(help="Denoising steps, for the schedule in the description.", rich_help_panel=_CALL)
-    ] = 50,
-    scheduler: Scheduler = None,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    interval: Interval = _DEFAULT.cache_interval,
-    branch: Branch = _DEFAULT.cache_branch_id,
-    skip_mode: SkipMode = _DEFAULT.skip_mode,
-    threshold: Threshold = None,
-    between: Between = _DEFAULT.between,
-    forecast: Forecast = _DEFAULT.forecast,
-    guidance_reuse: GuidanceReuse = False,
-    plan: PlanFile = None,
-    force_plan: ForcePlan = False,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Where to write; it is created.", rich_help_panel=_OUTPUT
-        ),
-    ] = Path("graphs"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the graphs in the folder.", rich_help_panel=_OUTPUT)
-    ] = False,
+    loading: _LoadingOptions,
+    graph_format: str = _graph_option(
+        "openvino",
+        "--format",
+        help="torch (torch.export), onnx (requires DeepCache[onnx]) or openvino (requires DeepCache[openvino]).",
+    ),
+    int8: bool = _graph_option(
+        False,
+        "--int8",
+        help="Store weights as 8-bit integers: a quarter of the size, less faithful. Requires openvino and NNCF.",
+    ),
+    dynamic: bool = _graph_option(
+        False, "--dynamic", help="Dynamic batch, height and width, for several sizes. Slower to export."
+    ),
+    names: str | None = _graph_option(
+        None,
+        metavar="NAME=NEW,…",
+        help="New names of inputs and outputs, such as deep_in=state,deep_out=next_state.",
+        show_default=False,
+    ),
+    size: str | None = _call_option(
+        None,
+        metavar="WIDTHxHEIGHT",
+        help="Size in pixels; a single number for a square.",
+        show_default="the model's own",
+    ),
+    images: int = _call_option(1, help="Images per pipeline call."),
+    guidance: float | None = _call_option(
+        None,
+        help="Guidance scale; above 1 the graphs have two samples per image.",
+        show_default="recommended for the model",
+    ),
+    steps: int = _call_option(50, help="Denoising steps, for the schedule in the description."),
+    *,
+    caching: CachingOptions,
+    output: Path = output_path("graphs", "FOLDER", "Output folder, which is created."),
+    overwrite: bool = output_option(False, "--overwrite", help="Replace existing graphs in the output folder."),
     as_json: Json = False,
 ) -> None:
-    """Export a U-Net as a graph of a full step and one of a shallow step.
+    """Export a U-Net as a graph for full steps and a graph for shallow steps.
 
-    Each graph is compared with PyTorch on random inputs. deepcache-graphs.json beside them describes inputs, outputs
-    and the schedule. An export that was interrupted resumes with the same command.
+    Each graph is compared with PyTorch on random inputs. deepcache-graphs.json in the output folder describes inputs,
+    outputs and the schedule. The same command resumes an interrupted export.
 
     Example: deepcache export shapes --format onnx --output graphs
     """
     from DeepCache.generation import parse_size
 
-    config = deepcache_config(
-        interval, branch, skip_mode, forecast, guidance_reuse, plan, force_plan, "none", between, threshold
-    )
+    config = caching.config_for()
     renamed = _names(names)
     for name, value in (("--images", images), ("--steps", steps)):
         if value < 1:
@@ -150,26 +97,24 @@ def export_command(
         from DeepCache.export import export_graphs
         from DeepCache.export.formats import GraphOptions
 
-    # What is wrong here is reported before the model is loaded.
+    # Checked before the model is loaded.
     GraphOptions(graph_format, int8, dynamic, renamed).require()
-    stderr = Console(stderr=True, markup=False)
-    pipe = load(model, dtype=dtype, device=device, console=stderr)
+    pipe = load(loading)
 
     from DeepCache.bench.workload import PipelineCall, default_size
-    from DeepCache.models import recommended_guidance, set_scheduler
+    from DeepCache.models import recommended_guidance
 
-    if scheduler is not None:
-        set_scheduler(pipe, scheduler)
     pixels = default_size(pipe) if size is None else parse_size(size)
-    scale = recommended_guidance(model, pipe) if guidance is None else guidance
+    scale = recommended_guidance(loading.model, pipe) if guidance is None else guidance
     call = PipelineCall(images, pixels, steps, scale).arguments(pipe)
+    stderr = Console(stderr=True)
     status = stderr.status("") if stderr.is_terminal else None
 
     def on_stage(text: str) -> None:
-        if status is not None:
-            status.update(escape(f"{text} …"))
+        if status is None:
+            note(text)
         else:
-            stderr.print(text, highlight=False, soft_wrap=True)
+            status.update(escape(f"{text} …"))
 
     with status or nullcontext(), quiet_libraries():
         found = export_graphs(
@@ -185,34 +130,29 @@ def export_command(
             on_stage=on_stage,
         )
     if as_json:
-        print(json.dumps({"folder": str(output), **asdict(found)}, indent=2))
-        return
-    _print(found, output)
+        print_json({"folder": str(output), **asdict(found)})
+    else:
+        _print(found)
+        print(output)
 
 
 def _names(text: str | None) -> dict[str, str]:
     pairs = [part.partition("=") for part in (text or "").split(",") if part.strip()]
     for old, _, new in pairs:
         if not old.strip() or not new.strip():
-            raise ValueError(f"--names must be NAME=NEW with commas between, such as deep_in=state, got {text!r}")
+            raise ValueError(f"--names must be NAME=NEW separated by commas, such as deep_in=state, got {text!r}")
     return {old.strip(): new.strip() for old, _, new in pairs}
 
 
-def _print(found: GraphSetDescription, folder: Path) -> None:
+def _print(found: GraphSetDescription) -> None:
     from DeepCache.text import format_bytes
 
-    console = Console(markup=False)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for name in ("graph", "file", "size", "difference"):
-        table.add_column(name, justify="right" if name in ("size", "difference") else "left", no_wrap=True)
+    shown = table("graph", "file", "size", "difference", text=["graph", "file"])
     for name, graph in found.graphs.items():
-        table.add_row(name, graph.file, format_bytes(graph.bytes), f"{graph.largest_difference:.1e}")
-    console.print(table)
-    console.print(
-        f"\ncut at branch {found.branch}. difference: the largest from PyTorch on random inputs, as a share of the "
-        "largest value.\nThe weights and active adapters are part of the graphs: export again after changing them.\n",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
+        shown.add_row(name, graph.file, format_bytes(graph.bytes), f"{graph.largest_difference:.1e}")
+    print_table(shown)
+    explain(
+        f"\nThe cut is at branch {found.branch}. difference: the largest difference from PyTorch on random inputs, "
+        "relative to the largest value.\nThe graphs contain the weights and active adapters: export again after "
+        "changing them.\n"
     )
-    print(folder)

@@ -10,45 +10,33 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-__all__ = ["INTERRUPTED", "keep_on_interrupt", "on_interrupt", "stopped", "was_interrupted"]
-
 INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C ended."""
-
-# How long after an interrupt that Python dropped it is repeated.
-_REPEAT_SECONDS = 0.05
+"""The exit status of a command that was stopped with Ctrl-C."""
 
 
 class _State:
-    """What the handler of the signal knows."""
-
     interrupted = False
     keeps = False
 
 
 def keep_on_interrupt() -> None:
-    """From now on Ctrl-C raises `KeyboardInterrupt`: there is something to keep, to report or to clean up.
+    """From now on, Ctrl-C raises `KeyboardInterrupt`: there are results to keep or resources to release.
 
-    Until then it ends the process at once. An exception in the middle of an import may be dropped or replaced by
-    another one, depending on the package that is imported.
+    Before, it ends the process at once, because some packages drop or replace an exception during their import.
     """
     _State.keeps = True
 
 
 def was_interrupted() -> bool:
-    """Whether Ctrl-C was pressed, also where another exception came of it."""
+    """Whether Ctrl-C was pressed, even if it resulted in another exception."""
     return _State.interrupted
 
 
 def stopped(place: str | os.PathLike[str]) -> str:
-    """What a command that resumes says when it was interrupted.
-
-    Args:
-        place: where it keeps what it has done.
-    """
+    """The message of a command that can resume from `place`."""
     if not os.path.exists(place):
         return "Stopped before anything was measured."
-    return f"Stopped. The same command resumes from what is in {os.fspath(place)}."
+    return f"Stopped. The same command resumes from {os.fspath(place)}."
 
 
 @contextmanager
@@ -58,7 +46,7 @@ def on_interrupt() -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, _on_signal)
-    sys.unraisablehook = _repeated(sys.unraisablehook)
+    sys.unraisablehook = _repeating(sys.unraisablehook)
     try:
         yield
     except (Exception, SystemExit):
@@ -66,7 +54,7 @@ def on_interrupt() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        # What is left is the end of the interpreter, where exceptions are printed and dropped.
+        # While the interpreter shuts down, exceptions are printed and dropped.
         _State.keeps = False
 
 
@@ -78,14 +66,13 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         sys.stdout.flush()
     with suppress(OSError):
         if os.isatty(2):
-            # A note with a spinner may be on this line, and it hides the cursor.
+            # Clear a spinner on this line, and show the cursor again.
             os.write(2, b"\r\x1b[2K\x1b[?25h")
     os._exit(INTERRUPTED)
 
 
-def _repeated(others: Callable[[Any], object]) -> Callable[[Any], object]:
-    """A hook for exceptions that Python cannot raise, such as in a finaliser: an interrupt is repeated a little later,
-    all others go to the hook before."""
+def _repeating(others: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A hook for exceptions that Python drops, such as those in a finalizer: it repeats an interrupt a little later."""
 
     def hook(unraisable: Any) -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
@@ -93,7 +80,7 @@ def _repeated(others: Callable[[Any], object]) -> Callable[[Any], object]:
             return
         from threading import Timer
 
-        timer = Timer(_REPEAT_SECONDS, _interrupt_main_thread)
+        timer = Timer(0.05, _interrupt_main_thread)
         timer.daemon = True
         timer.start()
 
@@ -106,7 +93,7 @@ def _interrupt_main_thread() -> None:
 
     ident = main_thread().ident
     if hasattr(signal, "pthread_kill") and ident is not None:
-        # This ends a call that waits, too.
+        # This also ends a blocking call.
         signal.pthread_kill(ident, signal.SIGINT)
     else:
         interrupt_main()

@@ -1,64 +1,48 @@
-"""`deepcache app`: a local page to try DeepCache on."""
+"""`deepcache app`: a local page to try DeepCache."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from DeepCache.cli.console import note
 from DeepCache.cli.interruption import keep_on_interrupt
-from DeepCache.cli.options import MODEL_PANEL, Device, Dtype, Offload, Runtime, Threads
+from DeepCache.cli.options import Device, Dtype, Offload, Runtime, Threads, model_option
 
-__all__ = ["app_command"]
-
-_PAGE = "Page"
+_page_option = partial(typer.Option, rich_help_panel="Page")
 
 
 def app_command(
-    models: Annotated[
-        list[str],
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name (shapes comes with DeepCache), a folder, or owner/name on the hub; give it several times to "
-            "offer several. The page draws with these and no others.",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = ["shapes"],  # noqa: B006
+    models: list[str] = model_option(
+        ["shapes"],
+        "--model",
+        "-m",
+        help="shapes (bundled), a folder, or owner/name on the Hugging Face Hub. Can be repeated; the page offers "
+        "these models only.",
+    ),
     dtype: Dtype = "auto",
     device: Device = "auto",
     runtime: Runtime = "torch",
     offload: Offload = None,
     threads: Threads = None,
-    ablation: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A result of `deepcache ablate` to explore and to choose by.",
-            show_default="one of shapes",
-            rich_help_panel=_PAGE,
-        ),
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            help="Address to listen at; 0.0.0.0 lets others on your network in, without a password.",
-            rich_help_panel=_PAGE,
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int | None,
-        typer.Option(help="Port to listen on.", show_default="the first free one from 7860", rich_help_panel=_PAGE),
-    ] = None,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the page.", rich_help_panel=_PAGE)] = False,
+    ablation: Path | None = _page_option(
+        None, metavar="FILE", help="Result of `deepcache ablate` to explore.", show_default="a result for shapes"
+    ),
+    host: str = _page_option(
+        "127.0.0.1", help="Address to listen on; 0.0.0.0 lets others on your network in, without a password."
+    ),
+    port: int | None = _page_option(None, help="Port to listen on.", show_default="the first free port from 7860"),
+    open_browser: bool = _page_option(False, "--open", help="Open the page in a browser."),
 ) -> None:
-    """Serve a page on this machine that draws with and without DeepCache and compares.
+    """Serve a page on this machine that generates images with and without DeepCache and compares them.
 
-    It explores an ablation too, and says which settings to take. Ctrl-C ends it. Takes pip install 'DeepCache[app]'.
+    It also explores the result of an ablation, and recommends settings. Ctrl-C stops it. Requires
+    pip install 'DeepCache[app]'.
 
     Example: deepcache app --open
     """
@@ -77,19 +61,19 @@ def app_command(
         runtime=runtime,
         offload=offload,
     )
-    # Before anything else imports the library of the hub, which looks but once whether it may tell that it is used.
+    # Before huggingface_hub is imported, which reads only once that telemetry is disabled.
     prepare_gradio()
     set_threads(threads)
     console = Console(stderr=True)
-    note = console.status(escape(f"Loading {settings.models[0]} …"))
+    status = console.status(escape(f"Loading {settings.models[0]} …"))
 
-    def tell(address: str) -> None:
-        note.stop()
+    def on_ready(address: str) -> None:
+        status.stop()
         print(f"DeepCache is at {address}", flush=True)
-        console.print("Ctrl-C ends it.")
+        note("Press Ctrl-C to stop.")
         if open_browser:
             typer.launch(address)
 
     keep_on_interrupt()
-    with note if console.is_terminal else nullcontext(), quiet_libraries():
-        serve(settings, tell)
+    with status if console.is_terminal else nullcontext(), quiet_libraries():
+        serve(settings, on_ready)

@@ -1,169 +1,135 @@
-"""Shows how far a command is: the steps of images as they are taken, or a bar of work with the time left."""
+"""Shows progress on stderr: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
-from DeepCache.cli.interruption import keep_on_interrupt
+from DeepCache.cli.console import note
+from DeepCache.cli.interruption import INTERRUPTED, keep_on_interrupt, stopped
 
 if TYPE_CHECKING:
     from DeepCache.batch import BatchProgress
     from DeepCache.generation import StepProgress
     from DeepCache.progress import WorkProgress
 
-__all__ = ["BatchDisplay", "StepDisplay", "WorkDisplay", "show_pattern"]
-
+_DESCRIPTION = bars.TextColumn("{task.description}", markup=False)
 _ROOM_FOR_OTHER_COLUMNS = 44
 _LONGEST_PLAIN_PATTERN = 60
 _LINE_EVERY_SECONDS = 30.0
-_BARS = 6  # the latest ones; more would push each other off the screen
+_MOST_BARS = 6
+_GENERATING = ("drawing", "generating")
+_STEPS = {"F": ("F", "bold green"), "-": ("-", "yellow")}
 
 
 def show_pattern(pattern: str) -> str:
-    """A pattern as it is shown to people: `F··F··`."""
+    """A pattern in the way it is printed: `F··F··`."""
     return pattern.replace(".", "·")
 
 
-_Shown = TypeVar("_Shown", bound="_Display")
+class _Display(bars.Progress):
+    def __init__(self, *columns: bars.ProgressColumn, **options: Any) -> None:
+        console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        super().__init__(_DESCRIPTION, *columns, console=console, disable=not console.is_terminal, **options)
+        self._stage = ""
 
-
-class _Display:
-    """What shows itself for the length of a context."""
-
-    _progress: Progress
-
-    def __enter__(self: _Shown) -> _Shown:
+    def start(self) -> None:
         keep_on_interrupt()
-        self._progress.start()
-        return self
+        super().start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+    def note(self, text: str) -> None:
+        """Prints a line above the bars."""
+        self.console.print(text, soft_wrap=True)
 
 
 class StepDisplay(_Display):
-    """A bar of steps on a terminal; elsewhere one line a finished image.
+    """A bar of steps per image; elsewhere a line per finished image."""
 
-    Args:
-        console: where to show it, as a rule stderr.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        width = max(10, console.width - _ROOM_FOR_OTHER_COLUMNS)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            _PatternColumn(width),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+    def __init__(self) -> None:
+        super().__init__(_PatternColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn())
         self._run: tuple[int, bool] | None = None
         self._lines: list[str] = []
-        self._tasks: list[TaskID] = []
+        self._bars: list[bars.TaskID] = []
 
     def __call__(self, done: StepProgress) -> None:
-        """Shows one more step."""
         name = "DeepCache" if done.accelerated else "original"
         label = f"image {done.image} of {done.images}, {name}"
-        if self._console.is_terminal:
+        if self.console.is_terminal:
             if self._run != (done.image, done.accelerated):
                 self._run = (done.image, done.accelerated)
-                self._tasks.append(self._progress.add_task(label, total=done.steps))
-                if len(self._tasks) > _BARS:
-                    self._progress.remove_task(self._tasks.pop(0))
-            self._progress.update(self._tasks[-1], completed=done.step, pattern=done.pattern)
+                self._bars.append(self.add_task(label, total=done.steps))
+                if len(self._bars) > _MOST_BARS:
+                    self.remove_task(self._bars.pop(0))
+            self.update(self._bars[-1], completed=done.step, pattern=done.pattern)
         elif done.step == done.steps:
             pattern = show_pattern(done.pattern)
             if len(pattern) > _LONGEST_PLAIN_PATTERN:
                 pattern = pattern[:_LONGEST_PLAIN_PATTERN] + "…"
             self._lines.append(f"{label}: {done.steps} steps {pattern}")
 
-    def note(self, text: str) -> None:
-        """Reports what is being done before or between steps."""
-        self._console.print(f"{text} …", soft_wrap=True, highlight=False, markup=False)
-
     def finish_image(self) -> None:
-        """Reports an image as finished, once it is written."""
+        """Reports an image once it is written."""
         for line in self._lines:
-            self._console.print(line, soft_wrap=True, highlight=False)
+            self.note(line)
         self._lines = []
 
 
 class WorkDisplay(_Display):
-    """A bar with the time left on a terminal; elsewhere one line a stage."""
+    """A bar with the time left; elsewhere a line per stage."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            speed_estimate_period=600,
-        )
-        self._task = self._progress.add_task("", total=None)
-        self._stage = ""
+    def __init__(self) -> None:
+        columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+        super().__init__(*columns, speed_estimate_period=600)
+        self._bar = self.add_task("", total=None)
 
     def __call__(self, now: WorkProgress) -> None:
-        self._progress.update(self._task, description=now.stage, completed=now.done, total=now.total)
-        if not self._console.is_terminal and now.stage != self._stage:
-            self._console.print(f"{now.stage} …", soft_wrap=True, highlight=False, markup=False)
+        self.update(self._bar, description=now.stage, completed=now.done, total=now.total)
+        if not self.console.is_terminal and now.stage != self._stage:
+            self.note(f"{now.stage} …")
         self._stage = now.stage
 
 
-class BatchDisplay(_Display):
-    """A bar of pictures with how many a second, done, failed, and the time left; elsewhere a line now and then."""
+@contextmanager
+def work_display(place: Path, message: Callable[[Path], str] = stopped) -> Iterator[WorkDisplay]:
+    """A `WorkDisplay` with quiet libraries. Ctrl-C prints what is in `place`, and ends the command."""
+    from DeepCache.cli.loading import quiet_libraries
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[more]}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
+    try:
+        with quiet_libraries(), WorkDisplay() as display:
+            yield display
+    except KeyboardInterrupt:
+        note(message(place))
+        raise typer.Exit(INTERRUPTED) from None
+
+
+class BatchDisplay(_Display):
+    """A bar of images with their rate, failures and the time left; elsewhere a line every half a minute."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn("{task.fields[more]}", markup=False)
         )
-        self._task = self._progress.add_task("", total=None, more="")
-        self._stage = ""
-        self._told_at = 0.0
+        self._bar = self.add_task("", total=None, more="")
+        self._printed_at = 0.0
 
     def __call__(self, now: BatchProgress) -> None:
-        finished = now.done + now.failed
-        more = _more(now)
-        self._progress.update(self._task, description=now.stage, completed=finished, total=now.rows or None, more=more)
-        if self._console.is_terminal:
+        finished, more = now.done + now.failed, _more(now)
+        self.update(self._bar, description=now.stage, completed=finished, total=now.rows or None, more=more)
+        if self.console.is_terminal:
             return
-        new = now.stage != self._stage
-        if new or (now.stage == "drawing" and time.monotonic() - self._told_at >= _LINE_EVERY_SECONDS):
-            self._told_at = time.monotonic()
-            line = f"{now.stage} …" if not more else f"{now.stage}: {finished} of {now.rows}, {more}"
-            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        is_due = now.stage in _GENERATING and time.monotonic() - self._printed_at >= _LINE_EVERY_SECONDS
+        if is_due or now.stage != self._stage:
+            self._printed_at = time.monotonic()
+            self.note(f"{now.stage}: {finished} of {now.rows}, {more}" if more else f"{now.stage} …")
         self._stage = now.stage
 
 
@@ -171,27 +137,24 @@ def _more(now: BatchProgress) -> str:
     if not now.drawn:
         return ""
     parts = [f"{now.per_second:.2f} a second", f"{now.done} done", f"{now.failed} failed"]
-    if now.stage == "drawing" and now.seconds_left is not None:
+    if now.stage in _GENERATING and now.seconds_left is not None:
         parts.append(f"{timedelta(seconds=round(now.seconds_left))} left")
     return ", ".join(parts)
 
 
-class _PatternColumn(ProgressColumn):
-    """The steps themselves as the bar: full, shallow and skipped ones done, and those to come."""
+class _PatternColumn(bars.ProgressColumn):
+    """The steps as a bar: full, shallow and skipped ones that are done, and the remaining ones."""
 
-    _SHOWN: ClassVar[dict[str, tuple[str, str]]] = {"F": ("F", "bold green"), "-": ("-", "yellow")}
-
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._width = width
+        self._width = max(10, Console(stderr=True).width - _ROOM_FOR_OTHER_COLUMNS)
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: bars.Task) -> Text:
         pattern: str = task.fields.get("pattern", "")
-        coming = max(0, int(task.total or 0) - len(pattern))
         text = Text(no_wrap=True)
         for character in pattern:
-            text.append(*self._SHOWN.get(character, ("·", "cyan")))
-        text.append("─" * coming, "bright_black")
-        # Of a run that is longer than the line, the part around the present step.
+            text.append(*_STEPS.get(character, ("·", "cyan")))
+        text.append("─" * max(0, int(task.total or 0) - len(pattern)), "bright_black")
+        # The part of a long run around the current step.
         first = max(0, min(len(pattern) - self._width * 3 // 4, len(text) - self._width))
         return text[first : first + self._width]

@@ -1,45 +1,39 @@
-"""`deepcache report`: one page of HTML from results."""
+"""`deepcache report`: an HTML page from results."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from DeepCache.cli.interruption import keep_on_interrupt
 
-__all__ = ["report_command"]
-
-_WANDB = "Weights & Biases"
+_wandb_option = partial(typer.Option, rich_help_panel="Weights & Biases")
 
 
 def report_command(
-    results: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="RESULT.json", help="Results of deepcache benchmark and deepcache ablate."),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The page; one that is there is replaced.")
-    ] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Its heading.", show_default="the models")] = None,
-    wandb: Annotated[
-        bool,
-        typer.Option(
-            "--wandb",
-            help="Log the same tables, images and charts as a run of Weights & Biases too; without an account it "
-            "stays in a folder beside the page.",
-            rich_help_panel=_WANDB,
-        ),
-    ] = False,
-    wandb_project: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The project.", show_default="deepcache", rich_help_panel=_WANDB),
-    ] = None,
+    results: list[Path] | None = typer.Argument(
+        None, metavar="RESULT.json", help="Results of `deepcache benchmark` and `deepcache ablate`."
+    ),
+    *,
+    output: Path = typer.Option(
+        Path("report.html"), "--output", "-o", metavar="FILE", help="Output file; an existing file is replaced."
+    ),
+    title: str | None = typer.Option(None, metavar="TEXT", help="Heading.", show_default="the models"),
+    wandb: bool = _wandb_option(
+        False,
+        "--wandb",
+        help="Also log the tables, images and charts as a Weights & Biases run. Without an account, the run is saved "
+        "in a folder next to the page.",
+    ),
+    wandb_project: str | None = _wandb_option(
+        None, metavar="NAME", help="Project of the run.", show_default="deepcache"
+    ),
 ) -> None:
-    """Make one page of HTML from results: tables, charts, sample images and the files themselves.
+    """Create an HTML page from results, with tables, charts, sample images and the result files.
 
-    The page needs no network and no other file.
+    The page is a single file that needs no network.
 
     Example: deepcache report benchmark.json ablation.json -o report.html
     """
@@ -47,7 +41,7 @@ def report_command(
     from DeepCache.report.wandb_run import check_wandb, wandb_folder
 
     if wandb_project is not None and not wandb:
-        raise ValueError("--wandb-project names the project of a run: give --wandb with it")
+        raise ValueError("--wandb-project requires --wandb")
     if wandb:
         check_wandb()
     paths = results or []
@@ -55,4 +49,4 @@ def report_command(
     print(write_report(paths, output, title=title))
     if wandb:
         run = log_to_wandb(paths, wandb_folder(output), project=wandb_project, title=title)
-        print(run.url or f"Not uploaded; to upload it: wandb sync {run.folder}")
+        print(run.url or f"Not uploaded. To upload the run: wandb sync {run.folder}")

@@ -1,60 +1,42 @@
-"""The table at the end of `deepcache generate`."""
+"""Prints the results of `deepcache generate`."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from DeepCache.cli.console import explain, note, print_json, print_table, table
 from DeepCache.text import format_bytes
 
 if TYPE_CHECKING:
     from DeepCache.generation import GeneratedImage
 
-__all__ = ["print_results"]
-
 
 def print_results(images: Sequence[GeneratedImage], written: Sequence[Path], *, as_json: bool = False) -> None:
-    """Prints what the images cost and how faithful they are, and the files that were written.
-
-    Args:
-        images: the images.
-        written: the files.
-        as_json: whether to print them as a JSON object.
-    """
+    """Prints cost and fidelity of the images, and the files that were written."""
     if as_json:
-        found = {"images": [_for_programs(image) for image in images], "files": [str(path) for path in written]}
-        print(json.dumps(found, indent=2))
+        print_json({"images": [_values(image) for image in images], "files": [str(path) for path in written]})
         return
-    console = Console(markup=False)
     if images:
-        console.print(_table(images))
-        console.print(
-            "\nMACs: the U-Net's multiply-accumulates, as a share of those without DeepCache.\n"
-            "kept: memory that holds the deep feature between steps.\n",
-            style="dim",
-            highlight=False,
-            soft_wrap=True,
+        _print_table(images)
+        explain(
+            "\nMACs: multiply-accumulates of the U-Net, relative to those without DeepCache.\n"
+            "kept: memory for features between steps.\n"
         )
     for path in written:
-        # Never wrapped, so that a path can be copied.
-        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+        print(path)
 
 
-def _for_programs(image: GeneratedImage) -> dict[str, Any]:
+def _values(image: GeneratedImage) -> dict[str, Any]:
     stats, original = image.stats, image.original
     found = {
         "prompt": image.prompt,
         "seed": image.seed,
-        "file": str(image.drawing.path),
-        "seconds": image.drawing.seconds,
+        "file": str(image.accelerated.path),
+        "seconds": image.accelerated.seconds,
         "pattern": stats.pattern,
         "full_steps": stats.full_steps,
         "shallow_steps": stats.shallow_steps,
@@ -77,49 +59,71 @@ def _for_programs(image: GeneratedImage) -> dict[str, Any]:
     return found
 
 
-def _table(images: Sequence[GeneratedImage]) -> Table:
-    columns: dict[str, tuple[Callable[[GeneratedImage], float | None], Callable[[float], str]]] = {
-        "seconds": (lambda image: image.drawing.seconds, "{:.2f} s".format),
-        "full": (lambda image: image.stats.full_steps, "{:.0f}".format),
-        "shallow": (lambda image: image.stats.shallow_steps, "{:.0f}".format),
-        "skipped": (lambda image: image.stats.skipped_steps, "{:.0f}".format),
-        "MACs": (lambda image: image.stats.mac_share, "{:.1%}".format),
-        "kept": (lambda image: image.stats.bytes_kept, format_bytes),
+def _print_table(images: Sequence[GeneratedImage]) -> None:
+    values: list[dict[str, Any]] = [_values(image) for image in images]
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "seconds": ("seconds", "{:.2f} s".format),
+        "full": ("full_steps", "{:.0f}".format),
+        "shallow": ("shallow_steps", "{:.0f}".format),
+        "skipped": ("skipped_steps", "{:.0f}".format),
+        "MACs": ("mac_share", "{:.1%}".format),
+        "kept": ("bytes_kept", format_bytes),
     }
-    if not any(image.stats.skipped_steps for image in images):
+    if not any(each["skipped_steps"] for each in values):
         del columns["skipped"]
     if images[0].original is not None:
         columns = {
-            "original": (lambda image: image.original.seconds if image.original else None, "{:.2f} s".format),
+            "original": ("original_seconds", "{:.2f} s".format),
             "DeepCache": columns.pop("seconds"),
-            "speed-up": (lambda image: image.speed_up, "{:.2f}×".format),
+            "speed-up": ("speed_up", "{:.2f}×".format),
             **columns,
-            "PSNR": (lambda image: image.psnr, _show_psnr),
-            "SSIM": (lambda image: image.ssim, "{:.4f}".format),
+            "PSNR": ("psnr", _show_psnr),
+            "SSIM": ("ssim", "{:.4f}".format),
         }
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for name in ("seed", *columns):
-        table.add_column(name, justify="right", no_wrap=True)
-    for image in images:
-        values = {name: value(image) for name, (value, _) in columns.items()}
-        table.add_row(
-            str(image.seed),
-            *("–" if value is None else columns[name][1](value) for name, value in values.items()),
-        )
-    if len(images) > 1:
-        table.add_section()
-        table.add_row("mean", *(_mean(images, value, show) for value, show in columns.values()))
-    return table
+        for each, image in zip(values, images, strict=True):
+            each["psnr"] = image.psnr
+    shown = table("seed", *columns, space=0)
+    for each in values:
+        cells = [(each[name], show) for name, show in columns.values()]
+        shown.add_row(str(each["seed"]), *("–" if value is None else show(value) for value, show in cells))
+    if len(values) > 1:
+        shown.add_section()
+        shown.add_row("mean", *(_mean([each[name] for each in values], show) for name, show in columns.values()))
+    print_table(shown)
 
 
-def _mean(
-    images: Sequence[GeneratedImage],
-    value: Callable[[GeneratedImage], float | None],
-    show: Callable[[float], str],
-) -> str:
-    known = [found for image in images if (found := value(image)) is not None]
+def _mean(values: Sequence[float | None], show: Callable[[float], str]) -> str:
+    known = [value for value in values if value is not None]
     return show(fmean(known)) if known else "–"
 
 
 def _show_psnr(value: float) -> str:
     return "identical" if value == math.inf else f"{value:.1f} dB"
+
+
+def print_differences(path: Path, pipe: Any) -> None:
+    """Prints which settings of an image are ignored, and what differs from the environment it was generated in."""
+    from DeepCache.generation import read_recorded
+    from DeepCache.generation.recorded import made_with
+
+    image = read_recorded(path)
+    if image.unread:
+        note(f"Ignored settings of {path}: {'; '.join(image.unread)}")
+    if differences := image.differences(made_with(pipe)):
+        note(f"Differences from {path}: {', '.join(differences)}")
+
+
+def print_fidelity(path: Path, generated: Sequence[GeneratedImage]) -> None:
+    """Prints how close a regenerated image is to the first."""
+    from PIL import Image
+
+    from DeepCache.metrics import psnr
+
+    if len(generated) != 1:
+        return
+    image = generated[0].accelerated.image
+    with Image.open(path) as first:
+        if first.size != image.size:
+            return
+        fidelity = float(psnr([image], [first.convert("RGB")]))
+    note(f"Compared with {path}: {'identical pixels' if math.isinf(fidelity) else f'PSNR {fidelity:.1f} dB'}")

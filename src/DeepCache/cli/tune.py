@@ -2,135 +2,70 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from DeepCache.cli.interruption import INTERRUPTED, stopped
+from DeepCache.cli.console import explain, note, print_json, print_table, table
 from DeepCache.cli.options import (
-    MODEL_PANEL,
-    Device,
-    Dtype,
+    Guidances,
     Json,
-    Model,
-    Scheduler,
+    LoadingOptions,
+    PromptFile,
+    Steps,
     check_output,
-    guidance_scales,
     numbers,
+    output_option,
+    output_path,
+    prompt_option,
 )
-from DeepCache.cli.progress import WorkDisplay
+from DeepCache.cli.progress import show_pattern, work_display
 
 if TYPE_CHECKING:
     from DeepCache.plan import Plan
 
-__all__ = ["tune_command"]
-
-_GOAL, _PROMPTS, _SEARCH, _OUTPUT = "Goal (one of these)", "Prompts", "Search", "Output"
+_goal_option = partial(typer.Option, rich_help_panel="Goal (exactly one)")
+_search_option = partial(typer.Option, rich_help_panel="Search")
 
 
 def tune_command(
-    cost: Annotated[
-        float | None,
-        typer.Option(
-            help="The most multiply-accumulates of the U-Net, as a share of those without DeepCache, such as 0.3.",
-            rich_help_panel=_GOAL,
-        ),
-    ] = None,
-    speed_up: Annotated[
-        float | None,
-        typer.Option(
-            "--speed-up",
-            help="The same as a speed-up of the U-Net: 4 is a cost of 0.25.",
-            rich_help_panel=_GOAL,
-        ),
-    ] = None,
-    psnr: Annotated[
-        float | None,
-        typer.Option(help="The least mean PSNR against no caching, in dB.", rich_help_panel=_GOAL),
-    ] = None,
-    model: Model = "shapes",
-    scheduler: Scheduler = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=MODEL_PANEL)] = 50,
-    guidance: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SCALES",
-            help="Guidance scales, such as 7.5 or 5,7.5: every prompt counts at each, and the plan holds from the "
-            "lowest to the highest.",
-            show_default="recommended for the model",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    prompt_file: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="A file of prompts: .jsonl, .csv or .tsv with a prompt, caption or text in each row, COCO's captions "
-            "as .json, else text with one prompt a line; the first ones are tuned on, the next ones checked on.",
-            show_default="prompts that come with DeepCache",
-            rich_help_panel=_PROMPTS,
-        ),
-    ] = None,
-    tune_on: Annotated[int, typer.Option(help="Prompts to tune on.", rich_help_panel=_PROMPTS)] = 8,
-    check_on: Annotated[
-        int, typer.Option(help="Prompts to check the winner on, which the search never sees.", rich_help_panel=_PROMPTS)
-    ] = 16,
-    seed: Annotated[
-        int,
-        typer.Option(help="Seed of the first prompt; each further one has the next number.", rich_help_panel=_PROMPTS),
-    ] = 0,
-    batch: Annotated[int, typer.Option(help="Prompts drawn at once.", rich_help_panel=_SEARCH)] = 8,
-    evaluations: Annotated[
-        int,
-        typer.Option(
-            help="Schedules to draw at most while searching; more take longer and may find a better one.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = 40,
-    branches: Annotated[
-        str,
-        typer.Option(
-            metavar="NUMBERS",
-            help="Skip branches that shallow steps may use, such as 0,1,3; the first is the one to start from.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = "0",
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write the plan; a picture of the frontier goes beside it, as .png.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = Path("plan.json"),
-    work: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where to keep what was measured: the same command resumes, and another goal starts from what is "
-            "known.",
-            show_default="named after the plan, ending in -tuning",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = None,
+    cost: float | None = _goal_option(
+        None, help="Largest number of U-Net multiply-accumulates, relative to those without DeepCache, such as 0.3."
+    ),
+    speed_up: float | None = _goal_option(None, help="The same as a speed-up of the U-Net: 4 is a cost of 0.25."),
+    psnr: float | None = _goal_option(None, help="Lowest mean PSNR against no caching, in dB."),
+    *,
+    loading: LoadingOptions,
+    steps: Steps = 50,
+    guidance: Guidances = None,
+    prompt_file: PromptFile = None,
+    tune_on: int = prompt_option(8, help="Prompts for tuning: the first ones."),
+    check_on: int = prompt_option(16, help="Held-out prompts to check the best plan: the next ones."),
+    seed: int = prompt_option(0, help="Seed of the first prompt; the seeds of the following prompts count up from it."),
+    batch: int = _search_option(8, help="Prompts per pipeline call."),
+    evaluations: int = _search_option(
+        40, help="Most schedules to generate images with; more take longer and can find a better plan."
+    ),
+    branches: str = _search_option(
+        "0", metavar="NUMBERS", help="Skip branches for shallow steps, such as 0,1,3; the search starts with the first."
+    ),
+    output: Path = output_path("plan.json", "FILE", "Plan file; a plot of the frontier is saved next to it as .png."),
+    work: Path | None = output_option(
+        None,
+        metavar="FOLDER",
+        help="Folder for measurements, from which the same command resumes; they are reused for another goal.",
+        show_default="the name of the plan with -tuning",
+    ),
     as_json: Json = False,
 ) -> None:
     """Tune a plan: which steps are full, and what each shallow step does.
 
-    Searches on a few prompts, checks the winner on others, and writes a small JSON file for `deepcache generate --plan`
-    and `helper.set_params(plan=…)`. A plan is for one model, scheduler and number of steps, and for the guidance scales
-    it was tuned at. Ctrl-C loses nothing: the same command resumes.
+    Searches on a few prompts, checks the best plan on held-out prompts, and writes a small JSON file for `deepcache
+    generate --plan` and `helper.set_params(plan=…)`. A plan is for one model, scheduler and number of steps, and for
+    the range of guidance scales it was tuned at. The same command resumes after Ctrl-C.
 
     Example: deepcache tune --scheduler ddim --steps 50 --cost 0.3 --guidance 5,7.5 --output plan.json
     """
@@ -139,41 +74,40 @@ def tune_command(
     from DeepCache.tune.search import Goal
 
     if speed_up is not None and cost is not None:
-        raise ValueError("give a cost or a speed-up, not both")
+        raise ValueError("--cost and --speed-up cannot be combined. Remove one of them")
     if speed_up is not None and speed_up <= 1:
-        raise ValueError(f"speed-up must be above 1, got {speed_up:g}")
+        raise ValueError(f"--speed-up must be above 1, got {speed_up:g}")
     goal = Goal(cost=1 / speed_up if speed_up is not None else cost, psnr=psnr)
-    prompts = read_prompts(prompt_file) if prompt_file is not None else bundled_prompts(model)
+    prompts = read_prompts(prompt_file) if prompt_file is not None else bundled_prompts(loading.model)
     prompts = tuple(dict.fromkeys(prompts))
     if len(prompts) < tune_on + check_on:
         raise ValueError(
-            f"there are {len(prompts)} different prompts, and {tune_on} to tune on and {check_on} to check on are "
-            "wanted; give more with --prompts, or lower --tune-on or --check-on"
+            f"there are {len(prompts)} different prompts, and {tune_on} to tune on plus {check_on} held out are "
+            "required. Add prompts with --prompts, or lower --tune-on or --check-on"
         )
     branch_numbers = numbers("branches", branches)
-    guidances = None if guidance is None else guidance_scales(guidance)
-    check_output(output, "the plan", "plan.json")
+    guidances = None if guidance is None else numbers("guidance", guidance, float)
+    check_output(output)
     if output.suffix == ".png":
-        raise ValueError(f"{str(output)!r} is where the picture would go: give a name for the plan such as plan.json")
+        raise ValueError(
+            f"--output {str(output)!r} is the name of the plot. Name the plan differently, as in plan.json"
+        )
 
     from DeepCache.cli.loading import load
-    from DeepCache.models import recommended_guidance, set_scheduler
+    from DeepCache.models import recommended_guidance
     from DeepCache.tune import TuningSettings, tune
     from DeepCache.tune.figure import draw_frontier
 
-    stderr = Console(stderr=True, markup=False)
-    pipe = load(model, dtype=dtype, device=device, console=stderr)
-    if scheduler is not None:
-        set_scheduler(pipe, scheduler)
+    pipe = load(loading)
     if guidances is None:
-        recommended = recommended_guidance(model, pipe)
+        recommended = recommended_guidance(loading.model, pipe)
         guidances = () if recommended is None else (recommended,)
     settings = TuningSettings(
         prompts=prompts[:tune_on],
         held_out=prompts[tune_on : tune_on + check_on],
         steps=steps,
         goal=goal,
-        model=model,
+        model=loading.model,
         guidances=guidances,
         seed=seed,
         batch=batch,
@@ -183,72 +117,54 @@ def tune_command(
     lowest = settings.scales[0]
     check_against_pipeline(GenerationSettings(prompts=settings.prompts, steps=steps, guidance=lowest, seed=seed), pipe)
     folder = work if work is not None else output.with_name(f"{output.stem}-tuning")
-    try:
-        with WorkDisplay(stderr) as display:
-            plan = tune(pipe, settings, folder, display)
-    except KeyboardInterrupt:
-        stderr.print(stopped(folder), soft_wrap=True, highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
+    with work_display(folder) as display:
+        plan = tune(pipe, settings, folder, display)
     plan.to_file(output)
-    picture: Path | None = output.with_suffix(".png")
+    files = [str(output)]
     try:
         draw_frontier(plan, output.with_suffix(".png"))
+        files.append(str(output.with_suffix(".png")))
     except ImportError as error:
-        stderr.print(f"No picture of the frontier: {error}", soft_wrap=True, highlight=False)
-        picture = None
-    _print(plan, [str(path) for path in (output, picture) if path is not None], as_json)
-
-
-def _print(plan: Plan, files: list[str], as_json: bool) -> None:
+        note(f"No plot of the frontier: {error}")
     if as_json:
-        print(json.dumps({"plan": plan.to_dict(), "files": files}, indent=2))
+        print_json({"plan": plan.to_dict(), "files": files})
         return
     _print_plan(plan)
-    for path in files:
-        print(path)
+    print(*files, sep="\n")
 
 
 def _print_plan(plan: Plan) -> None:
     from DeepCache.schedule import FORECASTS
 
-    console = Console(markup=False)
-    lines = plan.schedule.to_dict()
-    halved = lines["guidance_reuse"]
-    forecasts = "".join(" " if step.full else str(FORECASTS.index(step.forecast)) for step in plan.schedule.each)
-    console.print(
-        f"steps      {plan.schedule.pattern(len(plan.schedule.each)).replace('.', '·')}\n"
-        f"forecast   {forecasts}\n" + (f"guidance   {halved.replace('.', ' ')}\n" if "x" in halved else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for name in ("", "cost", "PSNR\npredicted", "PSNR\nmeasured", "SSIM", "seconds"):
-        # The names may wrap, the figures never.
-        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
+    steps = plan.schedule.each
+    print(f"steps      {show_pattern(plan.schedule.pattern(len(steps)))}")
+    print("forecast   " + "".join(" " if step.full else str(FORECASTS.index(step.forecast)) for step in steps))
+    halved = plan.schedule.to_dict()["guidance_reuse"]
+    if "x" in halved:
+        print(f"guidance   {halved.replace('.', ' ')}")
+    shown = table("", "cost", "PSNR\npredicted", "PSNR\nmeasured", "SSIM", "seconds", text=[""], space=0)
     tuning, unseen = plan.results["tuning"], plan.results["held_out"]
     several = len(unseen["scales"]) > 1
     for name, result in (("prompts tuned on", tuning), ("held-out prompts", unseen)):
-        table.add_row(name, *_figures(result["measured"], result["predicted"]["psnr"]))
+        shown.add_row(name, *_figures(result["measured"], result["predicted"]["psnr"]))
         for scale in result["scales"] if several else ():
-            table.add_row(f"  at guidance {scale['guidance']:g}", *_figures(scale["measured"]))
-    table.add_section()
+            shown.add_row(f"  at guidance {scale['guidance']:g}", *_figures(scale["measured"]))
+    shown.add_section()
     if "uniform" in unseen:
-        table.add_row(f"uniform, {unseen['uniform']['name']}", *_figures(unseen["uniform"]))
+        shown.add_row(f"uniform, {unseen['uniform']['name']}", *_figures(unseen["uniform"]))
     fewer = unseen["fewer_steps"]
-    table.add_row(f"{fewer['steps']} steps without DeepCache", *_figures(fewer))
+    shown.add_row(f"{fewer['steps']} steps without DeepCache", *_figures(fewer))
     for scale in unseen["scales"] if several else ():
-        table.add_row(f"  at guidance {scale['guidance']:g}", *_figures(scale["fewer_steps"]))
-    table.add_row("without DeepCache", "100.0%", "", "", "", f"{unseen['seconds_without']:.2f}")
-    console.print(table)
+        shown.add_row(f"  at guidance {scale['guidance']:g}", *_figures(scale["fewer_steps"]))
+    shown.add_row("without DeepCache", "100.0%", "", "", "", f"{unseen['seconds_without']:.2f}")
+    print_table(shown)
     for line in _advice(unseen):
-        console.print(line, soft_wrap=True, highlight=False)
+        print(line)
     digits = ", ".join(f"{digit} {name}" for digit, name in enumerate(FORECASTS))
-    console.print(
-        f"\nsteps: F full, · shallow, - skipped. forecast: {digits}. guidance: x where half of the guided batch runs. "
-        "Below the line: other ways to generate the held-out prompts.\n",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
+    explain(
+        f"\nsteps: F full, · shallow, - skipped. forecast: {digits}. "
+        "guidance: x where only the conditional half of the guided batch runs. Below the line: other ways to generate "
+        "the held-out prompts.\n"
     )
 
 
@@ -257,8 +173,8 @@ def _advice(unseen: Mapping[str, Any]) -> Iterator[str]:
     measured = unseen["measured"]
     if "uniform" in unseen and unseen["uniform"]["psnr"] > measured["psnr"]:
         yield (
-            f"On the held-out prompts uniform, {unseen['uniform']['name']} is closer to the original: tune on more "
-            "prompts (--tune-on), or use that."
+            f"On the held-out prompts, uniform, {unseen['uniform']['name']} is closer to the original. Tune on more "
+            "prompts (--tune-on), or use those settings."
         )
     for scale in unseen["scales"]:
         fewer, own = scale["fewer_steps"], scale["measured"]
