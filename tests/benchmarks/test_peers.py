@@ -20,7 +20,7 @@ from benchmarks.peers.spectrum import Spectrum
 from benchmarks.peers.tgate import TGate
 from benchmarks.peers.zeus import Zeus
 from DeepCache.engine.cost import capture_unet_call, count_costs
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 
 STEPS = 10
 GUIDED = {"steps": STEPS, "guidance_scale": 7.5, "batch": 2, "size": 32}
@@ -78,7 +78,7 @@ def attributes(unet):
 
 @pytest.fixture(scope="module")
 def plain(pipe):
-    return draw(pipe, **GUIDED)
+    return generate(pipe, **GUIDED)
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +94,17 @@ def test_every_rule_starts_fresh_counts_its_cost_and_restores_the_unet(pipe, pla
     handle = pipe.unet.mid_block.register_forward_hook(lambda *given: whole.append(1))
     peer = PEERS[name]()
     with peer.on(pipe, STEPS):
-        draw(pipe, **GUIDED | {"seed": 5, "batch": 1})
-        images = draw(pipe, **GUIDED)
+        generate(pipe, **GUIDED | {"seed": 5, "batch": 1})
+        images = generate(pipe, **GUIDED)
         ran = len(whole)
-        again = draw(pipe, **GUIDED)
+        again = generate(pipe, **GUIDED)
         ran = len(whole) - ran
     handle.remove()
     # The first time after another image and another batch, then after the same images.
     assert torch.equal(again, images)
     assert peer.runs[1] == peer.runs[2]
     assert not attributes(pipe.unet)
-    assert torch.equal(draw(pipe, **GUIDED), plain)
+    assert torch.equal(generate(pipe, **GUIDED), plain)
     assert images.isfinite().all()
     run = peer.runs[-1]
     assert len(peer.pattern) == STEPS
@@ -127,7 +127,7 @@ def test_every_entry_makes_a_peer():
 def test_a_threshold_of_0_or_an_interval_of_1_changes_nothing(pipe, plain, rule):
     peer = Peer(rule)
     with peer.on(pipe, STEPS):
-        images = draw(pipe, **GUIDED)
+        images = generate(pipe, **GUIDED)
     assert torch.equal(images, plain)
     assert peer.pattern == "F" * STEPS
     assert peer.mac_share == 1
@@ -141,7 +141,7 @@ def test_other_schedulers_and_no_guidance(scheduler, name):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     peer = PEERS[name]()
     with peer.on(pipe, STEPS):
-        assert draw(pipe, STEPS, size=32, guidance_scale=1.0).isfinite().all()
+        assert generate(pipe, STEPS, size=32, guidance_scale=1.0).isfinite().all()
     assert len(peer.pattern) == STEPS
 
 
@@ -158,7 +158,7 @@ def test_a_partial_step_leaves_out_what_it_should(pipe, name, left_out, runs):
     handles = [counted(left_out), counted(runs)]
     peer = PEERS[name]()
     with peer.on(pipe, STEPS):
-        draw(pipe, **GUIDED)
+        generate(pipe, **GUIDED)
     for handle in handles:
         handle.remove()
     assert "." in peer.pattern
@@ -170,14 +170,14 @@ def test_a_partial_step_leaves_out_what_it_should(pipe, name, left_out, runs):
 def test_the_cost_of_the_first_block_is_that_of_its_modules(pipe):
     peer = PEERS["first-block cache 0.2"]()
     with peer.on(pipe, STEPS):
-        draw(pipe, **GUIDED)
+        generate(pipe, **GUIDED)
     full, part = peer.runs[-1].macs[0], min(peer.runs[-1].macs)
     assert 0.05 < part / full < 0.5
 
 
 def test_another_number_of_steps_is_refused(pipe):
     with pytest.raises(ValueError, match="on for 5 steps, the scheduler makes 10"), PEERS["ZEUS 1/2"]().on(pipe, 5):
-        draw(pipe, **GUIDED)
+        generate(pipe, **GUIDED)
     assert not attributes(pipe.unet)
 
 

@@ -8,7 +8,7 @@ import torch
 from DeepCache import DeepCacheSDHelper
 from DeepCache.engine.layouts import skip_branches
 from DeepCache.models import random_pipeline
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 
 
 @pytest.mark.parametrize("name", ["sd15-tiny", "sdxl-tiny"])
@@ -30,7 +30,7 @@ def test_the_branch_of_the_layer_and_block_of_onediff(name):
 
 def test_pruna_may_write_back_what_it_has_compiled():
     pipe = tiny_pipeline()
-    plain = draw(pipe)
+    plain = generate(pipe)
     # As its algorithm `deepcache` does, and its `torch_compile` after that.
     pipe.function_dict = {"pre_deepcache_call": pipe.__class__.__call__}
     helper = DeepCacheSDHelper(pipe=pipe)
@@ -38,7 +38,7 @@ def test_pruna_may_write_back_what_it_has_compiled():
     helper.enable()
     pipe.deepcache_unet_helper = helper
     pipe.deepcache_unet_helper.function_dicts = [pipe.deepcache_unet_helper.function_dict]
-    cached = draw(pipe)
+    cached = generate(pipe)
     assert not torch.equal(cached, plain)
 
     def fail(*args, **kwargs):
@@ -48,10 +48,10 @@ def test_pruna_may_write_back_what_it_has_compiled():
         assert callable(function)
         if name != "unet_forward" and name[1] != "block":
             pipe.deepcache_unet_helper.function_dict[name] = fail
-    assert torch.equal(draw(pipe), cached)
+    assert torch.equal(generate(pipe), cached)
     # As its `stable_fast` does.
     pipe.deepcache_unet_helper.disable()
     pipe.deepcache_unet_helper.enable()
-    assert torch.equal(draw(pipe), cached)
+    assert torch.equal(generate(pipe), cached)
     pipe.deepcache_unet_helper.disable()
-    assert torch.equal(draw(pipe), plain)
+    assert torch.equal(generate(pipe), plain)

@@ -75,6 +75,3 @@ def generate(pipe, steps=6, seed=0, batch=1, size=64, **call):
         output_type="latent",
         **call,
     ).images
-
-
-draw = generate

@@ -9,7 +9,8 @@ import torch
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule, pattern_of
-from tests.engine.tiny_pipeline import draw, tiny_pipeline
+from tests.engine.tiny_pipeline import generate as draw
+from tests.engine.tiny_pipeline import tiny_pipeline
 
 REUSE = Step(False, 1, "linear", guidance_reuse=True)
 FULL_REUSE = Step(True, forecast="linear", guidance_reuse=True)
