@@ -175,7 +175,7 @@ def test_count_samples_prompts_with_the_seed(run, asked):
         (("--variant", "I=3 cubic"), ["'cubic'", "linear or quadratic"]),
         (("--prompts", "nowhere.txt"), ["'nowhere.txt'"]),
         (("--count", 0), ["--count must be 1 or more, got 0"]),
-        (("--count", 3), ["from 1 to the 2", "got 3"]),
+        (("--count", 3), ["must be between 1 and 2", "got 3"]),
         (("--seeds", 0), ["--seeds must be 1 or more, got 0"]),
         (("--seed", -1), ["seed must be", "got -1"]),
         (("--size", "big"), ["'big'", "512x768"]),

@@ -166,7 +166,7 @@ def test_an_unknown_model_is_refused(run):
     ("arguments", "words"),
     [
         (("--scheduler", "eulr"), ["'eulr'", "Did you mean euler or euler-a"]),
-        (("--steps", 1001), ["steps must be <= 1000 for this model, got 1001"]),
+        (("--steps", 1001), ["steps must be 1000 or fewer for this model, got 1001"]),
         (("-v", "I=2 B=9"), ["cache_branch_id must be between 0 and 3", "got 9"]),
     ],
 )

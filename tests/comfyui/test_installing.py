@@ -47,7 +47,7 @@ def test_nodes_load_from_the_copy_of_the_command(comfyui):
     for _ in range(2):
         run = CliRunner().invoke(app, ["comfyui", str(comfyui)])
         assert run.exit_code == 0
-        assert "restart ComfyUI, and add the node DeepCache" in run.stdout
+        assert "Restart ComfyUI, and add the node DeepCache" in run.stdout
     folder = comfyui / "custom_nodes" / "deepcache"
     assert str(folder / "DeepCache") in loaded(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["deepcache"]

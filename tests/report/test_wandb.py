@@ -68,7 +68,7 @@ def test_nothing_is_asked_and_the_way_to_upload_is_told(logged):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         str(folder / "results/page.html"),
-        f"Not uploaded; to upload it: wandb sync {run_folder(folder)}",
+        f"Not uploaded. To upload the run: wandb sync {run_folder(folder)}",
     ]
     assert list(run_folder(folder).glob("run-*.wandb"))
 
