@@ -120,8 +120,8 @@ def choosing(result: dict[str, Any]) -> str:
     settings = result["settings"]
     parts = [
         f"The bundled model, {len(settings['prompts'])} held-out prompts, guidance {settings['guidance']:g}, each "
-        "picture against the same one without caching "
-        "([ablation.json](../src/DeepCache/app/ablation.json)). I is the interval. Left is cheaper, up is nearer.",
+        "image against the same one without caching ([ablation.json](../src/DeepCache/app/ablation.json)). I is the "
+        "interval. Left is cheaper, up is closer to the original.",
         "### Forecast, guidance reuse and plan",
         "![PSNR against the share of multiply-accumulates at branch 0, for re-use, linear and quadratic forecasts, "
         "guidance reuse, tuned plans and fewer steps, in four panels](images/forecasts.png)",
@@ -139,8 +139,8 @@ def choosing(result: dict[str, Any]) -> str:
         "panels; nearly all are below zero](images/non-uniform.png)",
         _uniform(groups),
         "### Or fewer steps",
-        "At branch 0, PSNR in dB: re-use, linear forecast, and *fewer steps without caching* at the nearest cost. Bold "
-        "is what comes nearest.",
+        "At branch 0, PSNR in dB: re-use, linear forecast, and *fewer steps without caching* at the closest cost. Bold "
+        "is the highest.",
         _nearest(groups),
     ]
     return "\n\n".join(parts)

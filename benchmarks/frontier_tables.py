@@ -146,31 +146,29 @@ def guidance_page() -> str:
     parts = [
         f"The bundled model, {len(first['prompts'])} held-out prompts, branch 0; I is the interval. Schedulers as "
         "diffusers' Stable Diffusion pipelines configure them. *Fewer steps* is the number of steps without caching "
-        "at the cost nearest to that of re-use ([benchmarks/frontier/](../benchmarks/frontier/)).",
+        "at the cost closest to that of re-use. The files have all values, SSIM of each setting included "
+        "([benchmarks/frontier/](../benchmarks/frontier/)).",
         "### Right objects",
-        "The share of objects that have the right colour, shape and place, by [the judge](benchmarks.md). No caching "
-        "is in the heading.",
+        "The share of objects with the right colour, shape and place, by [the judge](benchmarks.md); in the heading, "
+        "that of no caching.",
         _by_interval(found, lambda each: f"{each['right']['mean']:.0%}", with_reference=True),
         "### PSNR",
         "Mean PSNR against no caching in dB, and in brackets the 5th percentile.",
         _by_interval(found, lambda each: f"{each['psnr']['mean']:.1f} ({each['psnr']['p5']:.1f})"),
-        "### SSIM",
-        "Mean SSIM against no caching, and in brackets the 5th percentile.",
-        _by_interval(found, lambda each: f"{each['ssim']['mean']:.3f} ({each['ssim']['p5']:.3f})"),
         "### The default against re-use",
-        "What the limited forecast gains over re-use, in dB with the 95 % interval of the paired difference; in "
-        "brackets what the 5th percentile gains, with its interval by the bootstrap; then what the linear forecast "
-        "gains. Bold: below re-use by more than the interval.",
+        "The gain of the limited forecast over re-use, in dB with the 95 % interval of the paired difference; in "
+        "brackets the gain of the 5th percentile, with its bootstrap interval; then the gain of the linear forecast. "
+        "Bold: below re-use by more than the interval.",
         _over_re_use(found, "psnr", 1),
-        "The same of SSIM.",
+        "The same for SSIM.",
         _over_re_use(found, "ssim", 4),
         "### The best setting for a cost",
-        "For each scheduler, guidance scale and cost: the setting with the highest mean PSNR, and what it gains over "
-        "the default at that cost and over fewer steps, in dB with the 95 % interval of the paired difference.",
+        "For each scheduler, guidance scale and cost: the setting with the highest mean PSNR, and its gain over the "
+        "default at that cost and over fewer steps, in dB with the 95 % interval of the paired difference.",
         _winners(found),
         "### Deciding during the run, or before",
         "Adaptive schedules, which decide for each image, against tuned plans, which are the same for all, and even "
-        "schedules of the same kind of step, at the cost nearest to theirs.",
+        "schedules of the same kind of step, at the closest cost.",
         _adaptive(found),
     ]
     return "\n\n".join(parts)

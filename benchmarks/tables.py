@@ -47,7 +47,7 @@ def main() -> None:
 def pages() -> dict[Path, str]:
     """The results as Markdown, by the page that has them."""
     fidelity = _fidelity(_read("fidelity")).replace("](benchmarks/", "](../benchmarks/")
-    keys = "\n\n".join(_keys(schema(kind)) for kind in (BENCHMARK_FORMAT, ABLATION_FORMAT))
+    keys = _keys(schema(BENCHMARK_FORMAT)) + "\n\n" + _keys(schema(ABLATION_FORMAT), schema(BENCHMARK_FORMAT))
     between = host_work(_read("host_work"))
     compiled = _compiled(_read("compiled_cpu"))
     shallow = shallow_step(_read("shallow_step"))
@@ -173,21 +173,31 @@ def _threads(count: int) -> str:
     return "one core" if count == 1 else f"{count} cores"
 
 
-def _keys(described: Mapping[str, Any]) -> str:
-    """The keys of a result file as a list, from its schema."""
+def _keys(described: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
+    """The keys of a result file as a list, from its schema; of those before, only the names."""
     lines = [f"### {described['title'].replace('A result', 'The result')}", "", described["description"], ""]
+    known = before["properties"] if before is not None else {}
+    same = [name for name, node in described["properties"].items() if known.get(name) == node]
+    if same:
+        lines += [f"- {', '.join(f'`{name}`' for name in same)}: as above."]
 
     def add(node: Mapping[str, Any], depth: int) -> None:
         for key, value in node.get("properties", {}).items():
-            inner = value.get("items", {}) if value.get("type") == "array" else value
+            if node is described and key in same:
+                continue
             lines.append(f"{'  ' * depth}- `{key}`: {value['description']}")
             if "const" in value:
                 lines[-1] += f" `{value['const']}`."
             elif "enum" in value:
                 lines[-1] += f" One of {', '.join(f'`{option}`' for option in value['enum'])}."
-            add(inner, depth + 1)
+            elif "$ref" in value:
+                lines[-1] += f" A {value['$ref'].rpartition('/')[2]}."
+            add(value.get("items", {}) if value.get("type") == "array" else value, depth + 1)
 
     add(described, 0)
+    for name, definition in described.get("$defs", {}).items():
+        lines += ["", f"A {name}:", ""]
+        add(definition, 0)
     return "\n".join(lines)
 
 
