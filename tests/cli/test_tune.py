@@ -15,8 +15,8 @@ from DeepCache.prompts import bundled_prompts
 from DeepCache.schedule import Step, StepSchedule
 from DeepCache.tune import Goal, TuningSettings
 from tests.cli.helpers import complain
-from tests.tune.made_up_plan import made_up_plan
 from tests.tune.small_pipeline import small_pipeline
+from tests.tune.synthetic_plan import synthetic_plan
 
 PROMPTS = ("a red circle", "a green star", "a blue ring", "a pink heart")
 TINY = ("tune", "--prompts", "prompts.txt", "--tune-on", 1, "--check-on", 1, "--steps", 4, "--evaluations", 1)
@@ -44,7 +44,7 @@ def asked(small, monkeypatch):
     """The settings of a tuning with a synthetic plan."""
     import DeepCache.tune
 
-    asked = SimpleNamespace(plan=made_up_plan())
+    asked = SimpleNamespace(plan=synthetic_plan())
 
     def tune(pipe, settings, folder, on_progress):
         asked.pipe, asked.settings, asked.folder = pipe, settings, folder
@@ -87,8 +87,8 @@ def test_the_plan_is_shown_next_to_alternatives(run, small):
         assert word in result.stdout
     assert lines[-2:] == ["plan.json", "plan.png"]
     assert [line for line in result.stderr.splitlines() if line.endswith("…")] == [
-        "what happens without DeepCache …",
-        "how wrong each step would be …",
+        "recording without DeepCache …",
+        "errors of each step …",
         "uniform schedules and fewer steps …",
         "search …",
         "held-out prompts …",
@@ -143,7 +143,7 @@ def test_a_missing_prediction_is_omitted_from_the_table(run, asked):
     result = run(*TINY, "--cost", 0.5)
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("held-out prompts")]
     assert row.split()[2:] == ["28.0%", "29.0", "dB", "0.9000", "1.00"]
-    asked.plan = made_up_plan(predicted_psnr=31.0)
+    asked.plan = synthetic_plan(predicted_psnr=31.0)
     result = run(*TINY, "--cost", 0.5)
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("held-out prompts")]
     assert row.split()[2:] == ["28.0%", "31.0", "dB", "29.0", "dB", "0.9000", "1.00"]
@@ -162,7 +162,7 @@ def test_forecasts_are_shown_as_digits_and_explained(run, asked):
 def test_a_better_uniform_schedule_on_held_out_prompts_is_reported(run, asked):
     result = run(*TINY, "--cost", 0.5)
     assert "is closer" not in result.stdout
-    asked.plan = made_up_plan(held_out_uniform=29.5)
+    asked.plan = synthetic_plan(held_out_uniform=29.5)
     result = run(*TINY, "--cost", 0.5)
     assert (
         "On the held-out prompts, uniform, interval 4, linear, guidance reuse is closer to the original. Tune on more"
@@ -173,7 +173,7 @@ def test_a_better_uniform_schedule_on_held_out_prompts_is_reported(run, asked):
 def test_better_results_of_fewer_steps_are_recommended_per_guidance_scale(run, asked):
     result = run(*TINY, "--cost", 0.5)
     assert "without DeepCache: " not in result.stdout
-    asked.plan = made_up_plan(scales={2.0: (41.0, 30.0), 5.0: (31.0, 31.5), 7.5: (29.0, 33.25)})
+    asked.plan = synthetic_plan(scales={2.0: (41.0, 30.0), 5.0: (31.0, 31.5), 7.5: (29.0, 33.25)})
     result = run(*TINY, "--cost", 0.5, "--guidance", "2,5,7.5")
     assert [line for line in result.stdout.splitlines() if line.startswith("At guidance")] == [
         f"At guidance {scale} use 1 steps without DeepCache: {fewer} dB at 25.0% of the cost on the held-out prompts, "
@@ -183,7 +183,7 @@ def test_better_results_of_fewer_steps_are_recommended_per_guidance_scale(run, a
 
 
 def test_fewer_steps_are_recommended_without_guidance_too(run, asked):
-    asked.plan = made_up_plan(scales={None: (29.0, 30.0)})
+    asked.plan = synthetic_plan(scales={None: (29.0, 30.0)})
     result = run(*TINY, "--cost", 0.5)
     assert "\nUse 1 steps without DeepCache: 30.0 dB" in result.stdout
 
@@ -191,7 +191,7 @@ def test_fewer_steps_are_recommended_without_guidance_too(run, asked):
 def test_every_guidance_scale_has_a_row(run, asked):
     result = run(*TINY, "--cost", 0.5)
     assert "at guidance" not in result.stdout
-    asked.plan = made_up_plan(scales={5.0: (31.0, 20.0), 7.5: (29.0, 21.0)})
+    asked.plan = synthetic_plan(scales={5.0: (31.0, 20.0), 7.5: (29.0, 21.0)})
     result = run(*TINY, "--cost", 0.5, "--guidance", "5,7.5")
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith("  at guidance")]
     assert [(row[2], row[3], row[4]) for row in rows] == [
@@ -231,7 +231,7 @@ def test_without_matplotlib_there_is_a_plan_and_no_plot(run, asked, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run(*TINY, "--cost", 0.7)
     assert result.exit_code == 0, result.stderr
-    assert "No plot of the frontier: drawing the frontier takes matplotlib" in result.stderr
+    assert "No plot of the frontier: plotting the frontier requires matplotlib" in result.stderr
     assert result.stdout.splitlines()[-1] == "plan.json"
     assert Path("plan.json").exists()
     assert not Path("plan.png").exists()
@@ -307,7 +307,7 @@ def test_a_goal_out_of_reach_and_a_folder_of_another_tuning_are_refused(run, sma
     assert result.exit_code == 2
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("deepcache: no schedule was found that meets the goal PSNR ≥ 119 dB: the nearest costs 0.")
+    assert last.startswith("deepcache: no schedule was found that meets the goal PSNR ≥ 119 dB: the closest costs 0.")
     complain(
         run(*TINY, "--cost", 0.7, "--seed", 3), "'plan-tuning'", "different settings (seed)", "another folder (--work)"
     )

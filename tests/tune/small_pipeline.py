@@ -1,11 +1,11 @@
-"""Diffusers' own Stable Diffusion pipeline on tiny random components, which takes prompts and draws images."""
+"""Diffusers' own Stable Diffusion pipeline on tiny random components, which generates images from prompts."""
 
 import zlib
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from DeepCache.generation.painter import Painter
+from DeepCache.generation.batch_sampler import BatchSampler
 
 PROMPTS = ("a red circle", "a green star", "a blue ring")
 
@@ -48,5 +48,5 @@ def small_pipeline(seed=0, cls=SmallPipeline):
     return pipe
 
 
-def painter_of(pipe, prompts=PROMPTS[:2], steps=6, guidance=3.0, seed=0, batch=2):
-    return Painter(pipe, prompts, steps, guidance, seed, batch)
+def sampler_of(pipe, prompts=PROMPTS[:2], steps=6, guidance=3.0, seed=0, batch=2):
+    return BatchSampler(pipe, prompts, steps, guidance, seed, batch)

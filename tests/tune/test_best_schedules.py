@@ -58,33 +58,25 @@ def everything(errors):
     return list(all_made_of_segments(errors))
 
 
-@pytest.mark.parametrize("price", PRICES)
-def test_at_every_price_none_of_all_schedules_is_better(price, errors, everything):
-    (found,) = best_schedules(errors, BRANCH, SHARE, [price])
-    values = {schedule: error + price * cost for schedule, error, cost in everything}
-    assert found.error + price * found.cost == pytest.approx(min(values.values()))
-    assert values[found.schedule] == pytest.approx(min(values.values()))
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_same_with_other_errors(seed):
+@pytest.mark.parametrize("seed", range(4))
+def test_at_every_price_the_best_of_all_schedules_is_found(seed):
     errors = errors_of_segments(seed)
     everything = list(all_made_of_segments(errors))
     for price in PRICES:
         (found,) = best_schedules(errors, BRANCH, SHARE, [price])
-        assert found.error + price * found.cost == pytest.approx(
-            min(error + price * cost for _, error, cost in everything)
-        )
+        values = {schedule: error + price * cost for schedule, error, cost in everything}
+        assert found.error + price * found.cost == pytest.approx(min(values.values()))
+        assert values[found.schedule] == pytest.approx(min(values.values()))
 
 
-def test_error_and_cost_of_what_is_found_are_those_by_hand(errors, everything):
+def test_error_and_cost_equal_those_by_hand(errors, everything):
     by_hand = {schedule: (error, cost) for schedule, error, cost in everything}
     for found in best_schedules(errors, BRANCH, SHARE, PRICES):
         assert (found.error, found.cost) == pytest.approx(by_hand[found.schedule])
         assert predicted_error(errors, found.schedule) == pytest.approx(found.error)
 
 
-def test_from_the_cheapest_to_the_dearest_each_is_nearer_than_those_before(errors):
+def test_schedules_are_sorted_by_cost_and_error_falls(errors):
     found = best_schedules(errors, BRANCH, SHARE, PRICES)
     assert len(found) > 3
     for cheaper, dearer in itertools.pairwise(found):
@@ -92,21 +84,21 @@ def test_from_the_cheapest_to_the_dearest_each_is_nearer_than_those_before(error
         assert cheaper.error > dearer.error
 
 
-def test_at_a_low_price_every_step_is_full_and_at_a_high_one_as_few_as_can_be(errors):
-    *_, nearest = best_schedules(errors, BRANCH, SHARE, PRICES)
-    assert nearest.schedule == StepSchedule((Step(True),) * STEPS)
-    assert (nearest.error, nearest.cost) == (0, pytest.approx(1))
+def test_a_low_price_gives_full_steps_and_a_high_one_as_few_as_possible(errors):
+    *_, closest = best_schedules(errors, BRANCH, SHARE, PRICES)
+    assert closest.schedule == StepSchedule((Step(True),) * STEPS)
+    assert (closest.error, closest.cost) == (0, pytest.approx(1))
     cheapest = best_schedules(errors, BRANCH, SHARE, PRICES)[0].schedule
     assert cheapest.full_steps(STEPS) == math.ceil(STEPS / (LONGEST + 1))
     assert all(step.guidance_reuse for step in cheapest.each if not step.full)
 
 
-def test_prices_in_another_order_and_twice_change_nothing(errors):
+def test_order_and_duplicates_of_prices_change_nothing(errors):
     expected = best_schedules(errors, BRANCH, SHARE, PRICES)
     assert best_schedules(errors, BRANCH, SHARE, [*reversed(PRICES), *PRICES]) == expected
 
 
-def test_what_is_impossible_is_never_chosen(errors):
+def test_impossible_segments_are_never_chosen(errors):
     without_reuse = errors.clone()
     without_reuse[:, :, 1:, 1] = math.inf
     short = errors.clone()
@@ -122,7 +114,7 @@ def test_what_is_impossible_is_never_chosen(errors):
             assert not found.schedule.each[3].full
 
 
-def test_a_forecast_that_is_worse_than_none_is_not_taken(errors):
+def test_a_forecast_that_is_worse_than_none_is_not_used(errors):
     errors = errors.clone()
     errors[:, 1:, 1:] += 10
     for found in best_schedules(errors, BRANCH, SHARE, PRICES):
@@ -142,7 +134,7 @@ def test_predicted_error_is_the_sum_over_the_segments(errors):
     assert predicted_error(errors, StepSchedule((Step(True),) * STEPS)) == 0
 
 
-def test_steps_are_skipped_where_that_is_measured_and_pays(errors):
+def test_steps_are_skipped_if_measured_and_worthwhile(errors):
     skipped = errors[..., :1] * 0.5
     three = torch.cat([errors, skipped], dim=3)
     shallow = {found.schedule for found in best_schedules(errors, BRANCH, SHARE, PRICES)}
@@ -161,7 +153,7 @@ def test_steps_are_skipped_where_that_is_measured_and_pays(errors):
     assert {found.schedule for found in best_schedules(too_wrong, BRANCH, SHARE, PRICES[:-1])} <= shallow
 
 
-def test_of_a_segment_of_several_kinds_the_mean_is_predicted(errors):
+def test_the_error_of_a_segment_of_several_kinds_is_the_mean(errors):
     three = torch.cat([errors, 3 * errors[..., :1]], dim=3)
     shallow, skipped = Step(False, forecast="linear"), Step(False, forecast="response", skipped=True)
     schedule = StepSchedule((Step(True), Step(True), shallow, skipped, *[Step(True)] * 3))

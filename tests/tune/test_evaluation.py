@@ -7,7 +7,7 @@ from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.metrics import psnr, ssim
 from DeepCache.schedule import Step, StepSchedule
 from DeepCache.tune.evaluation import Evaluations
-from tests.tune.small_pipeline import PROMPTS, painter_of, small_pipeline
+from tests.tune.small_pipeline import PROMPTS, sampler_of, small_pipeline
 
 STEPS = 4
 SHALLOW = StepSchedule((Step(True), Step(False), Step(True), Step(False, 0, "linear", guidance_reuse=True)))
@@ -19,7 +19,7 @@ class Bench:
 
     def __init__(self, path, name="tuning", prompts=PROMPTS[:2], batch=2):
         self.pipe = small_pipeline()
-        self.painter = painter_of(self.pipe, prompts, STEPS, batch=batch)
+        self.sampler = sampler_of(self.pipe, prompts, STEPS, batch=batch)
         self.path = path
         self.work = []
         self.calls = 0
@@ -27,7 +27,7 @@ class Bench:
         self.again(name)
 
     def again(self, name="tuning"):
-        self.evaluations = Evaluations(self.painter, self.path, name, self.work.append)
+        self.evaluations = Evaluations(self.sampler, self.path, name, self.work.append)
         return self.evaluations
 
     def count(self, *_):
@@ -44,7 +44,7 @@ def bench(tmp_path):
     return Bench(tmp_path / "evaluations.jsonl")
 
 
-def test_each_setting_is_drawn_once(bench):
+def test_each_setting_is_generated_once(bench):
     first = bench.evaluations.schedule(SHALLOW)
     # Without DeepCache, and with it.
     assert bench.take() == 2 * STEPS
@@ -58,7 +58,7 @@ def test_each_setting_is_drawn_once(bench):
     assert bench.take() == 0
 
 
-def test_what_is_in_the_file_is_not_drawn_again(bench):
+def test_settings_in_the_file_are_not_generated_again(bench):
     expected = bench.evaluations.schedule(SHALLOW), bench.evaluations.fewer_steps(2)
     bench.take()
     again = bench.again()
@@ -68,7 +68,7 @@ def test_what_is_in_the_file_is_not_drawn_again(bench):
     assert bench.take() == 0
 
 
-def test_in_one_file_other_prompts_are_kept_apart(bench):
+def test_one_file_keeps_sets_of_prompts_separate(bench):
     tuning = bench.evaluations.schedule(SHALLOW)
     held_out = Bench(bench.path, "held out", PROMPTS[2:])
     assert not held_out.evaluations.known(SHALLOW)
@@ -77,7 +77,7 @@ def test_in_one_file_other_prompts_are_kept_apart(bench):
     assert len(bench.path.read_text(encoding="utf-8").splitlines()) == 2 + 2
 
 
-def test_a_last_line_that_was_not_finished_does_not_count(bench):
+def test_an_unfinished_last_line_is_ignored(bench):
     expected = bench.evaluations.schedule(SHALLOW)
     bench.evaluations.schedule(OTHER)
     reference, whole, half = bench.path.read_text(encoding="utf-8").splitlines()
@@ -88,14 +88,14 @@ def test_a_last_line_that_was_not_finished_does_not_count(bench):
     assert again.schedule(SHALLOW) == expected
 
 
-def test_what_is_measured_after_a_line_that_was_not_finished_is_kept(bench):
+def test_measurements_after_an_unfinished_line_are_kept(bench):
     bench.path.write_text('{"prompts": "tun', encoding="utf-8")
     measured = bench.again().schedule(SHALLOW)
     assert bench.again().known(SHALLOW)
     assert bench.again().schedule(SHALLOW) == measured
 
 
-def test_the_file_has_one_object_a_line(bench):
+def test_the_file_has_one_object_per_line(bench):
     measured = bench.evaluations.schedule(SHALLOW)
     _, line = bench.path.read_text(encoding="utf-8").splitlines()
     entry = json.loads(line)
@@ -103,12 +103,12 @@ def test_the_file_has_one_object_a_line(bench):
     assert entry["measured"] == measured.__dict__
 
 
-def test_cost_and_fidelity_are_those_of_drawing_under_the_schedule(bench):
+def test_cost_and_fidelity_are_those_of_a_run_with_the_schedule(bench):
     measured = bench.evaluations.schedule(SHALLOW)
-    reference = bench.painter.draw()
+    reference = bench.sampler.sample()
     assert torch.equal(bench.evaluations.reference, reference)
     engine = apply_deepcache(bench.pipe, DeepCacheConfig(schedule=SHALLOW))
-    images = bench.painter.draw()
+    images = bench.sampler.sample()
     assert measured.cost == engine.stats.mac_share
     assert 0.5 < measured.cost < 1
     assert measured.psnr == pytest.approx(float(psnr(images, reference).mean()), rel=1e-6)
@@ -116,7 +116,7 @@ def test_cost_and_fidelity_are_those_of_drawing_under_the_schedule(bench):
     assert measured.seconds > 0
 
 
-def test_every_prompt_counts_whatever_the_batch(tmp_path):
+def test_every_prompt_counts_regardless_of_the_batch(tmp_path):
     measured = [
         Bench(tmp_path / f"{batch}.jsonl", prompts=PROMPTS, batch=batch).evaluations.schedule(SHALLOW)
         for batch in (2, 3)
@@ -131,7 +131,7 @@ def test_identical_images_count_as_a_high_but_finite_psnr(bench):
     assert measured.ssim == pytest.approx(1)
 
 
-def test_of_what_takes_time_drawing_alone_counts(bench, monkeypatch):
+def test_only_generation_time_counts(bench, monkeypatch):
     import DeepCache.engine.stats as stats
     import DeepCache.tune.evaluation as evaluation
 
@@ -151,19 +151,19 @@ def test_of_what_takes_time_drawing_alone_counts(bench, monkeypatch):
 def test_fewer_steps_cost_their_share(bench):
     measured = bench.evaluations.fewer_steps(3)
     assert measured.cost == 0.75
-    images = bench.painter.draw(3)
-    assert measured.psnr == pytest.approx(float(psnr(images, bench.painter.draw()).mean()), rel=1e-6)
+    images = bench.sampler.sample(3)
+    assert measured.psnr == pytest.approx(float(psnr(images, bench.sampler.sample()).mean()), rel=1e-6)
 
 
-def test_work_is_told_in_drawings_without_deepcache(bench):
+def test_work_is_reported_as_a_share_of_a_run_without_deepcache(bench):
     measured = bench.evaluations.schedule(SHALLOW)
     bench.evaluations.fewer_steps(2)
     bench.evaluations.schedule(SHALLOW)
     assert bench.work == [1, measured.cost, 0.5]
 
 
-def test_images_that_were_drawn_already_are_taken(bench):
-    images = bench.painter.draw()
+def test_existing_reference_images_are_used(bench):
+    images = bench.sampler.sample()
     bench.take()
     bench.evaluations.set_reference(images, 7.5)
     bench.evaluations.schedule(SHALLOW)
@@ -171,15 +171,15 @@ def test_images_that_were_drawn_already_are_taken(bench):
     assert bench.evaluations.seconds_of_reference == 7.5
 
 
-def test_deepcache_is_off_the_pipeline_afterwards(bench):
-    plain = bench.painter.draw()
+def test_deepcache_is_removed_from_the_pipeline(bench):
+    plain = bench.sampler.sample()
     bench.evaluations.schedule(SHALLOW)
-    assert torch.equal(bench.painter.draw(), plain)
+    assert torch.equal(bench.sampler.sample(), plain)
     assert not bench.pipe.unet._forward_hooks
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_deepcache_is_off_the_pipeline_when_drawing_fails(bench, error):
+def test_deepcache_is_removed_if_generation_fails(bench, error):
     plain = bench.evaluations.reference
     calls = []
 
@@ -193,7 +193,7 @@ def test_deepcache_is_off_the_pipeline_when_drawing_fails(bench, error):
         bench.evaluations.schedule(SHALLOW)
     handle.remove()
     assert not bench.pipe.unet._forward_hooks
-    assert torch.equal(bench.painter.draw(), plain)
+    assert torch.equal(bench.sampler.sample(), plain)
     assert not bench.evaluations.known(SHALLOW)
     assert len(bench.path.read_text(encoding="utf-8").splitlines()) == 1
 

@@ -46,17 +46,17 @@ def config(schedule, **values):
         ("F", 1, "F"),
     ],
 )
-def test_full_steps_are_as_far_along_as_they_were(pattern, steps, stretched):
+def test_full_steps_keep_their_relative_positions(pattern, steps, stretched):
     assert of_pattern(pattern).stretched(steps).pattern(steps) == stretched
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_over_its_own_number_of_steps_it_is_itself(seed):
+def test_stretching_to_its_own_length_changes_nothing(seed):
     schedule = any_schedule(seed, 9)
     assert schedule.stretched(9) == schedule
 
 
-def test_it_is_a_schedule_over_any_number_of_steps():
+def test_a_schedule_stretches_to_any_number_of_steps():
     for seed, steps, count in itertools.product(range(20), (1, 2, 5, 9), range(1, 25)):
         schedule = any_schedule(seed, steps)
         stretched = schedule.stretched(count)
@@ -69,7 +69,7 @@ def test_it_is_a_schedule_over_any_number_of_steps():
             assert stretched.full_steps(count) <= schedule.full_steps(steps)
 
 
-def test_over_twice_as_many_steps_each_full_step_stands_where_it_stood():
+def test_over_twice_as_many_steps_full_steps_double_their_positions():
     for seed in range(20):
         schedule = any_schedule(seed, 8)
         if all(step.full for step in schedule.each):
@@ -89,7 +89,7 @@ def test_shallow_steps_keep_their_forecast_and_guidance_reuse():
     }
 
 
-def test_a_forced_plan_is_stretched_and_one_that_is_not_is_refused():
+def test_only_a_forced_plan_is_stretched():
     schedule = of_pattern("F..F.")
     forced = config(schedule, force_plan=True)
     assert pattern_of(forced.steps(5)) == "F..F."
@@ -99,12 +99,12 @@ def test_a_forced_plan_is_stretched_and_one_that_is_not_is_refused():
             config(schedule).steps(count)
 
 
-def test_a_schedule_of_steps_that_is_no_plan_is_never_stretched():
+def test_a_schedule_without_a_plan_is_never_stretched():
     with pytest.raises(ValueError, match="the schedule is for 5 steps, but this run has 6"):
         DeepCacheConfig(schedule=of_pattern("F..F."), force_plan=True).steps(6)
 
 
-def test_settings_of_a_forced_plan_cover_what_it_does_when_stretched():
+def test_settings_of_a_forced_plan_cover_the_stretched_steps():
     forced = config(StepSchedule((Step(True), REUSE, Step(True), Step(False, 3, "quadratic"))), force_plan=True)
     for count in range(1, 12):
         steps = forced.steps(count)
@@ -113,7 +113,7 @@ def test_settings_of_a_forced_plan_cover_what_it_does_when_stretched():
 
 
 @pytest.mark.parametrize("steps", [3, 5, 7, 12])
-def test_a_forced_plan_draws_with_another_number_of_steps(steps):
+def test_a_forced_plan_generates_with_another_number_of_steps(steps):
     pipe = tiny_pipeline()
     schedule = StepSchedule((Step(True), REUSE, REUSE, Step(True), REUSE))
     engine = apply_deepcache(pipe, config(schedule, force_plan=True))

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from DeepCache.schedule import FORECASTS, Step, StepSchedule
-from DeepCache.tune.neighbours import neighbours
+from DeepCache.tune.search import neighbours
 
 FULL, SHALLOW = Step(True), Step(False)
 FORECASTS_OF_SHALLOW = tuple(forecast for forecast in FORECASTS if forecast != "response")
@@ -97,7 +97,7 @@ def decision(before, after):
 @pytest.mark.parametrize("skipped", [(), SKIPPED], ids=["shallow", "skipped"])
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("branches", [(0,), (1, 0, 3)], ids=str)
-def test_each_differs_in_one_decision_and_none_comes_twice(branches, guided, skipped):
+def test_each_neighbour_differs_in_one_decision_without_duplicates(branches, guided, skipped):
     kinds = set()
     for seed in range(30):
         schedule = any_schedule(seed, branches, guided, skipped)
@@ -118,7 +118,7 @@ def test_each_differs_in_one_decision_and_none_comes_twice(branches, guided, ski
     assert kinds == expected
 
 
-def test_steps_are_skipped_and_become_shallow_one_by_one_in_a_span_and_all():
+def test_steps_become_skipped_or_shallow_one_by_one_per_span_and_all():
     found = {pattern(each) for each in neighbours(of_pattern("F.F.."), [0], guided=False, skipped=SKIPPED)}
     assert {"F-F--", "F-F..", "F.F--", "F.F-.", "F.F.-"} <= found
     skipped = StepSchedule(
@@ -128,7 +128,7 @@ def test_steps_are_skipped_and_become_shallow_one_by_one_in_a_span_and_all():
     assert {"F.F..", "F.F--", "F-F..", "F-F.-", "F-F-.", "F----", "F-.--"} <= found
 
 
-def test_full_steps_are_moved_taken_away_and_added():
+def test_full_steps_are_moved_removed_and_added():
     found = {pattern(each) for each in neighbours(of_pattern("F..F.."), [0], guided=False)}
     moved, removed = {"F.F...", "F...F."}, {"F....."}
     added = {"FF.F..", "F.FF..", "F..FF.", "F..F.F"}
@@ -149,7 +149,7 @@ def test_a_step_that_becomes_shallow_is_like_the_shallow_step_before_it():
     assert removed.each[1] == Step(False, 1, "quadratic")
 
 
-def test_from_full_steps_alone_each_but_the_first_may_become_shallow():
+def test_each_full_step_but_the_first_may_become_shallow():
     found = [pattern(each) for each in neighbours(of_pattern("FFFF"), [0], guided=False)]
     assert sorted(found) == ["F.FF", "FF.F", "FFF."]
 
@@ -164,7 +164,7 @@ def test_branches_are_changed_for_one_step_a_span_and_all():
     assert found == {"00000", "04044", "04000", "00044", "00040", "00004"}
 
 
-def test_guidance_reuse_is_turned_on_and_off_where_there_is_guidance():
+def test_guidance_reuse_is_toggled_with_guidance():
     found = {each.to_dict()["guidance_reuse"] for each in neighbours(of_pattern("F.F.."), [0], guided=True)}
     assert found == {".....", ".x.xx", ".x...", "...xx", "..x.."}
     schedule = of_pattern("F..", guidance_reuse=True)

@@ -15,7 +15,7 @@ from DeepCache.schedule import Step, StepSchedule
 from DeepCache.tune import Goal, TuningSettings, tune
 from DeepCache.tune.evaluation import Evaluations
 from DeepCache.tune.segment_errors import SegmentErrors
-from tests.tune.small_pipeline import PROMPTS, painter_of, small_pipeline
+from tests.tune.small_pipeline import PROMPTS, sampler_of, small_pipeline
 
 STEPS = 6
 COST = Goal(cost=0.6)
@@ -50,25 +50,25 @@ class Bench:
 
 
 class Counts:
-    """How often segments were measured to the end, and what was drawn to be measured."""
+    """How often segments were measured to the end, and what was generated to be measured."""
 
     def __init__(self, monkeypatch):
         self.segments = 0
-        self.drawn = []
-        measure, draw = SegmentErrors.measure, Evaluations._draw
+        self.generated = []
+        measure, generate = SegmentErrors.measure, Evaluations._generate
 
         def counted_measure(measuring, sensitivity):
             errors = measure(measuring, sensitivity)
             self.segments += 1
             return errors
 
-        def counted_draw(evaluations, schedule):
-            drawn = draw(evaluations, schedule)
-            self.drawn.append((evaluations._name, schedule))
-            return drawn
+        def counted_generate(evaluations, schedule):
+            generated = generate(evaluations, schedule)
+            self.generated.append((evaluations._name, schedule))
+            return generated
 
         monkeypatch.setattr(SegmentErrors, "measure", counted_measure)
-        monkeypatch.setattr(Evaluations, "_draw", counted_draw)
+        monkeypatch.setattr(Evaluations, "_generate", counted_generate)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def without_seconds(value):
     return [without_seconds(each) for each in value] if isinstance(value, list) else value
 
 
-def test_the_plan_meets_a_cost_and_no_uniform_schedule_of_that_cost_is_nearer(bench):
+def test_the_plan_meets_a_cost_and_beats_uniform_schedules_of_that_cost(bench):
     results = bench.plan.results
     measured = results["tuning"]["measured"]
     assert measured["cost"] <= 0.6
@@ -99,13 +99,13 @@ def test_the_plan_meets_a_cost_and_no_uniform_schedule_of_that_cost_is_nearer(be
     assert all(measured["psnr"] >= each["psnr"] for each in affordable)
 
 
-def test_what_is_predicted_is_near_what_is_measured(bench):
+def test_predictions_are_close_to_measurements(bench):
     tuning = bench.plan.results["tuning"]
     assert tuning["predicted"]["cost"] == pytest.approx(tuning["measured"]["cost"])
     assert tuning["predicted"]["psnr"] == pytest.approx(tuning["measured"]["psnr"], abs=3)
 
 
-def test_results_tell_of_both_sets_of_prompts_and_of_what_else_there_is(bench):
+def test_results_have_both_sets_of_prompts_and_the_alternatives(bench):
     results = bench.plan.results
     assert set(results) == {"tuning", "held_out", "frontier"}
     for name in ("tuning", "held_out"):
@@ -136,7 +136,7 @@ def test_the_frontier_has_uniform_schedules_fewer_steps_and_tuned_ones(bench):
     assert len(frontier["tuned"]) > 1
 
 
-def test_the_plan_says_what_it_is_for_and_how_it_was_made(bench):
+def test_the_plan_records_its_conditions(bench):
     plan = bench.plan
     assert plan.scheduler["class"] == "DDIMScheduler"
     assert plan.model["unet"] == "UNet2DConditionModel"
@@ -149,30 +149,30 @@ def test_the_plan_says_what_it_is_for_and_how_it_was_made(bench):
     assert set(tuned["versions"]) == {"DeepCache", "diffusers", "torch"}
 
 
-def test_the_file_of_the_plan_draws_with_the_cost_and_the_fidelity_that_were_measured(bench, tmp_path):
+def test_the_saved_plan_has_the_measured_cost_and_fidelity(bench, tmp_path):
     bench.plan.to_file(tmp_path / "plan.json")
     plan = Plan.from_file(tmp_path / "plan.json")
     assert plan == bench.plan
     pipe = small_pipeline()
     for name, prompts, seed in (("tuning", PROMPTS[:2], 0), ("held_out", PROMPTS[2:], 2)):
-        painter = painter_of(pipe, prompts, STEPS, 3.0, seed)
-        reference = painter.draw()
+        sampler = sampler_of(pipe, prompts, STEPS, 3.0, seed)
+        reference = sampler.sample()
         engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan))
-        images = painter.draw()
+        images = sampler.sample()
         remove_deepcache(pipe)
         measured = plan.results[name]["measured"]
         assert engine.stats.mac_share == measured["cost"]
         assert psnr(images, reference).mean().item() == pytest.approx(measured["psnr"], abs=0.01)
 
 
-def test_progress_rises_and_ends_with_nothing_left(bench):
+def test_progress_rises_through_all_stages(bench):
     progress = bench.first_progress
     done = [each.done for each in progress]
     assert done == sorted(done)
     assert all(each.done <= each.total for each in progress)
     assert list(dict.fromkeys(each.stage for each in progress)) == [
-        "what happens without DeepCache",
-        "how wrong each step would be",
+        "recording without DeepCache",
+        "errors of each step",
         "uniform schedules and fewer steps",
         "search",
         "held-out prompts",
@@ -181,19 +181,19 @@ def test_progress_rises_and_ends_with_nothing_left(bench):
     assert done[-1] > progress[-1].total / 2
 
 
-def test_what_is_known_is_not_measured_again(bench, counts):
+def test_known_measurements_are_reused(bench, counts):
     again = bench.tune()
-    assert (counts.segments, counts.drawn) == (0, [])
+    assert (counts.segments, counts.generated) == (0, [])
     assert again.schedule == bench.plan.schedule
     assert without_seconds(again.to_dict()) == without_seconds(bench.plan.to_dict())
 
 
-def test_what_drawing_without_deepcache_took_is_known_when_nothing_is_drawn_again(bench):
+def test_seconds_without_deepcache_are_known_after_a_resume(bench):
     assert bench.tune().results["held_out"]["seconds_without"] > 0
 
 
 @pytest.mark.parametrize("goal", [Goal(psnr=40), Goal(psnr=60), Goal(cost=0.5)], ids=str)
-def test_another_goal_starts_from_what_is_known(goal, bench, counts):
+def test_another_goal_starts_from_known_measurements(goal, bench, counts):
     apply_deepcache(bench.pipe, DeepCacheConfig(2))
     plan = bench.tune(goal)
     assert not bench.pipe.unet._forward_hooks
@@ -223,7 +223,7 @@ def test_a_goal_close_to_identical_images_takes_full_steps(bench):
         ),
     ],
 )
-def test_a_cost_that_no_schedule_can_have_is_refused_before_the_unet_runs(values, message, tmp_path):
+def test_an_unreachable_cost_is_refused_before_the_unet_runs(values, message, tmp_path):
     bench = Bench(tmp_path / "tuning")
     ran = []
     bench.pipe.unet.conv_in.register_forward_hook(lambda *_: ran.append(1))
@@ -232,11 +232,11 @@ def test_a_cost_that_no_schedule_can_have_is_refused_before_the_unet_runs(values
     assert not ran
     assert not bench.progress
     assert not bench.folder.exists()
-    painter_of(bench.pipe, steps=1).draw()
+    sampler_of(bench.pipe, steps=1).sample()
     assert ran
 
 
-def test_the_least_cost_that_is_named_can_be_had(tmp_path):
+def test_the_lowest_cost_in_the_message_is_reachable(tmp_path):
     bench = Bench(tmp_path / "tuning")
     with pytest.raises(ValueError, match="costs") as caught:
         bench.tune(Goal(cost=0.01))
@@ -246,7 +246,7 @@ def test_the_least_cost_that_is_named_can_be_had(tmp_path):
     assert plan.results["tuning"]["measured"]["cost"] <= least
 
 
-def test_a_pipeline_whose_steps_cannot_be_skipped_is_refused_a_lower_cost_before_anything_is_measured(tmp_path):
+def test_a_lower_cost_is_refused_if_no_step_can_be_skipped(tmp_path):
     class Kept(AttnProcessor2_0):
         def __init__(self):
             super().__init__()
@@ -261,17 +261,17 @@ def test_a_pipeline_whose_steps_cannot_be_skipped_is_refused_a_lower_cost_before
 
 def test_images_of_nan_are_never_close_to_the_original(tmp_path):
     pipe = small_pipeline()
-    evaluations = Evaluations(painter_of(pipe), tmp_path / "evaluations.jsonl", "tuning", lambda _: None)
+    evaluations = Evaluations(sampler_of(pipe), tmp_path / "evaluations.jsonl", "tuning", lambda _: None)
     schedule = StepSchedule((Step(True), *[Step(False)] * 5))
     assert evaluations.schedule(schedule).psnr > 0
-    broken = Evaluations(painter_of(pipe), tmp_path / "broken.jsonl", "tuning", lambda _: None)
+    broken = Evaluations(sampler_of(pipe), tmp_path / "broken.jsonl", "tuning", lambda _: None)
     _ = broken.reference
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(torch.nan)
     assert (broken.schedule(schedule).psnr, broken.schedule(schedule).ssim) == (0.0, 0.0)
 
 
-def test_a_model_that_gives_nan_is_refused(tmp_path):
+def test_a_model_that_produces_nan_is_refused(tmp_path):
     bench = Bench(tmp_path / "tuning")
     with torch.no_grad():
         bench.pipe.unet.conv_out.bias.fill_(torch.nan)
@@ -298,7 +298,7 @@ def with_scheduler(pipe):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_folder_of_another_tuning_is_refused_and_says_in_what_it_differs(pipe, values, names, bench):
+def test_a_folder_of_another_tuning_is_refused_with_the_differences(pipe, values, names, bench):
     before = {path.name: path.read_bytes() for path in bench.folder.iterdir()}
     with pytest.raises(
         ValueError, match=rf"here' was measured with different settings \({names}\)\. Give another folder"
@@ -307,13 +307,13 @@ def test_a_folder_of_another_tuning_is_refused_and_says_in_what_it_differs(pipe,
     assert {path.name: path.read_bytes() for path in bench.folder.iterdir()} == before
 
 
-def test_stopped_at_any_moment_it_goes_on_where_it_was(tmp_path, counts):
+def test_a_tuning_that_is_stopped_at_any_time_resumes(tmp_path, counts):
     values = {"steps": 4, "batch": 1, "evaluations": 2}
     expected = Bench(tmp_path / "at once").tune(**values)
     whole = (tmp_path / "at once" / "evaluations.jsonl").read_text(encoding="utf-8")
-    drawn, segments = counts.drawn[:], counts.segments
+    generated, segments = counts.generated[:], counts.segments
     assert segments == 2
-    counts.drawn.clear()
+    counts.generated.clear()
     bench = Bench(tmp_path / "in pieces")
 
     def stop_at(stage, event):
@@ -332,10 +332,10 @@ def test_stopped_at_any_moment_it_goes_on_where_it_was(tmp_path, counts):
         assert "forward" not in bench.pipe.unet.__dict__
 
     for stage, event in (
-        ("what happens without DeepCache", 2),
+        ("recording without DeepCache", 2),
         # In the middle of the first batch, then of the second.
-        ("how wrong each step would be", 4),
-        ("how wrong each step would be", 12),
+        ("errors of each step", 4),
+        ("errors of each step", 12),
         ("uniform schedules and fewer steps", 4),
         ("search", 1),
         ("search", 2),
@@ -345,19 +345,19 @@ def test_stopped_at_any_moment_it_goes_on_where_it_was(tmp_path, counts):
     plan = bench.tune(**values)
     assert without_seconds(plan.to_dict()) == without_seconds(expected.to_dict())
     assert counts.segments == 2 * segments
-    assert counts.drawn == drawn
+    assert counts.generated == generated
     entries = [json.loads(line) for line in (bench.folder / "evaluations.jsonl").read_text().splitlines()]
     assert [entry["key"] for entry in entries] == [json.loads(line)["key"] for line in whole.splitlines()]
 
 
-def test_segments_that_were_not_saved_to_the_end_do_not_count(bench, counts, tmp_path):
+def test_half_saved_segments_are_measured_again(bench, counts, tmp_path):
     folder = tmp_path / "tuning"
     shutil.copytree(bench.folder, folder)
     (segments,) = folder.glob("segments-*.safetensors")
     segments.rename(segments.with_suffix(".partial"))
     again = Bench(folder).tune()
     assert counts.segments == 1
-    assert counts.drawn == []
+    assert counts.generated == []
     assert again.schedule == bench.plan.schedule
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in bench.folder.iterdir())
 
@@ -391,10 +391,10 @@ def test_at_several_guidance_scales_the_mean_decides_and_each_is_shown(two_scale
             assert result["measured"][key] == pytest.approx((measured[0][key] + measured[1][key]) / 2)
         assert result["measured"]["seconds"] == sum(each["seconds"] for each in measured)
         for scale in result["scales"]:
-            painter = painter_of(two_scales.pipe, prompts, STEPS, scale["guidance"], seed)
-            reference = painter.draw()
+            sampler = sampler_of(two_scales.pipe, prompts, STEPS, scale["guidance"], seed)
+            reference = sampler.sample()
             apply_deepcache(two_scales.pipe, DeepCacheConfig(plan=plan))
-            images = painter.draw()
+            images = sampler.sample()
             remove_deepcache(two_scales.pipe)
             assert psnr(images, reference).mean().item() == pytest.approx(scale["measured"]["psnr"], abs=0.01)
     assert measured[0]["psnr"] != measured[1]["psnr"]
@@ -404,22 +404,22 @@ def test_at_several_guidance_scales_the_mean_decides_and_each_is_shown(two_scale
     assert both["psnr"] == pytest.approx((fewer[0]["psnr"] + fewer[1]["psnr"]) / 2)
 
 
-def test_what_is_known_of_several_guidance_scales_is_not_measured_again(two_scales, counts):
+def test_known_measurements_at_several_guidance_scales_are_reused(two_scales, counts):
     again = two_scales.tune(guidances=(2.0, 6.0))
-    assert (counts.segments, counts.drawn) == (0, [])
+    assert (counts.segments, counts.generated) == (0, [])
     assert without_seconds(again.to_dict()) == without_seconds(two_scales.plan.to_dict())
     with pytest.raises(ValueError, match=r"was measured with different settings \(guidances\)"):
         two_scales.tune(guidances=(2.0,))
 
 
-def test_with_one_scale_that_is_not_guided_there_is_no_guidance_reuse(tmp_path):
+def test_one_unguided_scale_excludes_guidance_reuse(tmp_path):
     plan = Bench(tmp_path).tune(Goal(cost=0.8), guidances=(1.0, 3.0), steps=4, evaluations=1)
     assert not any(step.guidance_reuse for step in plan.schedule.each)
     assert plan.guidance == (1, 3)
     assert plan.results["tuning"]["measured"]["cost"] <= 0.8
 
 
-def test_without_a_guidance_scale_the_pipelines_own_is_taken_and_recorded(tmp_path):
+def test_the_default_guidance_scale_is_recorded(tmp_path):
     plan = Bench(tmp_path).tune(Goal(cost=0.8), guidances=(), steps=4, evaluations=0)
     assert plan.tuned["guidances"] == []
     assert plan.guidance == (7.5, 7.5)
@@ -427,7 +427,7 @@ def test_without_a_guidance_scale_the_pipelines_own_is_taken_and_recorded(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_scheduler_of_the_second_order_is_tuned_over_all_its_calls(tmp_path):
+def test_a_second_order_scheduler_is_tuned_over_all_its_calls(tmp_path):
     pipe = small_pipeline()
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     plan = Bench(tmp_path, pipe).tune(steps=4, branches=(0, 1), guidances=(1.0,), evaluations=1)
@@ -435,7 +435,7 @@ def test_a_scheduler_of_the_second_order_is_tuned_over_all_its_calls(tmp_path):
     assert set(plan.schedule.branches) <= {0, 1}
     assert plan.results["tuning"]["measured"]["cost"] <= 0.6
     engine = apply_deepcache(pipe, DeepCacheConfig(plan=plan))
-    painter_of(pipe, steps=4, guidance=1.0).draw()
+    sampler_of(pipe, steps=4, guidance=1.0).sample()
     assert engine.stats.mac_share == plan.results["tuning"]["measured"]["cost"]
 
 
@@ -448,16 +448,16 @@ def test_a_scheduler_of_the_second_order_is_tuned_over_all_its_calls(tmp_path):
         ({"steps": 3}, "steps must be 4 or more, got 3"),
         ({"batch": 0}, "batch must be 1 or more, got 0"),
         ({"evaluations": -1}, "evaluations must be 0 or more, got -1"),
-        ({"guidances": (2.0, -1.0)}, "guidance must be a number from 0, got -1"),
-        ({"guidances": (float("inf"),)}, "guidance must be a number from 0, got inf"),
-        ({"branches": ()}, "branches must name one skip branch or more, got none"),
+        ({"guidances": (2.0, -1.0)}, "guidance must be >= 0, got -1"),
+        ({"guidances": (float("inf"),)}, "guidance must be >= 0, got inf"),
+        ({"branches": ()}, "branches must have at least one value, got none"),
         pytest.param(
             {"branches": (0, -1)},
             "branches .*-1",
         ),
     ],
 )
-def test_settings_that_are_none_are_refused(values, message):
+def test_invalid_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         settings_for(**values)
 
@@ -476,5 +476,5 @@ def test_a_pipeline_of_several_unets_or_of_none_is_refused(tmp_path):
         tune(SimpleNamespace(unet=None, components={}), settings_for(), tmp_path)
 
 
-def test_the_pipeline_draws_as_before(bench):
-    assert torch.equal(painter_of(bench.pipe).draw(), painter_of(small_pipeline()).draw())
+def test_the_pipeline_generates_as_before(bench):
+    assert torch.equal(sampler_of(bench.pipe).sample(), sampler_of(small_pipeline()).sample())

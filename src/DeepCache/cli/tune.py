@@ -71,7 +71,7 @@ def tune_command(
     """
     from DeepCache.generation import GenerationSettings, check_against_pipeline
     from DeepCache.prompts import bundled_prompts, read_prompts
-    from DeepCache.tune.search import Goal
+    from DeepCache.tune import Goal
 
     if speed_up is not None and cost is not None:
         raise ValueError("--cost and --speed-up cannot be combined. Remove one of them")
@@ -96,7 +96,7 @@ def tune_command(
     from DeepCache.cli.loading import load
     from DeepCache.models import recommended_guidance
     from DeepCache.tune import TuningSettings, tune
-    from DeepCache.tune.figure import draw_frontier
+    from DeepCache.tune.figure import plot_frontier
 
     pipe = load(loading)
     if guidances is None:
@@ -122,7 +122,7 @@ def tune_command(
     plan.to_file(output)
     files = [str(output)]
     try:
-        draw_frontier(plan, output.with_suffix(".png"))
+        plot_frontier(plan, output.with_suffix(".png"))
         files.append(str(output.with_suffix(".png")))
     except ImportError as error:
         note(f"No plot of the frontier: {error}")

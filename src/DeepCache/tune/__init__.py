@@ -1,7 +1,6 @@
-"""Tuning: finds the schedule that suits a model, a scheduler and a number of steps best."""
+"""Tuning: finds the best schedule for a model, a scheduler and a number of steps."""
 
-from DeepCache.tune.search import Goal
-from DeepCache.tune.settings import TuningSettings
+from DeepCache.tune.settings import Goal, TuningSettings
 from DeepCache.tune.tuning import tune
 
 __all__ = ["Goal", "TuningSettings", "tune"]

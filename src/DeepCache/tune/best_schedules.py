@@ -1,4 +1,7 @@
-"""Puts segments together to the best schedules at every cost: a dynamic programme."""
+"""Combines segments to the best schedules at every cost, with a dynamic programme.
+
+A segment is a full step and the steps after it, up to the next full step; `segment_errors` measures their errors.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,7 @@ _SHALLOW, _REUSE, _SKIPPED = 0, 1, 2
 
 @dataclass(frozen=True)
 class ExpectedSchedule:
-    """A schedule with what it is expected to do.
-
-    Args:
-        schedule: the schedule.
-        cost: multiply-accumulates as a share of those without DeepCache.
-        error: the sum of the errors of its segments, as `best_schedules` was given them.
-    """
+    """A schedule with its cost, a share of that without DeepCache, and the sum of the errors of its segments."""
 
     schedule: StepSchedule
     cost: float
@@ -34,24 +31,21 @@ class ExpectedSchedule:
 def best_schedules(
     errors: torch.Tensor, branch: int, share: float, prices: Sequence[float], skipped: ForecastRule = "response"
 ) -> list[ExpectedSchedule]:
-    """The schedules that no other beats both in cost and in error, as far as the given prices find them.
+    """The Pareto-optimal schedules in cost and error, as far as these prices find them, from the cheapest.
 
-    For each price the dynamic programme finds the schedule of least error + price x cost. Its state is a full step and
-    how long before it the last one was, since that decides what can be forecast from the two.
+    For each price the dynamic programme finds the schedule with the lowest error + price x cost. Its state is a full
+    step and the distance to the last one, since these two determine the forecasts.
 
     Args:
-        errors: (steps, gaps, lengths, kinds): what each segment adds to the error; see `SegmentErrors.measure`. Without
+        errors: (steps, gaps, lengths, kinds), the error that each segment adds; see `SegmentErrors.measure`. Without
             the third kind no step is skipped.
         branch: the skip branch of shallow steps.
         share: cost of a shallow step as a share of that of a full one.
-        prices: errors that the whole cost of a run is worth.
+        prices: the error that equals the whole cost of a run.
         skipped: the forecast of skipped steps.
-
-    Returns:
-        From the cheapest to the dearest.
     """
     steps = errors.shape[0]
-    # [b, g, m, option]: shallow steps may do without the forecast; then those with it, then skipped ones.
+    # [b, g, m, option]: shallow steps without the forecast; then those with it, then skipped ones.
     without = errors[:, :1, :, :_SKIPPED].expand(-1, errors.shape[1], -1, -1)
     options = torch.cat([without, errors], dim=3)
     lengths = torch.arange(errors.shape[2], dtype=errors.dtype)
@@ -60,25 +54,22 @@ def best_schedules(
     found: dict[StepSchedule, ExpectedSchedule] = {}
     for price in prices:
         best, chosen = (options + price * costs).min(dim=3)
-        path = _cheapest_path(best.tolist())
         each: list[Step] = []
         error = cost = 0.0
-        for full, gap, length in path:
+        for full, gap, length in _cheapest_path(best.tolist()):
             option = int(chosen[full, gap, length])
             error += float(options[full, gap, length, option])
             cost += float(costs[length, option])
-            each.append(Step(True))
             if option == 2 + _SKIPPED:
-                each += [Step(False, forecast=skipped, skipped=True)] * length
+                between = Step(False, forecast=skipped, skipped=True)
             else:
-                forecast: ForecastRule = "linear" if option // 2 and gap else "none"
-                each += [Step(False, branch, forecast, option % 2 == _REUSE)] * length
+                between = Step(False, branch, "linear" if option // 2 and gap else "none", option % 2 == _REUSE)
+            each += [Step(True), *[between] * length]
         schedule = StepSchedule(tuple(each))
         found[schedule] = ExpectedSchedule(schedule, cost, error)
-    ordered = sorted(found.values(), key=lambda found: (found.cost, found.error))
     lowest = math.inf
     kept = []
-    for candidate in ordered:
+    for candidate in sorted(found.values(), key=lambda found: (found.cost, found.error)):
         if candidate.error < lowest:
             kept.append(candidate)
             lowest = candidate.error
@@ -86,9 +77,9 @@ def best_schedules(
 
 
 def predicted_error(errors: torch.Tensor, schedule: StepSchedule) -> float | None:
-    """The sum of the errors of a schedule's segments; None where one was not measured.
+    """The sum of the errors of a schedule's segments; None if one was not measured.
 
-    Where the steps of a segment are of several kinds, its error is the mean of what it would be with each.
+    The error of a segment with several kinds of steps is the mean of the errors with each.
     """
     full_steps = [number for number, step in enumerate(schedule.each) if step.full]
     total, last = 0.0, 0
@@ -107,7 +98,7 @@ def predicted_error(errors: torch.Tensor, schedule: StepSchedule) -> float | Non
 
 
 def _cheapest_path(segment: list[list[list[float]]]) -> list[tuple[int, int, int]]:
-    """The segments (full step, gap before it, other steps after it) of least sum that fill the run."""
+    """The segments (full step, gap before it, other steps after it) with the lowest sum that fill the run."""
     steps, gaps, lengths = len(segment), len(segment[0]), len(segment[0][0])
     totals = [[math.inf] * gaps for _ in range(steps)]
     totals[0][0] = 0.0

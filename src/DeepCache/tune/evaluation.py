@@ -1,4 +1,4 @@
-"""Draws the prompts under a schedule and compares with the images without DeepCache; remembers what it has drawn."""
+"""Generates the prompts with a schedule and compares with the images without DeepCache; each schedule only once."""
 
 from __future__ import annotations
 
@@ -8,34 +8,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any
 
 import torch
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import apply_deepcache, remove_deepcache
+from DeepCache.generation.batch_sampler import BatchSampler
 from DeepCache.generation.finite import check_finite
-from DeepCache.generation.painter import Painter
 from DeepCache.metrics import psnr, ssim
 from DeepCache.schedule import StepSchedule
+from DeepCache.tune.settings import IDENTICAL
 
-__all__ = ["IDENTICAL", "Evaluations", "MeanEvaluations", "Measured", "mean_of"]
+__all__ = ["Evaluations", "MeanEvaluations", "Measured", "mean_of"]
 
-IDENTICAL = 120.0
-"""The PSNR in dB that two identical images count as, so that a mean can be taken."""
 _REFERENCE = "without DeepCache"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What generating all prompts in one way gave.
-
-    Args:
-        cost: multiply-accumulates of the U-Net as a share of those without DeepCache.
-        psnr: mean over the images, in dB.
-        ssim: mean over the images.
-        seconds: what the pipeline took.
-    """
+    """Figures of one way to generate all prompts: the cost as a share of that without DeepCache, means over the images
+    (PSNR in dB), and the seconds of the pipeline."""
 
     cost: float
     psnr: float
@@ -44,18 +36,14 @@ class Measured:
 
 
 class Evaluations:
-    """Draws and measures at one guidance scale, each setting once; what was measured is kept in a file of one JSON
-    object a line.
+    """Generates and measures at one guidance scale.
 
-    Args:
-        painter: draws the prompts.
-        path: the file; what is there already is not drawn again. It may hold other guidance scales too.
-        name: tells the prompts from others in the same file.
-        on_work: told the share of a drawing without DeepCache that was done.
+    Everything is saved in a file of one JSON object per line, under a name that distinguishes the prompts from others
+    in the same file. `on_work` is called with the cost of each run.
     """
 
-    def __init__(self, painter: Painter, path: Path, name: str, on_work: Callable[[float], None]) -> None:
-        self.painter = painter
+    def __init__(self, sampler: BatchSampler, path: Path, name: str, on_work: Callable[[float], None]) -> None:
+        self.sampler = sampler
         self._path = path
         self._name = name
         self._on_work = on_work
@@ -68,7 +56,7 @@ class Evaluations:
             path.write_text(text, encoding="utf-8")
         for line in text.splitlines():
             entry = json.loads(line)
-            if (entry["prompts"], entry["guidance"]) == (name, painter.guidance):
+            if (entry["prompts"], entry["guidance"]) == (name, sampler.guidance):
                 self._known[entry["key"]] = Measured(**entry["measured"])
 
     @property
@@ -81,19 +69,15 @@ class Evaluations:
         return self._reference
 
     def set_reference(self, images: torch.Tensor, seconds: float) -> None:
-        """Takes the images without DeepCache from where they were drawn already.
-
-        Raises:
-            NotFiniteError: an image has NaN or infinite values.
-        """
+        """Sets the images without DeepCache. Raises `NotFiniteError` if one has NaN or infinite values."""
         check_finite(images, "the model without DeepCache")
         self._reference = images
         if _REFERENCE not in self._known:
-            self._remember(_REFERENCE, Measured(1.0, IDENTICAL, 1.0, seconds))
+            self._save(_REFERENCE, Measured(1.0, IDENTICAL, 1.0, seconds))
 
     @property
     def seconds_of_reference(self) -> float:
-        """What drawing without DeepCache took."""
+        """The seconds without DeepCache."""
         if _REFERENCE not in self._known:
             _ = self.reference
         return self._known[_REFERENCE].seconds
@@ -104,14 +88,15 @@ class Evaluations:
 
     def schedule(self, schedule: StepSchedule) -> Measured:
         """Measures a schedule."""
-        return self._measure(_key(schedule), lambda: self._draw(schedule))
+        return self._measure(_key(schedule), lambda: self._generate(schedule))
 
     def fewer_steps(self, steps: int) -> Measured:
         """Measures that many steps without DeepCache."""
-        return self._measure(f"{steps} steps", lambda: (*self._timed(steps), steps / self.painter.steps))
+        return self._measure(f"{steps} steps", lambda: (*self._timed(steps), steps / self.sampler.steps))
 
-    def _draw(self, schedule: StepSchedule) -> tuple[torch.Tensor, float, float]:
-        pipe = self.painter.pipe
+    def _generate(self, schedule: StepSchedule) -> tuple[torch.Tensor, float, float]:
+        """Images, seconds and cost."""
+        pipe = self.sampler.pipe
         engine = apply_deepcache(pipe, DeepCacheConfig(schedule=schedule))
         try:
             images, seconds = self._timed()
@@ -124,49 +109,38 @@ class Evaluations:
 
     def _timed(self, steps: int | None = None) -> tuple[torch.Tensor, float]:
         start = perf_counter()
-        images = self.painter.draw(steps)
+        images = self.sampler.sample(steps)
         return images, perf_counter() - start
 
-    def _measure(self, key: str, draw: Callable[[], tuple[torch.Tensor, float, float]]) -> Measured:
-        """Images, seconds and cost are what `draw` gives."""
+    def _measure(self, key: str, generate: Callable[[], tuple[torch.Tensor, float, float]]) -> Measured:
         if key not in self._known:
             reference = self.reference
-            images, seconds, cost = draw()
+            images, seconds, cost = generate()
+            # Images with NaN are never close to the original.
+            fidelity = similarity = 0.0
             if images.isfinite().all():
                 fidelity = fmean(min(value, IDENTICAL) for value in psnr(images, reference).tolist())
                 similarity = fmean(ssim(images, reference).tolist())
-            else:
-                # Nothing is further from the original than what is no image.
-                fidelity = similarity = 0.0
-            self._remember(key, Measured(cost, fidelity, similarity, seconds))
+            self._save(key, Measured(cost, fidelity, similarity, seconds))
             self._on_work(cost)
         return self._known[key]
 
-    def _remember(self, key: str, measured: Measured) -> None:
+    def _save(self, key: str, measured: Measured) -> None:
         self._known[key] = measured
-        entry: dict[str, Any] = {
-            "prompts": self._name,
-            "guidance": self.painter.guidance,
-            "key": key,
-            "measured": asdict(measured),
-        }
+        entry = {"prompts": self._name, "guidance": self.sampler.guidance, "key": key, "measured": asdict(measured)}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 
 class MeanEvaluations:
-    """Measures at several guidance scales and takes the mean.
-
-    Args:
-        each: the evaluations at each scale, of as many prompts.
-    """
+    """Means of the evaluations at several guidance scales, of equally many prompts."""
 
     def __init__(self, each: Sequence[Evaluations]) -> None:
         self.each = tuple(each)
 
     @property
     def seconds_of_reference(self) -> float:
-        """What drawing without DeepCache took, at all scales together."""
+        """The seconds without DeepCache, at all scales together."""
         return sum(each.seconds_of_reference for each in self.each)
 
     def known(self, schedule: StepSchedule) -> bool:
@@ -183,12 +157,7 @@ class MeanEvaluations:
 
 
 def mean_of(measured: Sequence[Measured]) -> Measured:
-    """The mean of what was measured at several guidance scales; of the seconds the sum.
-
-    Example:
-        >>> mean_of([Measured(0.5, 30.0, 0.9, 1.0), Measured(0.5, 20.0, 0.7, 2.0)])
-        Measured(cost=0.5, psnr=25.0, ssim=0.8, seconds=3.0)
-    """
+    """The mean over several guidance scales; the sum of the seconds."""
     return Measured(
         cost=fmean(each.cost for each in measured),
         psnr=fmean(each.psnr for each in measured),
@@ -198,5 +167,4 @@ def mean_of(measured: Sequence[Measured]) -> Measured:
 
 
 def _key(schedule: StepSchedule) -> str:
-    # Each thing that a schedule says of its steps is a line.
     return " ".join(str(line) for name, line in schedule.to_dict().items() if name != "kind")

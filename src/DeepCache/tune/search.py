@@ -1,58 +1,19 @@
-"""Searches for the best schedule from a first one, by what its images really come to."""
+"""Local search: descends from the best schedule so far by single decisions, on the true error."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from DeepCache.schedule import StepSchedule
-from DeepCache.tune.evaluation import IDENTICAL, Measured
+from DeepCache.schedule import FORECASTS, ForecastRule, Step, StepSchedule
+from DeepCache.tune.evaluation import Measured
+from DeepCache.tune.settings import Goal
 
-__all__ = ["Goal", "search"]
+__all__ = ["FORECASTS_OF_SKIPPED", "neighbours", "search"]
 
-
-@dataclass(frozen=True)
-class Goal:
-    """What is wanted: the highest fidelity at a cost, or the lowest cost at a fidelity.
-
-    Args:
-        cost: the most multiply-accumulates of the U-Net, as a share of those without DeepCache, between 0 and 1.
-        psnr: the least mean PSNR, in dB, below 120, which identical images count as.
-
-    Raises:
-        ValueError: not exactly one of the two is given, or it is out of its range.
-    """
-
-    cost: float | None = None
-    psnr: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.cost is None) == (self.psnr is None):
-            raise ValueError("give one goal: a cost (or a speed-up), or a PSNR")
-        if self.cost is not None and not 0 < self.cost < 1:
-            raise ValueError(f"cost must be a share between 0 and 1, got {self.cost}")
-        if self.psnr is not None and not (math.isfinite(self.psnr) and self.psnr > 0):
-            raise ValueError(f"psnr must be a number of dB above 0, got {self.psnr}")
-        if self.psnr is not None and self.psnr >= IDENTICAL:
-            raise ValueError(
-                f"psnr must be below {IDENTICAL:g} dB, which stands for images identical to those without DeepCache, "
-                f"got {self.psnr:g}"
-            )
-
-    def met_by(self, cost: float, psnr: float) -> bool:
-        """Whether a schedule of this cost and fidelity will do."""
-        return (self.cost is None or cost <= self.cost + 1e-9) and (self.psnr is None or psnr >= self.psnr)
-
-    def rank(self, measured: Measured) -> tuple[bool, float, float]:
-        """Larger is better."""
-        met = self.met_by(measured.cost, measured.psnr)
-        if self.cost is not None:
-            return met, measured.psnr if met else -measured.cost, -measured.cost
-        return met, -measured.cost if met else measured.psnr, measured.psnr
-
-    def __str__(self) -> str:
-        return f"cost ≤ {self.cost:.3f}" if self.cost is not None else f"PSNR ≥ {self.psnr:g} dB"
+FORECASTS_OF_SKIPPED: tuple[ForecastRule, ...] = ("limited", "response")
+"""The forecasts of a step that becomes a skipped one; a change of the forecast leads to the others."""
 
 
 def search(
@@ -63,24 +24,18 @@ def search(
     promise: Callable[[StepSchedule, StepSchedule], float],
     evaluations: int,
 ) -> tuple[StepSchedule, Measured]:
-    """The best schedule that was found: a descent by single decisions on the true error.
+    """The best schedule found, from one or more to start with and at most so many measured neighbours.
 
-    Args:
-        start: schedules to begin with, one or more.
-        goal: what is wanted.
-        measure: draws under a schedule and measures.
-        neighbours: the schedules one decision away.
-        promise: how much is expected of going from a schedule to a neighbour; the most promising is drawn first, and
-            one of minus infinity is not drawn.
-        evaluations: how many neighbours are drawn at most.
+    The neighbour with the highest promise, which is the expected gain over the current schedule, is measured first, and
+    one with minus infinity never.
     """
     measured = {schedule: measure(schedule) for schedule in dict.fromkeys(start)}
     best = max(measured, key=lambda schedule: goal.rank(measured[schedule]))
     left = evaluations
     while left > 0:
         promises = {each: promise(best, each) for each in neighbours(best) if each not in measured}
-        hopeful = sorted((each for each in promises if promises[each] > -math.inf), key=lambda each: -promises[each])
-        for candidate in hopeful[:left]:
+        promising = sorted((each for each in promises if promises[each] > -math.inf), key=lambda each: -promises[each])
+        for candidate in promising[:left]:
             left -= 1
             measured[candidate] = measure(candidate)
             if goal.rank(measured[candidate]) > goal.rank(measured[best]):
@@ -89,3 +44,102 @@ def search(
         else:
             break
     return best, measured[best]
+
+
+def neighbours(
+    schedule: StepSchedule, branches: Sequence[int], guided: bool, skipped: Sequence[ForecastRule] = ()
+) -> Iterator[StepSchedule]:
+    """All schedules one decision away: a full step moved, added or removed; one step shallow or skipped; another kind,
+    forecast, branch or guidance reuse for the steps after a full step, or for all; guidance reuse at a full step.
+
+    The skip branches, guidance reuse if `guided`, and the forecasts of skipped steps are those to choose from.
+
+    Example:
+        >>> schedule = StepSchedule((Step(True), Step(False), Step(False)))
+        >>> sorted({each.pattern(3) for each in neighbours(schedule, branches=[0], guided=False)})
+        ['F..', 'F.F', 'FF.']
+        >>> found = neighbours(schedule, branches=[0], guided=False, skipped=["limited", "response"])
+        >>> sorted({each.pattern(3) for each in found} - {'F..', 'F.F', 'FF.'})
+        ['F--', 'F-.', 'F.-']
+    """
+    seen = {schedule}
+    for each in _changed(schedule.each, branches, guided, skipped):
+        made = StepSchedule(each)
+        if made not in seen:
+            seen.add(made)
+            yield made
+
+
+def _changed(
+    each: tuple[Step, ...], branches: Sequence[int], guided: bool, skipped: Sequence[ForecastRule]
+) -> Iterator[tuple[Step, ...]]:
+    full_steps = [number for number, step in enumerate(each) if step.full]
+    others = [number for number, step in enumerate(each) if not step.full]
+    for full in full_steps[1:]:
+        yield from _without(each, full, branches, guided)
+    for number in others:
+        yield _with(each, {number: Step(True)})
+    spans = [range(first + 1, last) for first, last in zip(full_steps, [*full_steps[1:], len(each)], strict=True)]
+    for span in [others, *filter(len, spans)]:
+        for changed in _changed_spans([each[number] for number in span], branches, guided, skipped):
+            yield _with(each, dict(zip(span, changed, strict=True)))
+    for number in others:
+        step = each[number]
+        for branch in branches:
+            yield _with(each, {number: _with_branch(branch, step)})
+        if step.skipped:
+            yield _with(each, {number: _shallow(branches[0], step)})
+        for forecast in skipped:
+            if step.shallow and forecast in FORECASTS_OF_SKIPPED:
+                yield _with(each, {number: _skipped(forecast, step)})
+
+
+def _without(each: tuple[Step, ...], full: int, branches: Sequence[int], guided: bool) -> Iterator[tuple[Step, ...]]:
+    """A full step removed, moved, shallow, or with guidance reuse."""
+    # It becomes like the nearest step before it that is not full, or else after it.
+    near = [step for step in (*reversed(each[:full]), *each[full:]) if not step.full]
+    like = near[0] if near else Step(False, branches[0], "limited")
+    yield _with(each, {full: like})
+    for moved in (full - 1, full + 1):
+        if moved < len(each) and not each[moved].full:
+            yield _with(each, {full: like, moved: Step(True)})
+    yield _with(each, {full: _shallow(branches[0], like)})
+    if guided:
+        halved = Step(True, forecast="linear", guidance_reuse=True)
+        yield _with(each, {full: Step(True) if each[full].guidance_reuse else halved})
+
+
+def _changed_spans(
+    steps: list[Step], branches: Sequence[int], guided: bool, skipped: Sequence[ForecastRule]
+) -> Iterator[list[Step]]:
+    """The steps between two full ones, or all that are not full, after one decision for all of them."""
+    for forecast in FORECASTS:
+        suits = [forecast in skipped if step.skipped else forecast != "response" for step in steps]
+        yield [replace(step, forecast=forecast) if fits else step for step, fits in zip(steps, suits, strict=True)]
+    for forecast in skipped:
+        if forecast in FORECASTS_OF_SKIPPED:
+            yield [_skipped(forecast, step) for step in steps]
+    for branch in branches:
+        yield [_with_branch(branch, step) for step in steps]
+        yield [_shallow(branch, step) for step in steps]
+    if guided:
+        yield [step if step.skipped else replace(step, guidance_reuse=True) for step in steps]
+        yield [replace(step, guidance_reuse=False) for step in steps]
+
+
+def _with_branch(branch: int, step: Step) -> Step:
+    return replace(step, branch=branch) if step.shallow else step
+
+
+def _skipped(forecast: ForecastRule, step: Step) -> Step:
+    """A skipped step instead of a shallow one."""
+    return step if step.skipped else Step(False, forecast=forecast, skipped=True)
+
+
+def _shallow(branch: int, step: Step) -> Step:
+    """A shallow step instead of a skipped one."""
+    return Step(False, branch, "limited") if step.skipped else step
+
+
+def _with(each: tuple[Step, ...], changed: dict[int, Step]) -> tuple[Step, ...]:
+    return tuple(changed.get(number, step) for number, step in enumerate(each))

@@ -1,4 +1,4 @@
-"""What a search starts from: evenly spread full steps, with steps of every kind between them."""
+"""Schedules from which the search starts: evenly spread full steps, with each kind of step between them."""
 
 from __future__ import annotations
 
@@ -8,75 +8,57 @@ from DeepCache.engine.cost import Costs
 from DeepCache.schedule import FORECASTS, ForecastRule, Step, StepSchedule, mean_cost
 from DeepCache.tune.best_schedules import ExpectedSchedule
 from DeepCache.tune.evaluation import Measured
-from DeepCache.tune.search import Goal
+from DeepCache.tune.search import FORECASTS_OF_SKIPPED
+from DeepCache.tune.settings import Goal
 
-__all__ = ["INTERVALS", "evenly_spread", "kinds_of_steps", "measure_uniform", "skipped_twins", "spread_to_the_goal"]
+__all__ = ["evenly_spread", "kinds_of_steps", "measure_uniform", "skipped_twins", "spread_to_the_goal"]
 
-INTERVALS = (2, 3, 4, 5, 6, 8, 10)
+_INTERVALS = (2, 3, 4, 5, 6, 8, 10)
 
-# Of so many kinds of steps the best number of full ones is looked for.
+# For how many kinds of steps the best number of full ones is searched.
 _KINDS_TO_SPREAD = 3
 
-_FORECASTS_OF_SKIPPED: tuple[ForecastRule, ...] = ("limited", "response")
+Uniform = dict[str, tuple[StepSchedule, Measured]]
+Measure = Callable[[StepSchedule], Measured]
 
 
 def kinds_of_steps(branch: int, guided: bool, skipped: Sequence[ForecastRule]) -> dict[str, Step]:
-    """What all steps between full ones may be, by name.
-
-    Args:
-        branch: the skip branch of shallow steps.
-        guided: whether guidance reuse can be had.
-        skipped: the forecasts that skipped steps may take.
-
-    Example:
-        >>> list(kinds_of_steps(0, guided=True, skipped=["limited"]))[-3:]
-        ['limited', 'limited, guidance reuse', 'skipped, limited']
-    """
+    """Kinds of steps between full ones, by name; the forecasts are those that skipped steps can have."""
     kinds: dict[str, Step] = {}
     for forecast in FORECASTS:
         if forecast != "response":
             kinds[forecast] = Step(False, branch, forecast)
             if guided and forecast in ("linear", "limited"):
                 kinds[f"{forecast}, guidance reuse"] = Step(False, branch, forecast, guidance_reuse=True)
-    for forecast in _FORECASTS_OF_SKIPPED:
+    for forecast in FORECASTS_OF_SKIPPED:
         if forecast in skipped:
             kinds[f"skipped, {forecast}"] = Step(False, forecast=forecast, skipped=True)
     return kinds
 
 
 def evenly_spread(calls: int, full: int, between: Step) -> StepSchedule:
-    """So many full steps, evenly spread.
-
-    Example:
-        >>> evenly_spread(7, 2, Step(False)).pattern(7)
-        'F..F...'
-    """
+    """So many full steps, evenly spread."""
     at = {number * calls // full for number in range(full)}
     return StepSchedule(tuple(Step(True) if number in at else between for number in range(calls)))
 
 
-def measure_uniform(
-    kinds: dict[str, Step], calls: int, goal: Goal, costs: Costs, measure: Callable[[StepSchedule], Measured]
-) -> dict[str, tuple[StepSchedule, Measured]]:
-    """Measures the uniform schedules of every kind that come close to the goal.
+def measure_uniform(kinds: dict[str, Step], calls: int, goal: Goal, costs: Costs, measure: Measure) -> Uniform:
+    """Measures the uniform schedules of every kind of step that are close to the goal.
 
-    For a cost these are the ones that cost at most as much and at least half as much. For a fidelity the largest
+    For a cost these are the schedules that cost at most as much and at least half as much. For a fidelity the largest
     interval that has it is found by bisection.
-
-    Args:
-        kinds: what the steps between full ones may be, by name.
-        calls: U-Net calls of a run.
-        goal: what is wanted.
-        costs: what the steps cost.
-        measure: draws under a schedule and measures.
     """
-    found: dict[str, tuple[StepSchedule, Measured]] = {}
+    found: Uniform = {}
     for kind, between in kinds.items():
-        schedules = {interval: _uniform(calls, interval, between) for interval in INTERVALS if interval <= calls // 2}
+        schedules = {
+            interval: StepSchedule(tuple(between if number % interval else Step(True) for number in range(calls)))
+            for interval in _INTERVALS
+            if interval <= calls // 2
+        }
         left = list(schedules)
         if goal.cost is not None:
             shares = {interval: mean_cost(schedules[interval].each, costs) for interval in left}
-            left = [interval for interval in left if goal.cost / 2 <= shares[interval] <= goal.cost + 1e-9]
+            left = [each for each in left if goal.cost / 2 <= shares[each] and goal.met_by(shares[each], 0.0)]
         while left:
             at = 0 if goal.cost is not None else len(left) // 2
             schedule = schedules[left[at]]
@@ -88,45 +70,30 @@ def measure_uniform(
 
 
 def spread_to_the_goal(
-    kinds: dict[str, Step],
-    uniform: dict[str, tuple[StepSchedule, Measured]],
-    calls: int,
-    goal: Goal,
-    costs: Costs,
-    measure: Callable[[StepSchedule], Measured],
+    kinds: dict[str, Step], uniform: Uniform, calls: int, goal: Goal, costs: Costs, measure: Measure
 ) -> list[StepSchedule]:
     """For the best kinds of steps, the evenly spread schedules with as many full steps as a cost allows, or with as few
-    as a fidelity takes.
-
-    Args:
-        kinds: what the steps between full ones may be, by name.
-        uniform: what `measure_uniform` found.
-        calls: U-Net calls of a run.
-        goal: what is wanted.
-        costs: what the steps cost.
-        measure: draws under a schedule and measures.
-    """
+    as a fidelity requires; `uniform` is what `measure_uniform` found."""
     best_first = sorted(uniform.values(), key=lambda each: goal.rank(each[1]), reverse=True)
     ordered = [step for schedule, _ in best_first for step in schedule.each if not step.full]
-    ordered = list(dict.fromkeys([*ordered, *kinds.values()]))
     found: list[StepSchedule] = []
-    for between in ordered:
+    for between in dict.fromkeys([*ordered, *kinds.values()]):
         if len(found) == _KINDS_TO_SPREAD:
             break
         if goal.cost is not None:
             spread = [evenly_spread(calls, full, between) for full in range(calls, 0, -1)]
-            found += [each for each in spread if mean_cost(each.each, costs) <= goal.cost + 1e-9][:1]
+            found += [each for each in spread if goal.met_by(mean_cost(each.each, costs), 0.0)][:1]
         else:
             found.append(_fewest(between, uniform, calls, goal, measure))
     return found or [evenly_spread(calls, 1, min(kinds.values(), key=lambda step: step.cost(costs)))]
 
 
 def skipped_twins(found: Sequence[ExpectedSchedule], forecasts: Sequence[ForecastRule]) -> list[ExpectedSchedule]:
-    """The schedules with skipped steps instead of shallow ones, from the cheapest, for each forecast in turn."""
+    """The schedules with skipped steps instead of shallow ones for each forecast, from the cheapest."""
     twins: dict[StepSchedule, ExpectedSchedule] = {}
     for each in found:
         for forecast in forecasts:
-            if forecast in _FORECASTS_OF_SKIPPED:
+            if forecast in FORECASTS_OF_SKIPPED:
                 skipped = Step(False, forecast=forecast, skipped=True)
                 twin = StepSchedule(tuple(step if step.full else skipped for step in each.schedule.each))
                 cost = twin.full_steps(len(twin.each)) / len(twin.each)
@@ -134,14 +101,8 @@ def skipped_twins(found: Sequence[ExpectedSchedule], forecasts: Sequence[Forecas
     return sorted(twins.values(), key=lambda each: each.cost)
 
 
-def _fewest(
-    between: Step,
-    uniform: dict[str, tuple[StepSchedule, Measured]],
-    calls: int,
-    goal: Goal,
-    measure: Callable[[StepSchedule], Measured],
-) -> StepSchedule:
-    """The evenly spread schedule with the fewest full steps that meets the goal, by bisection from what is known."""
+def _fewest(between: Step, uniform: Uniform, calls: int, goal: Goal, measure: Measure) -> StepSchedule:
+    """The evenly spread schedule with the fewest full steps that meets the goal, by bisection."""
     known = [
         (schedule.full_steps(calls), goal.met_by(measured.cost, measured.psnr))
         for schedule, measured in uniform.values()
@@ -158,7 +119,3 @@ def _fewest(
             too_few = middle
     # With full steps alone nothing would be gained.
     return evenly_spread(calls, min(enough, calls - 1), between)
-
-
-def _uniform(calls: int, interval: int, between: Step) -> StepSchedule:
-    return StepSchedule(tuple(between if number % interval else Step(True) for number in range(calls)))

@@ -1,4 +1,4 @@
-"""Tunes a plan: measures the model, searches a schedule, and checks it on held-out prompts."""
+"""Tunes a plan: measures the model, searches for a schedule, and checks it on held-out prompts."""
 
 from __future__ import annotations
 
@@ -14,43 +14,46 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from DeepCache.config import DeepCacheConfig
 from DeepCache.engine.attach import remove_deepcache
-from DeepCache.engine.cost import Costs
+from DeepCache.engine.cost import Costs, capture_unet_call, count_costs
 from DeepCache.engine.fingerprint import fingerprint, guidance_scale, scheduler_settings
 from DeepCache.engine.layouts import SkipBranch, branch_of
 from DeepCache.engine.unets import unets_of
 from DeepCache.files import read_json_text, write_atomically
-from DeepCache.generation.painter import Painter
+from DeepCache.generation.batch_sampler import BatchSampler
+from DeepCache.generation.pipeline_call import pipeline_call
 from DeepCache.plan import Plan
 from DeepCache.progress import Work, WorkProgress
 from DeepCache.schedule import ForecastRule, StepSchedule, mean_cost
-from DeepCache.tune.best_schedules import best_schedules, predicted_error
-from DeepCache.tune.evaluation import Evaluations, MeanEvaluations, Measured
-from DeepCache.tune.least_cost import check_goal
-from DeepCache.tune.neighbours import neighbours
-from DeepCache.tune.recording import record
-from DeepCache.tune.search import Goal, search
+from DeepCache.tune.best_schedules import ExpectedSchedule, best_schedules, predicted_error
+from DeepCache.tune.evaluation import Evaluations, MeanEvaluations
+from DeepCache.tune.search import neighbours, search
 from DeepCache.tune.segment_errors import (
     SegmentErrors,
     gaps_measured,
     longest_segment,
+    reads_attention,
+    record,
     skipped_forecast,
     steps_of_sensitivity,
 )
-from DeepCache.tune.settings import TuningSettings
-from DeepCache.tune.starts import kinds_of_steps, measure_uniform, skipped_twins, spread_to_the_goal
+from DeepCache.tune.settings import Goal, TuningSettings
+from DeepCache.tune.starts import Uniform, kinds_of_steps, measure_uniform, skipped_twins, spread_to_the_goal
 
-__all__ = ["tune"]
+__all__ = ["check_goal", "tune"]
 
-FEWER = (0.6, 0.45, 0.35, 0.25)
+_FEWER = (0.6, 0.45, 0.35, 0.25)
 # From far more than any error to far less, relative to the error of a uniform schedule.
 _PRICES = [10 ** (exponent / 6) for exponent in range(-24, 25)]
 
-# What the frontier gives in dB for cost, where cost is the whole of a run; only the order of attempts depends on it.
+# The gain in dB that the cost of a whole run buys along a frontier. Only the order of attempts depends on it.
 _GOING_RATE = 100.0
+
+# With three calls there is nothing to choose.
+_FEWEST_CALLS = 4
 
 
 def tune(
@@ -59,30 +62,29 @@ def tune(
     folder: str | Path,
     on_progress: Callable[[WorkProgress], None] = lambda progress: None,
 ) -> Plan:
-    """Tunes a plan for a pipeline with the scheduler that it has.
+    """Tunes a plan for a pipeline with its scheduler.
 
-    What is measured on the way is kept in the folder, so that a tuning that was stopped resumes, and one for another
-    goal starts from what is known.
+    All measurements are kept in the folder, so a stopped tuning resumes, and one for another goal starts from them.
 
-    1. Counts what a schedule can cost at least (`least_cost`), and refuses a goal below that.
-    2. Measures how wrong every segment of a schedule would be (`segment_errors`).
+    1. Counts the lowest possible cost of a schedule, and refuses a goal below that.
+    2. Measures the error of every segment of a schedule (`segment_errors`).
     3. Generates with uniform schedules of shallow and of skipped steps (`starts`), and with fewer steps.
-    4. Puts segments together to the best schedules by a dynamic programme (`best_schedules`).
+    4. Combines segments to the best schedules with a dynamic programme (`best_schedules`).
     5. Continues from the best of all these by single decisions on the true error (`search`).
-    6. Checks the winner on the held-out prompts.
+    6. Checks the result on the held-out prompts.
 
-    All of it happens at each guidance scale, and the means over all prompts at all scales decide.
+    All of this is done at each guidance scale, and the means over all prompts at all scales decide.
 
     Args:
-        pipe: a text-to-image pipeline with one U-Net. Any DeepCache that is on it is taken off.
-        settings: what to tune for and on.
-        folder: where to keep what was measured; it is made where it does not exist.
-        on_progress: called as the work goes on.
+        pipe: a text-to-image pipeline with one U-Net. DeepCache is removed from it.
+        settings: the settings.
+        folder: the folder for the measurements, which is created if it does not exist.
+        on_progress: called during the work.
 
     Raises:
-        TypeError: the pipeline has no U-Net that DeepCache can cut.
-        ValueError: the goal cannot be reached, or the folder is that of another tuning. A cost goal that no schedule
-            can reach is refused before anything is generated.
+        TypeError: DeepCache does not support the U-Net of the pipeline.
+        ValueError: the goal cannot be met, or the folder is that of another tuning. A cost goal that no schedule can
+            meet is refused before anything is generated.
 
     Example:
         >>> from DeepCache.models import load_pipeline
@@ -99,140 +101,134 @@ def tune(
     pipe.set_progress_bar_config(disable=True)
     unet = next(iter(unets_of(pipe).values()))
     branches = [branch_of(unet, number) for number in settings.branches]
-    branch = branches[0]
+    branch, goal = branches[0], settings.goal
     costs = check_goal(pipe, settings, branches)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_folder(folder, _identity(pipe, settings))
+    conditions = _conditions(pipe, settings)
+    scheduler, model = scheduler_settings(pipe.scheduler), fingerprint(unet)
+    _check_folder(folder, conditions | {"scheduler": scheduler, "unet": model})
     work = Work(_expected_work(settings), on_progress)
-    bench = _bench(pipe, settings, settings.prompts, folder, work)
 
-    measured_scales = [_measure(each, branch, costs, folder, work) for each in bench.each]
-    segments = torch.cat([each.errors for each in measured_scales], dim=-1)
-    guidances = [each.guidance for each in measured_scales]
-    guided = all(each.guided for each in measured_scales)
-    calls = measured_scales[0].calls
-    skipped = [name for name in measured_scales[0].skipped if all(name in each.skipped for each in measured_scales)]
+    evaluations = _evaluations(pipe, settings, settings.prompts, folder, work)
+    scales = [_measure_scale(each, branch, costs, folder, work) for each in evaluations.each]
+    segments = torch.cat([each.errors for each in scales], dim=-1)
+    guided = all(each.guided for each in scales)
+    calls = scales[0].calls
+    skipped = [name for name in scales[0].skipped if all(name in each.skipped for each in scales)]
     kinds = kinds_of_steps(branch.number, guided, skipped)
-    goal = settings.goal
-    work.begin("uniform schedules and fewer steps")
-    uniform = measure_uniform(kinds, calls, goal, costs, bench.schedule)
-    fewer = {steps: bench.fewer_steps(steps) for steps in _fewer(settings.steps)}
 
-    scale = _scale(segments, calls, branch)
-    errors = (segments / scale).mean(-1)
+    work.begin("uniform schedules and fewer steps")
+    uniform = measure_uniform(kinds, calls, goal, costs, evaluations.schedule)
+    counts = sorted({max(1, round(settings.steps * share)) for share in _FEWER}, reverse=True)
+    fewer = [{"steps": steps} | asdict(evaluations.fewer_steps(steps)) for steps in counts]
+
+    relative = segments / _error_of_uniform(segments, calls, branch)
+    errors = relative.mean(-1)
     share, forecast = costs.share(branch.number), skipped_forecast(skipped)
-    # Errors along the true run are too kind to skipped steps at some guidance scales: both ways are tried.
+    # Errors along the true run underestimate skipped steps at some guidance scales: schedules without them too.
     of_shallow = best_schedules(errors[..., :2], branch.number, share, _PRICES)
-    found = [*of_shallow, *best_schedules(errors, branch.number, share, _PRICES, forecast)]
+    of_all = best_schedules(errors, branch.number, share, _PRICES, forecast)
     start = [schedule for schedule, measured in uniform.values() if goal.met_by(measured.cost, measured.psnr)]
-    for expected in (of_shallow, found[len(of_shallow) :], skipped_twins(of_shallow, skipped)):
-        start += [each.schedule for each in _near(expected, goal, segments)]
+    for expected in (of_shallow, of_all, skipped_twins(of_shallow, skipped)):
+        start += [each.schedule for each in _near_the_goal(expected, goal, segments)]
+
     work.begin("search")
-    start += spread_to_the_goal(kinds, uniform, calls, goal, costs, bench.schedule)
+    start += spread_to_the_goal(kinds, uniform, calls, goal, costs, evaluations.schedule)
     winner, measured = search(
         start,
         goal,
-        bench.schedule,
+        evaluations.schedule,
         lambda schedule: neighbours(schedule, settings.branches, guided, skipped),
-        _promise(goal, segments / scale, costs),
+        _promise(goal, errors, costs),
         settings.evaluations,
     )
     if not goal.met_by(measured.cost, measured.psnr):
         raise ValueError(
-            f"no schedule was found that meets the goal {goal}: the nearest costs {measured.cost:.3f} at "
-            f"{measured.psnr:.1f} dB. Ask for what that has; with the same folder ({str(folder)!r}) and otherwise the "
-            "same settings the search starts from what was measured."
+            f"no schedule was found that meets the goal {goal}: the closest costs {measured.cost:.3f} at "
+            f"{measured.psnr:.1f} dB. Set that as the goal; with the same folder ({str(folder)!r}) and otherwise the "
+            "same settings the search starts from these measurements."
         )
 
     work.begin("held-out prompts")
-    check = _bench(pipe, settings, settings.held_out, folder, work)
-    rival = _rival(uniform, measured)
+    check = _evaluations(pipe, settings, settings.held_out, folder, work)
+    affordable = [name for name, (_, each) in uniform.items() if each.cost <= measured.cost + 1e-9]
+    rival = max(affordable, key=lambda name: uniform[name][1].psnr, default=None)
     predicted = {"cost": mean_cost(winner.each, costs), "psnr": _predicted_psnr(segments, winner)}
+    guidances = [each.guidance for each in scales]
+    compare = partial(_comparison, winner=winner, uniform=uniform, rival=rival, steps=settings.steps)
+    tuned = [evaluations.schedule(each.schedule) for each in (*of_shallow, *of_all) if evaluations.known(each.schedule)]
     results: dict[str, Any] = {
         "tuning": {
             "predicted": predicted,
             "measured": asdict(measured),
             "scales": [
                 {"guidance": guidance, "measured": asdict(each.schedule(winner))}
-                for guidance, each in zip(guidances, bench.each, strict=True)
+                for guidance, each in zip(guidances, evaluations.each, strict=True)
             ],
-            "seconds_without": bench.seconds_of_reference,
+            "seconds_without": evaluations.seconds_of_reference,
         },
         "held_out": {
             "predicted": predicted,
-            **_compared(check, winner, uniform, rival, settings.steps),
+            **compare(check),
             "scales": [
-                {"guidance": guidance, **_compared(each, winner, uniform, rival, settings.steps)}
-                for guidance, each in zip(guidances, check.each, strict=True)
+                {"guidance": guidance, **compare(each)} for guidance, each in zip(guidances, check.each, strict=True)
             ],
             "seconds_without": check.seconds_of_reference,
         },
         "frontier": {
             "uniform": [{"name": name} | asdict(result) for name, (_, result) in uniform.items()],
-            "fewer_steps": [{"steps": steps} | asdict(result) for steps, result in fewer.items()],
-            "tuned": _tuned(found, bench, winner, measured),
+            "fewer_steps": fewer,
+            "tuned": [asdict(each) for each in (*tuned, measured)],
         },
     }
     work.end()
     known = [guidance for guidance in guidances if guidance is not None]
     return Plan(
         winner,
-        fingerprint(unet),
-        scheduler_settings(pipe.scheduler),
-        {"goal": asdict(goal), "evaluations": settings.evaluations} | _conditions(pipe, settings),
+        model,
+        scheduler,
+        {"goal": asdict(goal), "evaluations": settings.evaluations} | conditions,
         results,
         (min(known), max(known)) if known else None,
     )
 
 
-def _bench(pipe: Any, settings: TuningSettings, prompts: Sequence[str], folder: Path, work: Work) -> MeanEvaluations:
-    """Evaluations of the prompts at every guidance scale."""
-    held_out = prompts is not settings.prompts
-    # The held-out prompts have other seeds too.
-    seed = settings.seed + (len(settings.prompts) if held_out else 0)
-    share = len(prompts) / len(settings.prompts)
-    return MeanEvaluations(
-        [
-            Evaluations(
-                Painter(pipe, prompts, settings.steps, guidance, seed, settings.batch),
-                folder / "evaluations.jsonl",
-                "held out" if held_out else "tuning",
-                lambda done: work.add(done * share),
-            )
-            for guidance in settings.scales
-        ]
+def check_goal(pipe: Any, settings: TuningSettings, branches: list[SkipBranch]) -> Costs:
+    """Counts the costs of a full step and of a shallow one at each branch. The pipeline runs until its first U-Net call
+    and nothing is generated.
+
+    Raises:
+        ValueError: the run is too short, or the goal is below the cost of the cheapest schedule.
+    """
+    call = pipeline_call(
+        pipe, list(settings.prompts[:1]), settings.seed, steps=settings.steps, guidance=settings.scales[0]
     )
+    args, kwargs = capture_unet_call(pipe, pipe.unet, **call)
+    cannot_skip = reads_attention(pipe.unet)
+    calls = len(pipe.scheduler.timesteps)
+    if calls < _FEWEST_CALLS:
+        raise ValueError(f"a run must have {_FEWEST_CALLS} U-Net calls or more, got {calls}. Use more steps.")
+    _check_least_cost(settings.goal, calls, 0.0)
+    costs = count_costs(pipe.unet, args, kwargs, branches)
+    if cannot_skip:
+        kinds = [step for branch in branches for step in kinds_of_steps(branch.number, True, ()).values()]
+        _check_least_cost(settings.goal, calls, min(step.cost(costs) for step in kinds))
+    return costs
 
 
-def _compared(
-    evaluations: Evaluations | MeanEvaluations,
-    winner: StepSchedule,
-    uniform: dict[str, tuple[StepSchedule, Measured]],
-    rival: str | None,
-    steps: int,
-) -> dict[str, Any]:
-    """The winner, fewer steps at a like cost and the best uniform schedule that costs no more."""
-    measured = evaluations.schedule(winner)
-    fewer = max(1, round(steps * measured.cost))
-    found: dict[str, Any] = {
-        "measured": asdict(measured),
-        "fewer_steps": {"steps": fewer, **asdict(evaluations.fewer_steps(fewer))},
-    }
-    if rival is not None:
-        found["uniform"] = {"name": rival, **asdict(evaluations.schedule(uniform[rival][0]))}
-    return found
-
-
-def _identity(pipe: Any, settings: TuningSettings) -> dict[str, Any]:
-    """All that what is measured depends on."""
-    return _conditions(pipe, settings) | {
-        "scheduler": scheduler_settings(pipe.scheduler),
-        "unet": fingerprint(next(iter(unets_of(pipe).values()))),
-    }
+def _check_least_cost(goal: Goal, calls: int, between: float) -> None:
+    """Refuses a cost below that of one full step and the cheapest other steps."""
+    least = (1 + (calls - 1) * between) / calls
+    if goal.cost is not None and goal.cost < least:
+        raise ValueError(
+            f"no schedule of {calls} steps meets the goal {goal}: the cheapest, with one full step, costs {least:.3f}, "
+            f"a speed-up of {1 / least:.2f}. Set a higher cost, a lower speed-up, or more steps."
+        )
 
 
 def _conditions(pipe: Any, settings: TuningSettings) -> dict[str, Any]:
+    """Everything but the model and the scheduler on which the measurements depend."""
     values = asdict(settings)
     for name in ("goal", "evaluations"):
         del values[name]
@@ -265,23 +261,42 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _expected_work(settings: TuningSettings) -> float:
-    """In runs of the tuning prompts without DeepCache at one guidance scale, with a shallow step at a tenth of a full
-    one."""
+    """In runs of the tuning prompts without DeepCache at one guidance scale; a shallow step costs a tenth."""
     steps = settings.steps
-    longest = longest_segment(steps)
-    segments = steps * (len(gaps_measured(steps)) + 1) * longest * 0.1 / steps
+    segments = (len(gaps_measured(steps)) + 1) * longest_segment(steps) * 0.1
     sensitivity = sum(steps - step for step in steps_of_sensitivity(steps)) / steps
     cost = settings.goal.cost if settings.goal.cost is not None else 0.35
     uniform = (20 if settings.goal.cost is not None else 35) * 0.8 * cost
     held_out = len(settings.held_out) / len(settings.prompts) * (1 + 3 * cost)
-    each = 1 + segments + sensitivity + uniform + sum(FEWER) + (settings.evaluations + 12) * cost + held_out
+    each = 1 + segments + sensitivity + uniform + sum(_FEWER) + (settings.evaluations + 12) * cost + held_out
     return each * len(settings.scales)
+
+
+def _evaluations(
+    pipe: Any, settings: TuningSettings, prompts: Sequence[str], folder: Path, work: Work
+) -> MeanEvaluations:
+    """Evaluations of the prompts at every guidance scale."""
+    held_out = prompts is not settings.prompts
+    # The held-out prompts have other seeds too.
+    seed = settings.seed + (len(settings.prompts) if held_out else 0)
+    share = len(prompts) / len(settings.prompts)
+    return MeanEvaluations(
+        [
+            Evaluations(
+                BatchSampler(pipe, prompts, settings.steps, guidance, seed, settings.batch),
+                folder / "evaluations.jsonl",
+                "held out" if held_out else "tuning",
+                lambda done: work.add(done * share),
+            )
+            for guidance in settings.scales
+        ]
+    )
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """What is measured at one guidance scale: the errors of all segments, the guidance scale that the pipeline takes it
-    for, whether batches are guided, the forecasts that skipped steps may take, and how many U-Net calls a run has."""
+    """Measurements at one guidance scale: the errors of all segments, the scale that the pipeline uses, whether batches
+    are guided, the forecasts that skipped steps can have, and the U-Net calls of a run."""
 
     errors: torch.Tensor
     guidance: float | None
@@ -290,77 +305,74 @@ class _Scale:
     calls: int
 
 
-def _measure(bench: Evaluations, branch: SkipBranch, costs: Costs, folder: Path, work: Work) -> _Scale:
-    painter = bench.painter
-    name = "segments" if painter.guidance is None else f"segments-{painter.guidance}"
+def _measure_scale(evaluations: Evaluations, branch: SkipBranch, costs: Costs, folder: Path, work: Work) -> _Scale:
+    sampler = evaluations.sampler
+    name = "segments" if sampler.guidance is None else f"segments-{sampler.guidance}"
     errors, images = [], []
     seconds = 0.0
-    for first in painter.batches:
+    for first in sampler.batches:
         path = folder / f"{name}-{first:04d}.safetensors"
-        work.begin("what happens without DeepCache")
+        work.begin("recording without DeepCache")
         start = perf_counter()
-        recording = record(painter, first, branch)
+        recording = record(sampler, first, branch)
         seconds += perf_counter() - start
-        share = len(recording.images) / len(painter.prompts)
+        share = len(recording.images) / len(sampler.prompts)
         work.add(share)
         images.append(recording.images)
         steps = len(recording.calls)
         # Pipelines keep the scale that they were called with.
-        guidance = guidance_scale(painter.pipe)
+        guidance = guidance_scale(sampler.pipe)
         if path.is_file():
             errors.append(load_file(path)["errors"])
             continue
-        work.begin("how wrong each step would be")
+        work.begin("errors of each step")
         shallow = costs.share(branch.number) * share / steps
         applied = guidance if recording.guided and guidance is not None else 1.0
-        measuring = SegmentErrors(painter, first, recording, branch, applied, partial(work.add, shallow))
+        measuring = SegmentErrors(sampler, first, recording, branch, applied, partial(work.add, shallow))
         sensitivity = measuring.sensitivity()
         work.add(share * sum(steps - step for step in steps_of_sensitivity(steps)) / steps)
         errors.append(measuring.measure(sensitivity))
-        write_atomically(path, save({"errors": errors[-1]}))
-    bench.set_reference(torch.cat(images), seconds)
+        unfinished = path.with_suffix(".partial")
+        save_file({"errors": errors[-1]}, unfinished)
+        unfinished.replace(path)
+    evaluations.set_reference(torch.cat(images), seconds)
     return _Scale(
         torch.cat(errors, dim=-1),
-        painter.guidance if guidance is None else guidance,
+        sampler.guidance if guidance is None else guidance,
         recording.guided,
         recording.skipped,
         steps,
     )
 
 
-def _fewer(steps: int) -> list[int]:
-    return sorted({max(1, round(steps * share)) for share in FEWER}, reverse=True)
-
-
-def _scale(segments: torch.Tensor, calls: int, branch: SkipBranch) -> torch.Tensor:
-    """What each prompt's errors are divided by, so that all count alike: the error of a uniform schedule."""
+def _error_of_uniform(segments: torch.Tensor, calls: int, branch: SkipBranch) -> torch.Tensor:
+    """The error of a uniform schedule for each prompt, by which errors are divided to give prompts the same weight."""
     uniform = StepSchedule(DeepCacheConfig(3, branch.number, forecast="linear").steps(calls))
     errors = [predicted_error(segments[..., prompt], uniform) for prompt in range(segments.shape[-1])]
     return torch.tensor([error or 1.0 for error in errors], dtype=segments.dtype)
 
 
 def _predicted_psnr(segments: torch.Tensor, schedule: StepSchedule) -> float | None:
-    """The mean over the prompts; None where a segment was not measured."""
+    """The mean over the prompts; None if a segment was not measured."""
     errors = [predicted_error(segments[..., prompt], schedule) for prompt in range(segments.shape[-1])]
     if any(error is None or not 0 < error < math.inf for error in errors):
         return None
     return fmean(-10 * math.log10(error) for error in errors if error)
 
 
-def _near(found: Sequence[Any], goal: Goal, segments: torch.Tensor) -> list[Any]:
-    """The few schedules of the dynamic programme that come nearest to the goal."""
+def _near_the_goal(found: Sequence[ExpectedSchedule], goal: Goal, segments: torch.Tensor) -> Sequence[ExpectedSchedule]:
+    """The few schedules of the dynamic programme that are closest to the goal."""
     if goal.cost is not None:
-        return [each for each in found if each.cost <= goal.cost + 1e-9][-2:]
+        return [each for each in found if goal.met_by(each.cost, 0.0)][-2:]
     assert goal.psnr is not None
     good = [each for each in found if (_predicted_psnr(segments, each.schedule) or math.inf) >= goal.psnr]
-    # Predictions err by a decibel or two, to either side.
+    # Predictions err by a decibel or two in either direction.
     position = found.index(good[0]) if good else len(found) - 1
-    return list(found[max(0, position - 1) : position + 2])
+    return found[max(0, position - 1) : position + 2]
 
 
-def _promise(goal: Goal, segments: torch.Tensor, costs: Costs) -> Callable[[StepSchedule, StepSchedule], float]:
-    """How much is expected of a neighbour: what it gains in predicted fidelity, and in cost at the going rate."""
-    errors = segments.mean(-1)
+def _promise(goal: Goal, errors: torch.Tensor, costs: Costs) -> Callable[[StepSchedule, StepSchedule], float]:
+    """The expected gain of a neighbour in fidelity, and in cost at the going rate."""
 
     def decibels(schedule: StepSchedule) -> float:
         error = predicted_error(errors, schedule)
@@ -369,25 +381,26 @@ def _promise(goal: Goal, segments: torch.Tensor, costs: Costs) -> Callable[[Step
     def promise(current: StepSchedule, candidate: StepSchedule) -> float:
         cost = mean_cost(candidate.each, costs)
         gained = decibels(candidate) - decibels(current)
-        # Nothing is known of what the segments do not tell: another branch, or long segments.
+        # Other branches and long segments were not measured.
         gained = 0.0 if math.isnan(gained) else gained
         if goal.cost is not None:
-            return -math.inf if cost > goal.cost + 1e-9 else gained
+            return gained if goal.met_by(cost, 0.0) else -math.inf
         saved = mean_cost(current.each, costs) - cost
         return -math.inf if saved < 0 else gained + _GOING_RATE * saved
 
     return promise
 
 
-def _rival(uniform: dict[str, tuple[StepSchedule, Measured]], winner: Measured) -> str | None:
-    """The best uniform schedule that costs no more than the winner."""
-    affordable = {name: measured for name, (_, measured) in uniform.items() if measured.cost <= winner.cost + 1e-9}
-    return max(affordable, key=lambda name: affordable[name].psnr, default=None)
-
-
-def _tuned(
-    found: Sequence[Any], bench: MeanEvaluations, winner: StepSchedule, measured: Measured
-) -> list[dict[str, Any]]:
-    """What was drawn of the schedules of the dynamic programme, and the winner last."""
-    drawn = [bench.schedule(each.schedule) for each in found if bench.known(each.schedule)]
-    return [asdict(each) for each in [*drawn, measured]]
+def _comparison(
+    evaluations: Evaluations | MeanEvaluations, winner: StepSchedule, uniform: Uniform, rival: str | None, steps: int
+) -> dict[str, Any]:
+    """Figures of the winner, of fewer steps at a similar cost and of the best uniform schedule that costs no more."""
+    measured = evaluations.schedule(winner)
+    fewer = max(1, round(steps * measured.cost))
+    found: dict[str, Any] = {
+        "measured": asdict(measured),
+        "fewer_steps": {"steps": fewer, **asdict(evaluations.fewer_steps(fewer))},
+    }
+    if rival is not None:
+        found["uniform"] = {"name": rival, **asdict(evaluations.schedule(uniform[rival][0]))}
+    return found

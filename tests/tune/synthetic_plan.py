@@ -1,4 +1,4 @@
-"""A small plan as `tune` makes it, with made-up results."""
+"""A small plan as `tune` makes it, with synthetic results."""
 
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
@@ -8,7 +8,7 @@ def measured(cost, psnr, **values):
     return {"cost": cost, "psnr": psnr, "ssim": 0.9, "seconds": 1.0, **values}
 
 
-def made_up_plan(uniform=None, predicted_psnr=None, held_out_uniform=26.5, fewer_steps=17.0, scales=None):
+def synthetic_plan(uniform=None, predicted_psnr=None, held_out_uniform=26.5, fewer_steps=17.0, scales=None):
     """One that was tuned at guidance 7.5, or at those of `scales`, with the PSNR of the plan and of fewer steps on the
     held-out prompts at each."""
     scales = {7.5: (29.0, fewer_steps)} if scales is None else scales
