@@ -25,8 +25,8 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.gpu import REFERENCE as REFERENCE_PACKAGE
+from DeepCache.bench.benchmark_case import BASELINE, DEEPCACHE, REFERENCE, BenchmarkCase
 from DeepCache.bench.clock import timed
-from DeepCache.bench.contestants import BASELINE, DEEPCACHE, REFERENCE, Contestant
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.variants import parse_variant
@@ -105,9 +105,9 @@ def _row(method: str, mode: str, seconds: dict[tuple[str, str], list[float]], sh
     }
 
 
-def _contestant(pipe: Any, options: argparse.Namespace, method: str, mode: str) -> Contestant:
+def _contestant(pipe: Any, options: argparse.Namespace, method: str, mode: str) -> BenchmarkCase:
     """They share the weights of the pipeline."""
-    return Contestant(
+    return BenchmarkCase(
         pipe,
         method,
         PipelineCall(1, (options.pixels, options.pixels), STEPS, guidance=7.5),

@@ -33,7 +33,7 @@ from rich.progress import Progress
 
 from benchmarks.cpu_levels import Worker, rotated, serve
 from benchmarks.gpu import REFERENCE as REFERENCE_PACKAGE
-from DeepCache.bench.contestants import BASELINE, DEEPCACHE, GRAPHS, MODES, REFERENCE, sharing_weights
+from DeepCache.bench.benchmark_case import BASELINE, DEEPCACHE, GRAPHS, MODES, REFERENCE, sharing_weights
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.reference import reference_helper_class
 from DeepCache.bench.result_file import write_result

@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderTiny
 from rich.progress import Progress
 
-from DeepCache.bench.contestants import sharing_weights
+from DeepCache.bench.benchmark_case import sharing_weights
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.variants import parse_variant

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 
 from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
-from DeepCache.bench.contestants import CAPTURED
+from DeepCache.bench.benchmark_case import CAPTURED
 from DeepCache.bench.profiles import PROFILE_FILE, run_profile
 from DeepCache.bench.variants import PUBLISHED_VARIANTS, parse_variant
 from DeepCache.cli.loading import quiet_libraries

@@ -28,7 +28,7 @@ from benchmarks.harness.denoising_run import BarePipe, ddim
 from benchmarks.harness.reference_package import reference_helper_class
 from benchmarks.harness.tiny_unets import UnetInputs
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
-from DeepCache.bench.contestants import bytes_of
+from DeepCache.bench.benchmark_case import bytes_of
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.engine.cost import count_costs

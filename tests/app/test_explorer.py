@@ -252,7 +252,7 @@ def test_a_picture_outside_the_folder_is_refused(changed, tmp_path, name):
             lambda result: result["settings"].update(guidances=[float("nan")]),
             "holds NaN, a number that JSON does not have",
         ),
-        (lambda result: result.update(format="DeepCache ablation 0"), "is no result of `deepcache benchmark` or"),
+        (lambda result: result.update(format="DeepCache ablation 0"), "is not a result of `deepcache benchmark` or"),
     ],
 )
 def test_a_wrong_file_is_refused_by_its_name(changed, change, message):

@@ -13,7 +13,7 @@ from tests.bench.small_models import remember_costs, use_model
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
-    """Puts a pipeline in the place of every model."""
+    """Puts a pipeline instead of every model."""
     return partial(use_model, monkeypatch)
 
 
@@ -24,7 +24,7 @@ def remembered_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeClock]:
-    """Puts a new `FakeClock` in the place of the clock. Memory is not swept up, which takes longer than all else."""
+    """Puts a new `FakeClock` instead of the clock. Memory is not swept up, which takes longer than all else."""
 
     def put(*args: Any, **kwargs: Any) -> FakeClock:
         made = FakeClock(*args, **kwargs)

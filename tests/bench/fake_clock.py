@@ -1,4 +1,4 @@
-"""A clock in the place of `DeepCache.bench.benchmark.timed`: no time passes, and no two runs take the same."""
+"""A clock instead of `DeepCache.bench.benchmark.timed`: no time passes, and no two runs take the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FakeClock:
 
     Args:
         stop_at: the run, from 1, in whose place Ctrl-C comes.
-        only_first: whether a contestant runs but the first time, which is when it tells what it does.
+        only_first: whether a case runs but the first time, which is when it reports what it does.
     """
 
     _told = 0
@@ -28,12 +28,12 @@ class FakeClock:
         self.seconds: list[float] = []
 
     def __call__(self, run: Callable[[], None], device: object) -> Timing:
-        contestant: Any = run.__self__  # type: ignore[attr-defined]
+        case: Any = run.__self__  # type: ignore[attr-defined]
         if len(self.ran) + 1 == self.stop_at:
             raise KeyboardInterrupt
-        if not self.only_first or contestant not in self.ran:
+        if not self.only_first or case not in self.ran:
             run()
-        self.ran.append(contestant)
+        self.ran.append(case)
         FakeClock._told += 1
         self.seconds.append(TICK * FakeClock._told)
         return Timing(self.seconds[-1], None)

@@ -13,12 +13,13 @@ from DeepCache.bench import ablation, benchmark
 from DeepCache.engine import stats
 from DeepCache.engine.cost import Costs, count_costs
 from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
+from DeepCache.models import set_scheduler
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule
 
 
 def unconditional_pipeline(**changed: Any) -> DDPMPipeline:
-    """Draws pictures of 16 pixels of nothing in particular."""
+    """Generates unconditional images of 16 pixels."""
     torch.manual_seed(0)
     unet = UNet2DModel(
         **{
@@ -49,9 +50,16 @@ def plan_for(pipe: Any, each: tuple[Step, ...], steps: int | None = None) -> Pla
 
 
 def use_model(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> None:
-    """Puts a pipeline in the place of every model; what its steps cost is counted once for all tests."""
+    """Puts a pipeline instead of every model; what its steps cost is counted once for all tests."""
+
+    def load(model: str, *, scheduler: str | None = None, **_: Any) -> Any:
+        pipe = make()
+        if scheduler is not None:
+            set_scheduler(pipe, scheduler)
+        return pipe
+
     for module in (benchmark, ablation):
-        monkeypatch.setattr(module, "load_pipeline", lambda model, *, dtype, device: make())
+        monkeypatch.setattr(module, "load_pipeline", load)
     remember_costs(monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""What `run_ablation` draws, and what it says of it."""
+"""`run_ablation`: the images, the metrics and the recorded settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from DeepCache import DeepCacheConfig
 from DeepCache.bench import ablation, ablation_group
 from DeepCache.bench.ablation import AblationSettings, grid, run_ablation
-from DeepCache.bench.ablation_group import AblationGroup
-from DeepCache.bench.contestants import DEEPCACHE, FEWER_STEPS
+from DeepCache.bench.ablation_group import fewer_steps
+from DeepCache.bench.benchmark_case import DEEPCACHE, FEWER_STEPS
 from DeepCache.bench.result_file import read_result
 from DeepCache.bench.variants import Variant, parse_variant
 from DeepCache.engine import stats
@@ -56,7 +56,7 @@ def run(tmp_path, chosen, **more):
     return result
 
 
-def drawn(steps=4, config=None, prompts=PROMPTS[:2], seed=0, scheduler=None, batch=2, size=None, guidance=GUIDANCE):
+def generated(steps=4, config=None, prompts=PROMPTS[:2], seed=0, scheduler=None, batch=2, size=None, guidance=GUIDANCE):
     """The images of a pipeline that knows nothing of ablations, and what DeepCache says of the last batch."""
     pipe = small_pipeline()
     if scheduler is not None:
@@ -81,14 +81,14 @@ def drawn(steps=4, config=None, prompts=PROMPTS[:2], seed=0, scheduler=None, bat
 def expected(images, reference):
     """PSNR, which counts as 120 at most, and SSIM of each image by itself."""
     pairs = [(one[None], other[None]) for one, other in zip(images, reference, strict=True)]
-    nearness = [peak_signal_noise_ratio(*pair, data_range=1.0).item() for pair in pairs]
+    fidelity_of_each = [peak_signal_noise_ratio(*pair, data_range=1.0).item() for pair in pairs]
     likeness = [structural_similarity_index_measure(*pair, data_range=1.0).item() for pair in pairs]
-    return [min(120, value) for value in nearness], likeness
+    return [min(120, value) for value in fidelity_of_each], likeness
 
 
 def check(cell, images, reference):
-    nearness, likeness = expected(images, reference)
-    assert cell["psnr"]["values"] == pytest.approx(nearness, abs=1e-4)
+    fidelity_of_each, likeness = expected(images, reference)
+    assert cell["psnr"]["values"] == pytest.approx(fidelity_of_each, abs=1e-4)
     assert cell["ssim"]["values"] == pytest.approx(likeness, abs=1e-4)
     for metric in ("psnr", "ssim"):
         values = cell[metric]["values"]
@@ -107,12 +107,12 @@ def test_every_setting_is_compared_with_the_same_images_without_caching(tmp_path
     variants = [parse_variant(name) for name in ("I=2", "I=3 B=1 linear", "I=2 guidance-reuse", "I=3 non-uniform")]
     variants += [parse_variant(name) for name in ("I=3 response skipped", "I=3 limited adaptive threshold=9")]
     result = run(tmp_path, settings(*variants))
-    reference, _ = drawn()
+    reference, _ = generated()
     (group,) = result["groups"]
     assert [cell["label"] for cell in group["cells"][:6]] == [variant.name for variant in variants]
     assert [cell["pattern"] for cell in group["cells"][4:6]] == ["F--F", "FFFF"]
     for cell, variant in zip(group["cells"], variants, strict=False):
-        images, stats = drawn(config=variant.config)
+        images, stats = generated(config=variant.config)
         check(cell, images, reference)
         assert (cell["pattern"], cell["mac_share"]) == (stats.pattern, stats.mac_share)
         assert (cell["method"], cell["steps"]) == (DEEPCACHE, 4)
@@ -121,17 +121,17 @@ def test_every_setting_is_compared_with_the_same_images_without_caching(tmp_path
     counts = sorted({round(4 * cell["mac_share"]) for cell in group["cells"][:6]} - {4}, reverse=True)
     assert [cell["steps"] for cell in fewer] == counts
     for cell in fewer:
-        images, _ = drawn(steps=cell["steps"])
+        images, _ = generated(steps=cell["steps"])
         check(cell, images, reference)
         assert (cell["method"], cell["config"], cell["label"]) == (FEWER_STEPS, None, f"{cell['steps']} steps")
         assert (cell["pattern"], cell["mac_share"]) == ("F" * cell["steps"], cell["steps"] / 4)
 
 
-def test_batches_seeds_and_prompts_are_as_they_are_drawn_one_by_one(tmp_path):
+def test_batches_seeds_and_prompts_give_the_images_of_single_runs(tmp_path):
     chosen = replace(settings(), prompts=PROMPTS, seeds=(5, 40))
     cell = cells_of(run(tmp_path, chosen))["I=2 B=0"]
     images, reference = (
-        torch.cat([drawn(config=config, prompts=PROMPTS, seed=seed)[0] for seed in (5, 40)])
+        torch.cat([generated(config=config, prompts=PROMPTS, seed=seed)[0] for seed in (5, 40)])
         for config in (TWO.config, None)
     )
     check(cell, images, reference)
@@ -143,7 +143,7 @@ def test_batches_seeds_and_prompts_are_as_they_are_drawn_one_by_one(tmp_path):
     assert len(set(single)) == 6
 
 
-def test_images_that_are_the_same_count_as_120_db(tmp_path):
+def test_identical_images_count_as_120_db(tmp_path):
     cell = cells_of(run(tmp_path, settings(parse_variant("I=1"))))["I=1 B=0"]
     assert cell["psnr"] == {"mean": 120, "confidence": [120, 120], "p5": 120, "values": [120, 120]}
     assert cell["ssim"]["values"] == [1, 1]
@@ -157,10 +157,10 @@ def test_one_image_has_an_interval_of_no_width(tmp_path):
     assert cell["psnr"]["confidence"] == [cell["psnr"]["mean"]] * 2
 
 
-def test_a_size_that_is_no_square(tmp_path):
+def test_a_size_can_be_rectangular(tmp_path):
     result = run(tmp_path, settings(size=(24, 16), samples=2))
     assert (result["settings"]["width"], result["settings"]["height"]) == (24, 16)
-    (images, _), (reference, _) = (drawn(config=config, size=(24, 16)) for config in (TWO.config, None))
+    (images, _), (reference, _) = (generated(config=config, size=(24, 16)) for config in (TWO.config, None))
     assert images.shape == (2, 3, 16, 24)
     check(cells_of(result)["I=2 B=0"], images, reference)
     with Image.open(tmp_path / cells_of(result)["I=2 B=0"]["samples"]) as strip:
@@ -168,14 +168,14 @@ def test_a_size_that_is_no_square(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [2, 9])
-def test_the_first_images_are_kept_side_by_side(tmp_path, kept):
+def test_the_first_images_are_saved_side_by_side(tmp_path, kept):
     chosen = replace(settings(parse_variant("I=2 linear")), prompts=PROMPTS, samples=kept)
     result = run(tmp_path, chosen)
     (group,) = result["groups"]
-    strips = {"original": (group["reference"]["samples"], drawn(prompts=PROMPTS)[0])}
+    strips = {"original": (group["reference"]["samples"], generated(prompts=PROMPTS)[0])}
     for label, cell in cells_of(result).items():
         config = chosen.variants[0].config if cell["method"] == DEEPCACHE else None
-        strips[label] = (cell["samples"], drawn(cell["steps"], config, PROMPTS)[0])
+        strips[label] = (cell["samples"], generated(cell["steps"], config, PROMPTS)[0])
     assert len(strips) >= 3
     folder = tmp_path / "ablation-samples" / "model-4-steps-guidance-3"
     names = {label: f"{label.lower().replace(' ', '-').replace('=', '-')}.png" for label in strips}
@@ -191,14 +191,14 @@ def test_the_first_images_are_kept_side_by_side(tmp_path, kept):
             assert torch.equal(found[:, 16 * place : 16 * (place + 1)], pixels)
 
 
-def test_without_samples_there_are_no_pictures(tmp_path):
+def test_without_samples_no_image_is_saved(tmp_path):
     result = run(tmp_path, settings(samples=0))
     assert result["groups"][0]["reference"]["samples"] is None
     assert {cell["samples"] for cell in cells_of(result).values()} == {None}
     assert [path.name for path in tmp_path.iterdir()] == ["ablation.json"]
 
 
-def test_files_that_differ_but_in_what_follows_a_dot_have_folders_of_their_own(tmp_path):
+def test_names_that_differ_after_a_dot_have_separate_folders(tmp_path):
     for name in ("sd.15", "sd.21.json"):
         run_ablation(settings(samples=1), tmp_path / name, device="cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -209,7 +209,7 @@ def test_files_that_differ_but_in_what_follows_a_dot_have_folders_of_their_own(t
     ]
 
 
-def test_pictures_of_different_settings_have_different_files(tmp_path):
+def test_samples_of_different_settings_have_different_files(tmp_path):
     plan = plan_for(small_pipeline(), (Step(True), Step(False), Step(True), Step(False)))
     names = ("plan 圆", "plan 星", "plan a_b", "plan a-b")
     result = run(tmp_path, settings(*(Variant(name, DeepCacheConfig(plan=plan)) for name in names), samples=1))
@@ -217,7 +217,7 @@ def test_pictures_of_different_settings_have_different_files(tmp_path):
     assert len(set(paths)) == 4
 
 
-def test_metrics_that_cannot_be_taken_are_left_out_with_the_reason(tmp_path):
+def test_unavailable_metrics_are_listed_with_the_reason(tmp_path):
     result = run(tmp_path, settings())
     assert result["settings"]["left_out"] == {
         "lpips": "it is not here",
@@ -230,7 +230,7 @@ def test_metrics_that_cannot_be_taken_are_left_out_with_the_reason(tmp_path):
     assert found == {(None, None, None)}
 
 
-def test_metrics_that_can_be_taken_are_there(tmp_path, monkeypatch):
+def test_available_metrics_are_measured(tmp_path, monkeypatch):
     clip = str(save_tiny_clip(tmp_path / "clip"))
     asked = []
     monkeypatch.setattr(ablation, "why_not_clip", lambda name: asked.append(name) or "")
@@ -242,7 +242,7 @@ def test_metrics_that_can_be_taken_are_there(tmp_path, monkeypatch):
     assert asked == [clip]
     assert list(result["settings"]["left_out"]) == ["judge"]
     reference, images = (
-        torch.cat([drawn(config=config, seed=seed)[0] for seed in (0, 7)]) for config in (None, TWO.config)
+        torch.cat([generated(config=config, seed=seed)[0] for seed in (0, 7)]) for config in (None, TWO.config)
     )
     prompts = [*PROMPTS[:2], *PROMPTS[:2]]
     cell, (group,) = cells_of(result)["I=2 B=0"], result["groups"]
@@ -254,7 +254,7 @@ def test_metrics_that_can_be_taken_are_there(tmp_path, monkeypatch):
     assert cell["lpips"]["values"] == pytest.approx((images - 0.5 * reference).mean(dim=(1, 2, 3)).tolist(), abs=1e-4)
 
 
-def test_the_front_is_marked_over_all_ways_to_draw(tmp_path):
+def test_the_front_includes_fewer_steps(tmp_path):
     variants = grid((2, 3), (0, 1), forecasts=("none", "linear"))
     cells = list(cells_of(run(tmp_path, settings(*variants, steps=(6,)))).values())
     assert {cell["method"] for cell in cells} == {DEEPCACHE, FEWER_STEPS}
@@ -266,14 +266,14 @@ def test_the_front_is_marked_over_all_ways_to_draw(tmp_path):
         ]
         assert cell["front"] is not bool(better)
         if better:
-            nearest = max(better, key=lambda other: other["psnr"]["mean"])
-            assert cell["dominated_by"]["label"] == nearest["label"]
-            gain = nearest["psnr"]["mean"] - cell["psnr"]["mean"]
+            closest = max(better, key=lambda other: other["psnr"]["mean"])
+            assert cell["dominated_by"]["label"] == closest["label"]
+            gain = closest["psnr"]["mean"] - cell["psnr"]["mean"]
             assert cell["dominated_by"]["psnr_gain"] == pytest.approx(gain)
     assert {cell["front"] for cell in cells} == {True, False}
 
 
-def test_schedulers_and_steps_make_groups_of_their_own(tmp_path):
+def test_schedulers_and_steps_make_separate_groups(tmp_path):
     result = run(tmp_path, settings(schedulers=("ddim", "euler", "model"), steps=(3, 2)))
     found = [(group["scheduler"], group["scheduler_class"], group["steps"]) for group in result["groups"]]
     assert found == [
@@ -288,43 +288,43 @@ def test_schedulers_and_steps_make_groups_of_their_own(tmp_path):
     for group in result["groups"]:
         scheduler = None if group["scheduler"] == "model" else group["scheduler"]
         (images, _), (reference, _) = (
-            drawn(group["steps"], config, scheduler=scheduler) for config in (TWO.config, None)
+            generated(group["steps"], config, scheduler=scheduler) for config in (TWO.config, None)
         )
         check(group["cells"][0], images, reference)
 
 
-def test_guidance_scales_make_groups_of_their_own(tmp_path):
+def test_guidance_scales_make_separate_groups(tmp_path):
     result = run(tmp_path, settings(guidances=(1.5, 7.0), steps=(4, 3), samples=1))
     assert result["settings"]["guidances"] == [1.5, 7.0]
     found = [(group["guidance"], group["steps"]) for group in result["groups"]]
     assert found == [(1.5, 4), (1.5, 3), (7.0, 4), (7.0, 3)]
     for group in result["groups"]:
         steps, guidance = group["steps"], group["guidance"]
-        (images, _), (reference, _) = (drawn(steps, config, guidance=guidance) for config in (TWO.config, None))
+        (images, _), (reference, _) = (generated(steps, config, guidance=guidance) for config in (TWO.config, None))
         cached, *fewer = group["cells"]
         check(cached, images, reference)
         assert fewer
         for cell in fewer:
-            check(cell, drawn(cell["steps"], guidance=guidance)[0], reference)
+            check(cell, generated(cell["steps"], guidance=guidance)[0], reference)
         # A front of its own.
         assert any(cell["front"] for cell in group["cells"])
     folders = {path.name for path in (tmp_path / "ablation-samples").iterdir()}
     assert folders == {f"model-{steps}-steps-guidance-{scale}" for steps in (4, 3) for scale in ("1.5", "7")}
 
 
-def test_one_guidance_scale_may_be_given_alone():
+def test_one_guidance_scale_has_a_short_form():
     assert AblationSettings(PROMPTS, (TWO,), guidance=4.0) == AblationSettings(PROMPTS, (TWO,), guidances=(4.0,))
 
 
-def test_the_recommended_guidance_scale_is_written_down(tmp_path, monkeypatch):
+def test_the_recommended_guidance_scale_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "recommended_guidance", lambda model, pipe: 5.0)
     result = run(tmp_path, settings(guidances=()))
     assert (result["settings"]["guidances"], result["groups"][0]["guidance"]) == ([5.0], 5.0)
-    (images, _), (reference, _) = (drawn(config=config, guidance=5.0) for config in (TWO.config, None))
+    (images, _), (reference, _) = (generated(config=config, guidance=5.0) for config in (TWO.config, None))
     check(cells_of(result)["I=2 B=0"], images, reference)
 
 
-def test_what_is_gained_over_reuse_is_taken_image_by_image(tmp_path):
+def test_the_gain_over_reuse_is_paired_by_image(tmp_path):
     names = ("I=2 linear", "I=2", "I=2 B=1 linear", "I=2 guidance-reuse")
     cells = cells_of(run(tmp_path, settings(*map(parse_variant, names))))
     reuse = cells["I=2 B=0"]
@@ -366,12 +366,12 @@ def judged(monkeypatch):
     monkeypatch.setattr(ablation, "load_judge", lambda model: _BrightIsRight())
 
 
-def test_right_objects_are_counted_where_there_is_a_judge(tmp_path, judged):
+def test_right_objects_are_counted_with_a_judge(tmp_path, judged):
     result = run(tmp_path, settings(seeds=(0, 7)))
     assert "judge" not in result["settings"]["left_out"]
     prompts = [*PROMPTS[:2], *PROMPTS[:2]]
     images, reference = (
-        torch.cat([drawn(config=config, seed=seed)[0] for seed in (0, 7)]) for config in (TWO.config, None)
+        torch.cat([generated(config=config, seed=seed)[0] for seed in (0, 7)]) for config in (TWO.config, None)
     )
     for found, shown in ((cells_of(result)["I=2 B=0"], images), (result["groups"][0]["reference"], reference)):
         verdicts = _BrightIsRight().verdicts(shown, prompts)
@@ -389,14 +389,14 @@ def test_right_objects_are_counted_where_there_is_a_judge(tmp_path, judged):
         ({"model": "another"}, "only some model has one"),
     ],
 )
-def test_without_a_judge_the_reason_is_written_down(tmp_path, judged, changed, reason):
+def test_without_a_judge_the_reason_is_recorded(tmp_path, judged, changed, reason):
     result = run(tmp_path, replace(settings(), **changed))
     assert result["settings"]["left_out"]["judge"] == reason
     assert cells_of(result)["I=2 B=0"]["right"] is None
 
 
 @pytest.mark.parametrize("scheduler", ["heun", "pndm"])
-def test_fewer_steps_are_counted_in_unet_calls_where_a_step_takes_more(tmp_path, scheduler):
+def test_fewer_steps_are_counted_in_unet_calls_if_a_step_has_several(tmp_path, scheduler):
     result = run(tmp_path, settings(schedulers=(scheduler,), steps=(6,)))
     (group,) = result["groups"]
     cached, *fewer = group["cells"]
@@ -408,25 +408,22 @@ def test_fewer_steps_are_counted_in_unet_calls_where_a_step_takes_more(tmp_path,
         assert cell["mac_share"] == calls(cell["steps"]) / calls(6)
 
 
-def fewer_steps(shares, steps):
-    cells = [{"method": DEEPCACHE, "mac_share": share} for share in shares]
-    cells.append({"method": FEWER_STEPS, "mac_share": 0.5})
-    return AblationGroup(None, None, None, None, None, {"cells": cells, "steps": steps}, None)._fewer_steps()
-
-
-def test_fewer_steps_are_at_every_cost_where_those_are_few():
-    assert fewer_steps([0.3, 0.52, 0.29, 1.0], 10) == {"5 steps": 5, "3 steps": 3}
-    assert fewer_steps([0.001], 10) == {"1 steps": 1}
-    assert fewer_steps([1.0, 0.999], 10) == {}
-    assert list(fewer_steps([eighth / 8 for eighth in range(8)], 80)) == [
-        f"{n} steps" for n in (70, 60, 50, 40, 30, 20, 10, 1)
-    ]
+@pytest.mark.parametrize(
+    ("shares", "steps", "expected"),
+    [
+        ([0.3, 0.52, 0.29, 1.0], 10, [5, 3]),
+        ([0.001], 10, [1]),
+        ([1.0, 0.999], 10, []),
+        ([eighth / 8 for eighth in range(8)], 80, [70, 60, 50, 40, 30, 20, 10, 1]),
+    ],
+)
+def test_few_costs_have_one_number_of_fewer_steps_each(shares, steps, expected):
+    assert fewer_steps(shares, steps) == expected
 
 
 @pytest.mark.parametrize("many", range(9, 40))
-def test_fewer_steps_are_spread_over_the_costs_where_those_are_many(many):
-    shares = [place / 50 for place in range(1, many + 1)]
-    counts = list(fewer_steps(shares, 50).values())
+def test_many_costs_share_eight_evenly_spread_numbers_of_fewer_steps(many):
+    counts = fewer_steps([place / 50 for place in range(1, many + 1)], 50)
     assert len(counts) == len(set(counts)) == 8
     assert counts == sorted(counts, reverse=True)
     assert set(counts) <= set(range(1, many + 1))
@@ -443,7 +440,7 @@ def plan():
     return plan_for(pipe, (Step(True), Step(False), Step(True), Step(False, 1)), steps=4)
 
 
-def test_a_plan_is_drawn_with_the_scheduler_and_the_steps_that_it_is_for(tmp_path, plan):
+def test_a_plan_runs_with_its_scheduler_and_steps_only(tmp_path, plan):
     tuned = Variant("plan a", DeepCacheConfig(plan=plan))
     result = run(tmp_path, settings(TWO, tuned, schedulers=("ddim", "euler"), steps=(4, 6)))
     labels = {
@@ -461,7 +458,7 @@ def test_a_plan_is_drawn_with_the_scheduler_and_the_steps_that_it_is_for(tmp_pat
     assert cells_of(result)["plan a"]["pattern"] == "F0F1"
 
 
-def test_a_plan_is_used_at_the_guidance_scales_that_it_is_for(tmp_path, plan):
+def test_a_plan_runs_at_its_guidance_scales_only(tmp_path, plan):
     tuned = Variant("plan a", DeepCacheConfig(plan=replace(plan, guidance=(2.0, 4.0))))
     result = run(tmp_path, settings(TWO, tuned, schedulers=("ddim",), guidances=(3.0, 8.0)))
     labels = [[cell["label"] for cell in group["cells"] if cell["config"]] for group in result["groups"]]
@@ -469,18 +466,18 @@ def test_a_plan_is_used_at_the_guidance_scales_that_it_is_for(tmp_path, plan):
     assert [group["labels"] for group in result["groups"]] == labels
 
 
-def test_a_group_that_nothing_is_for_is_not_drawn(tmp_path, plan):
+def test_a_group_without_settings_is_not_generated(tmp_path, plan):
     stages = []
     tuned = Variant("plan a", DeepCacheConfig(plan=plan))
     chosen = settings(tuned, schedulers=("ddim", "euler"))
     result = run(tmp_path, chosen, on_progress=lambda now: stages.append(now.stage))
-    drawn, empty = result["groups"]
-    assert drawn["cells"]
+    generated, empty = result["groups"]
+    assert generated["cells"]
     assert (empty["reference"], empty["cells"]) == (None, [])
     assert not any("euler" in stage for stage in stages)
 
 
-def test_a_plan_that_is_forced_is_drawn_with_all(tmp_path, plan):
+def test_a_forced_plan_runs_in_every_group(tmp_path, plan):
     forced = Variant("plan a", DeepCacheConfig(plan=plan, force_plan=True))
     result = run(tmp_path, settings(forced, schedulers=("ddim", "euler"), steps=(4, 6)))
     assert [group["cells"][0]["pattern"] for group in result["groups"]] == [
@@ -489,7 +486,7 @@ def test_a_plan_that_is_forced_is_drawn_with_all(tmp_path, plan):
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "heun"])
-def test_a_plan_for_a_scheduler_whose_steps_take_more_calls_fits_the_steps_it_was_tuned_for(tmp_path, scheduler):
+def test_a_plan_with_several_calls_per_step_fits_its_number_of_steps(tmp_path, scheduler):
     pipe = small_pipeline()
     set_scheduler(pipe, scheduler)
     pipe.scheduler.set_timesteps(4)
@@ -501,16 +498,16 @@ def test_a_plan_for_a_scheduler_whose_steps_take_more_calls_fits_the_steps_it_wa
 
 
 @pytest.fixture
-def draws(monkeypatch):
+def generations(monkeypatch):
     """The pipeline calls that are made."""
     made = []
-    call = ablation_group.Painter.draw
+    call = ablation_group.BatchSampler.sample
 
-    def draw(self, *args):
+    def sample(self, *args):
         made.append(self)
         return call(self, *args)
 
-    monkeypatch.setattr(ablation_group.Painter, "draw", draw)
+    monkeypatch.setattr(ablation_group.BatchSampler, "sample", sample)
     return made
 
 
@@ -524,11 +521,11 @@ def draws(monkeypatch):
         ),
     ],
 )
-def test_a_plan_that_fits_nothing_is_refused_before_anything_is_drawn(tmp_path, plan, draws, changed, words):
+def test_a_plan_that_fits_no_group_is_refused_before_generating(tmp_path, plan, generations, changed, words):
     tuned = Variant("plan a", DeepCacheConfig(plan=plan))
     with pytest.raises(ValueError, match=words):
         run(tmp_path, settings(TWO, tuned, **{"schedulers": ("ddim",)} | changed))
-    assert draws == []
+    assert generations == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -536,34 +533,34 @@ def test_a_plan_that_fits_nothing_is_refused_before_anything_is_drawn(tmp_path, 
     ("chosen", "words"),
     [
         (settings(TWO, parse_variant("I=2 B=9")), "between 0 and 3 for this UNet2DConditionModel, got 9"),
-        (settings(steps=(4, 1001)), "steps must be 1000 or fewer for this model, got 1001"),
+        (settings(steps=(4, 1001)), "steps must be <= 1000 for this model, got 1001"),
         (settings(schedulers=("ddim", "eulr")), "there is no scheduler 'eulr'"),
         (settings(size=(16, 20)), "height must be a multiple of 8 for this model, got 20"),
         (settings(TWO, parse_variant("I=2 guidance-reuse"), guidances=(1.0,)), "guidance_reuse .* turn it off"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_drawn(tmp_path, draws, chosen, words):
+def test_unsupported_settings_are_refused_before_generating(tmp_path, generations, chosen, words):
     with pytest.raises(ValueError, match=words):
         run(tmp_path, chosen)
-    assert draws == []
+    assert generations == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_for_another_model_is_refused_before_anything_is_drawn(tmp_path, draws):
+def test_a_plan_for_another_model_is_refused_before_generating(tmp_path, generations):
     other = plan_for(small_pipeline(), (Step(True), Step(False)) * 2, steps=4)
     other = replace(other, model=other.model | {"structure": "of another"})
     with pytest.raises(ValueError, match=r"tuned for something else.*other layers"):
         run(tmp_path, settings(Variant("plan a", DeepCacheConfig(plan=other))))
-    assert draws == []
+    assert generations == []
 
 
-def test_a_pipeline_that_draws_no_prompts_is_refused(tmp_path, model):
+def test_a_pipeline_without_prompts_is_refused(tmp_path, model):
     model(unconditional_pipeline)
     with pytest.raises(ValueError, match="a DDPMPipeline does not generate images from prompts alone"):
         run(tmp_path, settings(guidances=()))
 
 
-def test_what_guidance_reuse_is_tried_on_leaves_nothing_behind(tmp_path, model):
+def test_the_check_of_guidance_reuse_leaves_no_hook(tmp_path, model):
     pipe = small_pipeline()
     model(lambda: pipe)
     kind = type(pipe)
@@ -574,14 +571,14 @@ def test_what_guidance_reuse_is_tried_on_leaves_nothing_behind(tmp_path, model):
         assert not module._forward_pre_hooks
 
 
-def test_a_deepcache_that_is_on_the_pipeline_does_not_get_into_the_images_to_compare_with(tmp_path, model):
+def test_the_second_variant_is_compared_without_the_first(tmp_path, model):
     result = run(tmp_path, settings(parse_variant("I=2"), parse_variant("I=3")))
     second = cells_of(result)["I=3 B=0"]
-    images, _ = drawn(config=parse_variant("I=3").config)
-    check(second, images, drawn()[0])
+    images, _ = generated(config=parse_variant("I=3").config)
+    check(second, images, generated()[0])
 
 
-def test_images_that_are_no_numbers_are_told_with_the_remedy(tmp_path, model):
+def test_images_with_nan_are_refused_with_a_fix(tmp_path, model):
     pipe = small_pipeline()
     for weight in pipe.vae.parameters():
         weight.data.fill_(math.nan)
@@ -590,7 +587,7 @@ def test_images_that_are_no_numbers_are_told_with_the_remedy(tmp_path, model):
         run(tmp_path, settings())
 
 
-def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
+def test_uncountable_costs_are_reported(tmp_path, monkeypatch):
     def uncountable(*_):
         raise NotImplementedError("no meta kernel")
 
@@ -599,7 +596,7 @@ def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
         run(tmp_path, settings())
 
 
-def test_too_little_memory_is_told_with_what_may_help(tmp_path, model):
+def test_out_of_memory_is_reported_with_a_suggestion(tmp_path, model):
     pipe = small_pipeline()
 
     def fail(*_):
@@ -611,7 +608,7 @@ def test_too_little_memory_is_told_with_what_may_help(tmp_path, model):
         run(tmp_path, settings())
 
 
-def test_the_settings_are_written_down(tmp_path):
+def test_the_settings_are_recorded(tmp_path):
     result = run(tmp_path, settings(TWO, seeds=(3, 9), schedulers=("euler",), samples=1, batch=1))
     found = result["settings"]
     assert (found["model"], found["pipeline"], found["unet"]) == ("some model", "SmallPipeline", "UNet2DConditionModel")
@@ -647,7 +644,7 @@ def test_a_grid_is_every_combination():
         grid((2,), forecasts=("cubic",))
 
 
-def test_a_grid_leaves_out_what_cannot_be_or_would_be_the_same():
+def test_a_grid_omits_invalid_and_equal_combinations():
     kinds = ("shallow", "skipped", "alternating")
     variants = grid((3,), (1, 2), forecasts=("none", "response"), guidance_reuse=(False, True), between=kinds)
     assert [variant.name for variant in variants] == [
@@ -672,16 +669,16 @@ def test_a_grid_leaves_out_what_cannot_be_or_would_be_the_same():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"prompts": ()}, "prompts must name one or more"),
+        ({"prompts": ()}, "prompts must have at least one value"),
         ({"prompts": ("a", " ")}, "a prompt must not be empty"),
-        ({"variants": ()}, "variants must name one or more"),
+        ({"variants": ()}, "variants must have at least one value"),
         ({"variants": (TWO, TWO)}, "variants must differ"),
         ({"variants": (TWO, Variant("I=2 B=0", DeepCacheConfig(4)))}, "two variants are called 'I=2 B=0'"),
-        ({"steps": ()}, "steps must name one or more"),
+        ({"steps": ()}, "steps must have at least one value"),
         ({"steps": (4, 4)}, "steps must differ"),
         ({"steps": (4, 1)}, "steps must be 2 or more, got 1"),
         ({"schedulers": ("ddim", "ddim")}, "schedulers must differ"),
-        ({"seeds": ()}, "seeds must name one or more"),
+        ({"seeds": ()}, "seeds must have at least one value"),
         ({"seeds": (0, 0)}, "seeds must differ"),
         ({"seeds": (0, -1)}, "seed must be between 0 and"),
         ({"seeds": (2**63 - 1,)}, "seed must be between 0 and"),
@@ -692,14 +689,14 @@ def test_a_grid_leaves_out_what_cannot_be_or_would_be_the_same():
         ({"guidance": 4.0}, r"guidance and guidances cannot be combined, got 4.0 and \(3.0,\)"),
     ],
 )
-def test_what_is_out_of_range_is_refused(changed, words):
+def test_values_out_of_range_are_refused(changed, words):
     with pytest.raises(ValueError, match=words):
         replace(settings(), **changed)
 
 
-def test_the_pipeline_is_drawn_with_as_it_was_after_another_deepcache(tmp_path, model):
+def test_a_removed_deepcache_does_not_affect_the_images(tmp_path, model):
     pipe = small_pipeline()
     apply_deepcache(pipe, DeepCacheConfig(4))
     remove_deepcache(pipe)
     model(lambda: pipe)
-    check(cells_of(run(tmp_path, settings()))["I=2 B=0"], drawn(config=TWO.config)[0], drawn()[0])
+    check(cells_of(run(tmp_path, settings()))["I=2 B=0"], generated(config=TWO.config)[0], generated()[0])

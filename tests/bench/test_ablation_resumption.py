@@ -46,12 +46,12 @@ def without_seconds(result):
     return result | {"groups": groups, "date": "", "command": ""}
 
 
-def pictures(folder):
+def images(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
 
 
 class Stages(list):
-    """What is told of the work; Ctrl-C comes when one thing is told."""
+    """What is reported of the work; Ctrl-C comes when one thing is reported."""
 
     def __init__(self, stop_at=None):
         self.stop_at = stop_at
@@ -62,8 +62,8 @@ class Stages(list):
             raise KeyboardInterrupt
 
     @property
-    def drawn(self):
-        """What was drawn, in order."""
+    def generated(self):
+        """What was generated, in order."""
         return [stage for stage in dict.fromkeys(self) if not stage.startswith("loading")]
 
 
@@ -75,21 +75,21 @@ def finished():
 
 @pytest.fixture
 def whole(finished, tmp_path_factory):
-    """The result of a run that was never stopped, its pictures, and what it told."""
+    """The result of a run that was never stopped, its images, and what it told."""
     if not finished:
         output = tmp_path_factory.mktemp("whole") / "ablation.json"
         stages = Stages()
         result = run_ablation(SETTINGS, output, "cpu", stages)
         assert [len(group["cells"]) for group in result["groups"]] == [3, 4]
-        finished.update(result=without_seconds(result), pictures=pictures(output.parent), stages=stages)
+        finished.update(result=without_seconds(result), images=images(output.parent), stages=stages)
     return finished
 
 
 def check_finished(output, whole, before, stages):
-    """All is there and nothing is left over; what was there before is as it was, and was not drawn again."""
+    """All is there and nothing is left over; what was there before is as it was, and was not generated again."""
     after = on_disk(output)
     assert without_seconds(after) == whole["result"]
-    assert pictures(output.parent) == whole["pictures"]
+    assert images(output.parent) == whole["images"]
     assert sorted(path.name for path in output.parent.iterdir()) == ["ablation-samples", "ablation.json"]
     for old, new in zip(before["groups"] if before else [], after["groups"], strict=bool(before)):
         name = f"{old['scheduler']}, {old['steps']} steps, guidance {old['guidance']:g}"
@@ -97,10 +97,10 @@ def check_finished(output, whole, before, stages):
             # The very seconds too.
             of_all = {"front": 0, "dominated_by": 0, "over_reuse": 0}
             assert new_cell | of_all == old_cell | of_all
-            assert f"{name}: {old_cell['label']}" not in stages.drawn
+            assert f"{name}: {old_cell['label']}" not in stages.generated
         if old["reference"] is not None:
             assert new["reference"] == old["reference"]
-            assert f"{name}: without caching" not in stages.drawn
+            assert f"{name}: without caching" not in stages.generated
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_crash_around_any_write_loses_nothing(write, when, whole, tmp_path, mo
     run_ablation(SETTINGS, output, "cpu", stages)
     check_finished(output, whole, before, stages)
     written_before = write if when == "after" else write - 1
-    assert len(stages.drawn) == WRITES - written_before
+    assert len(stages.generated) == WRITES - written_before
 
 
 def labels(result):
@@ -134,8 +134,8 @@ def labels(result):
     return [cell["label"] for group in (result["groups"] if result else ()) for cell in group["cells"]]
 
 
-def test_ctrl_c_whenever_something_is_told_loses_nothing(whole, tmp_path):
-    # In one go: it is stopped at each of the things that a run tells, and goes on from there.
+def test_ctrl_c_at_any_progress_report_loses_nothing(whole, tmp_path):
+    # In one go: it is stopped at each progress report of a run, and resumes from there.
     output = tmp_path / "ablation.json"
     before, told = None, []
     for stop_at in count(2):
@@ -175,7 +175,7 @@ def stopped_after(output, label, monkeypatch):
             run_ablation(SETTINGS, output, "cpu")
 
 
-def test_images_to_compare_with_are_kept_in_a_file_and_drawn_again_where_it_is_lost(whole, tmp_path, monkeypatch):
+def test_reference_images_are_kept_in_a_file_and_regenerated_if_it_is_lost(whole, tmp_path, monkeypatch):
     output = tmp_path / "ablation.json"
     stopped_after(output, "I=2 B=0", monkeypatch)
     path = reference_file(output)
@@ -192,12 +192,15 @@ def test_images_to_compare_with_are_kept_in_a_file_and_drawn_again_where_it_is_l
     path.unlink()
     stages = Stages()
     run_ablation(SETTINGS, output, "cpu", stages)
-    assert stages.drawn[:2] == ["model, 4 steps, guidance 3: without caching", "model, 4 steps, guidance 3: 2 steps"]
+    assert stages.generated[:2] == [
+        "model, 4 steps, guidance 3: without caching",
+        "model, 4 steps, guidance 3: 2 steps",
+    ]
     assert without_seconds(on_disk(output)) == whole["result"]
     assert not path.parent.exists()
 
 
-def test_half_a_file_of_images_is_not_taken_for_one(whole, tmp_path, monkeypatch):
+def test_a_half_written_image_file_is_not_used(whole, tmp_path, monkeypatch):
     output = tmp_path / "ablation.json"
 
     def crash(tensors, path):
@@ -214,7 +217,7 @@ def test_half_a_file_of_images_is_not_taken_for_one(whole, tmp_path, monkeypatch
     check_finished(output, whole, None, stages)
 
 
-def test_images_of_another_run_are_not_taken(whole, tmp_path, monkeypatch):
+def test_images_of_another_run_are_not_used(whole, tmp_path, monkeypatch):
     output = tmp_path / "ablation.json"
     stopped_after(output, "I=2 B=0", monkeypatch)
     # As a message says, for other settings.
@@ -225,7 +228,7 @@ def test_images_of_another_run_are_not_taken(whole, tmp_path, monkeypatch):
     assert without_seconds(result) == without_seconds(run_ablation(other, tmp_path / "new" / "ablation.json", "cpu"))
 
 
-def test_somebody_elses_file_among_the_images_is_left_there(tmp_path, monkeypatch, whole):
+def test_other_files_in_the_image_folder_are_kept(tmp_path, monkeypatch, whole):
     output = tmp_path / "ablation.json"
     stopped_after(output, "I=2 B=0", monkeypatch)
     notes = tmp_path / "ablation-unfinished" / "notes.txt"
@@ -235,13 +238,13 @@ def test_somebody_elses_file_among_the_images_is_left_there(tmp_path, monkeypatc
     assert [path.name for path in notes.parent.iterdir()] == ["notes.txt"]
 
 
-def test_a_finished_file_is_not_drawn_again(whole, tmp_path):
+def test_a_finished_ablation_is_not_generated_again(whole, tmp_path):
     output = tmp_path / "ablation.json"
     run_ablation(SETTINGS, output, "cpu")
     before = output.read_bytes()
     stages = Stages()
     run_ablation(SETTINGS, output, "cpu", stages)
-    assert stages.drawn == []
+    assert stages.generated == []
     assert output.read_bytes() == before
 
 
@@ -257,18 +260,18 @@ def test_a_finished_file_is_not_drawn_again(whole, tmp_path):
         ({"schedulers": ("ddim",)}, r'settings.schedulers is \["model"\] there and \["ddim"\] now'),
     ],
 )
-def test_another_run_does_not_go_on_from_the_file(changed, words, tmp_path, monkeypatch):
+def test_other_settings_do_not_resume_the_file(changed, words, tmp_path, monkeypatch):
     output = tmp_path / "ablation.json"
     stopped_after(output, "I=2 B=0", monkeypatch)
     before = output.read_bytes()
     stages = Stages()
     with pytest.raises(ValueError, match=words):
         run_ablation(replace(SETTINGS, **changed), output, "cpu", stages)
-    assert stages.drawn == []
+    assert stages.generated == []
     assert output.read_bytes() == before
 
 
-def test_a_plan_that_was_tuned_anew_under_its_old_name_does_not_go_on(tmp_path):
+def test_a_retuned_plan_of_the_same_name_does_not_resume_the_file(tmp_path):
     output = tmp_path / "ablation.json"
     pipe = small_pipeline()
     plans = [plan_for(pipe, (Step(True), *[Step(False, branch)] * 3), steps=4) for branch in (0, 1)]
@@ -278,8 +281,6 @@ def test_a_plan_that_was_tuned_anew_under_its_old_name_does_not_go_on(tmp_path):
     run_ablation(first, output, "cpu")
     run_ablation(first, output, "cpu")
     stages = Stages()
-    with pytest.raises(
-        ValueError, match="'plan a' stood for other settings there; delete it, or give another --output"
-    ):
+    with pytest.raises(ValueError, match="'plan a' had other settings there; delete it, or give another --output"):
         run_ablation(second, output, "cpu", stages)
-    assert stages.drawn == []
+    assert stages.generated == []

@@ -14,8 +14,8 @@ from benchmarks.harness.reference_package import FOLDER
 from DeepCache import DeepCacheConfig
 from DeepCache.bench import benchmark
 from DeepCache.bench.benchmark import BenchmarkSettings, is_complete, run_benchmark
+from DeepCache.bench.benchmark_case import BASELINE, DEEPCACHE, FEWER_STEPS, REFERENCE
 from DeepCache.bench.clock import Timing, is_out_of_memory, release_memory, timed
-from DeepCache.bench.contestants import BASELINE, DEEPCACHE, FEWER_STEPS, REFERENCE
 from DeepCache.bench.result_file import read_result
 from DeepCache.bench.variants import Variant, parse_variant
 from DeepCache.engine import stats
@@ -71,11 +71,11 @@ def test_the_cells_are_all_of_the_grid_in_order(tmp_path, model, clock):
         assert (cell["unet_calls"], cell["reason"]) == (2, "")
 
 
-def test_every_type_has_a_pipeline_of_its_own(tmp_path, clock, monkeypatch):
+def test_every_dtype_loads_its_own_pipeline(tmp_path, clock, monkeypatch):
     clock()
     loaded = []
 
-    def load(model, *, dtype, device):
+    def load(model, *, dtype, **_):
         loaded.append(dtype)
         return unconditional_pipeline().to(getattr(torch, dtype))
 
@@ -87,7 +87,7 @@ def test_every_type_has_a_pipeline_of_its_own(tmp_path, clock, monkeypatch):
     assert {row["error"] for row in rows_of(result)} == {""}
 
 
-def test_auto_is_written_as_what_it_is_and_not_measured_twice(tmp_path, model, clock):
+def test_auto_is_resolved_and_not_measured_twice(tmp_path, model, clock):
     model(unconditional_pipeline)
     ran = clock()
     with pytest.raises(ValueError, match="dtypes must differ from each other"):
@@ -98,7 +98,7 @@ def test_auto_is_written_as_what_it_is_and_not_measured_twice(tmp_path, model, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_in_each_round_every_contestant_runs_once_and_another_goes_first(tmp_path, model, clock):
+def test_in_each_round_every_case_runs_once_and_a_different_one_goes_first(tmp_path, model, clock):
     model(small_pipeline)
     ran = clock()
     chosen = settings(TWO, parse_variant("I=3"), rounds=5, warm_up=2, reference=FOLDER, steps=3)
@@ -120,7 +120,7 @@ def test_in_each_round_every_contestant_runs_once_and_another_goes_first(tmp_pat
     assert all(before[0] != after[0] for before, after in zip(rounds, rounds[1:], strict=False))
 
 
-def test_a_warm_up_is_not_recorded_but_for_what_the_first_run_took(tmp_path, model, clock):
+def test_of_a_warm_up_only_the_first_time_is_recorded(tmp_path, model, clock):
     model(unconditional_pipeline)
     ran = clock()
     result = run(tmp_path, settings(rounds=3, warm_up=2))
@@ -143,7 +143,7 @@ def test_without_a_warm_up_the_first_run_is_the_first_of_the_rounds(tmp_path, mo
         assert row["first_seconds"] == row["seconds"][0]
 
 
-def test_the_figures_of_a_row_are_worked_out_from_its_raw_timings(tmp_path, model, monkeypatch):
+def test_the_figures_of_a_row_are_computed_from_its_timings(tmp_path, model, monkeypatch):
     model(unconditional_pipeline)
     # By round, without caching and with: ratios of 2, 5 and 3, though the medians are 10 and 3.
     told = {BASELINE: iter([8.0, 10.0, 12.0]), DEEPCACHE: iter([4.0, 2.0, 4.0])}
@@ -178,7 +178,7 @@ def test_real_time_passes_too(tmp_path, model):
         assert row["peak_memory"] is None
 
 
-def test_cost_is_what_the_steps_add_up_to_and_what_deepcache_counts(tmp_path, model, clock):
+def test_cost_is_the_sum_over_the_steps_and_equals_the_statistics(tmp_path, model, clock):
     model(small_pipeline)
     clock()
     chosen = settings(TWO, parse_variant("I=3 B=1"), parse_variant("I=2 guidance-reuse"), steps=5, guidance=3.0)
@@ -202,7 +202,7 @@ def test_cost_is_what_the_steps_add_up_to_and_what_deepcache_counts(tmp_path, mo
         assert (row["pattern"], row["mac_share"], row["bytes_kept"]) == (told.pattern, told.mac_share, told.bytes_kept)
 
 
-def test_fewer_steps_cost_what_the_settings_cost_and_each_number_comes_once(tmp_path, model, clock, monkeypatch):
+def test_fewer_steps_have_the_costs_of_the_variants_without_duplicates(tmp_path, model, clock, monkeypatch):
     model(small_pipeline)
     # Of ten steps: 5.5, 3.7, 3.7, and all of them.
     monkeypatch.setattr(benchmark, "count_costs", lambda *_: Costs(1000, {0: 100, 1: 100}, {0: 8, 1: 8}))
@@ -218,7 +218,7 @@ def test_fewer_steps_cost_what_the_settings_cost_and_each_number_comes_once(tmp_
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_fewer_steps_are_counted_in_unet_calls_where_a_step_takes_more(tmp_path, clock, monkeypatch):
+def test_fewer_steps_are_counted_in_unet_calls_if_a_step_has_several(tmp_path, clock, monkeypatch):
     def heun():
         pipe = small_pipeline()
         set_scheduler(pipe, "heun")
@@ -234,7 +234,7 @@ def test_fewer_steps_are_counted_in_unet_calls_where_a_step_takes_more(tmp_path,
     assert rows_of(result, DEEPCACHE)[0]["pattern"] == "F.F.F.F.F"
 
 
-def test_the_reference_package_is_measured_where_it_can_do_the_same(tmp_path, model, clock):
+def test_the_reference_package_is_measured_for_variants_it_supports(tmp_path, model, clock):
     model(small_pipeline)
     clock()
     names = ("I=2", "I=2 linear", "I=3", "I=2 non-uniform", "I=2 guidance-reuse")
@@ -251,7 +251,7 @@ def test_the_reference_package_is_measured_where_it_can_do_the_same(tmp_path, mo
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(("scheduler", "full"), [("ddim", 3), ("pndm", 2), ("heun", 1)])
-def test_the_cost_of_the_reference_package_is_that_of_the_steps_that_it_takes(tmp_path, model, clock, scheduler, full):
+def test_the_cost_of_the_reference_package_is_that_of_its_actual_steps(tmp_path, model, clock, scheduler, full):
     model(small_pipeline)
     costs = Costs(1000, {0: 100}, {0: 8})
     with pytest.MonkeyPatch.context() as patched:
@@ -269,7 +269,7 @@ def test_the_cost_of_the_reference_package_is_that_of_the_steps_that_it_takes(tm
     assert len(deep) == full
 
 
-def test_a_reference_package_that_is_not_there_is_told_before_the_model_is_loaded(tmp_path, monkeypatch):
+def test_a_missing_reference_package_is_reported_before_loading(tmp_path, monkeypatch):
     def not_loaded(*_, **__):
         raise AssertionError
 
@@ -294,7 +294,7 @@ def test_a_reference_package_that_does_not_fit_the_model_fails_alone(tmp_path, m
         assert len(row["seconds"]) == 2
 
 
-def test_what_an_adaptive_schedule_costs_is_found_by_running_it(tmp_path, model, clock):
+def test_the_cost_of_an_adaptive_schedule_is_measured_in_a_run(tmp_path, model, clock):
     model(small_pipeline)
     clock()
     chosen = parse_variant("I=4 adaptive threshold=1000000")
@@ -305,7 +305,7 @@ def test_what_an_adaptive_schedule_costs_is_found_by_running_it(tmp_path, model,
     assert fewer["steps"] == max(1, round(10 * cached["mac_share"]))
 
 
-def test_an_adaptive_schedule_cannot_be_measured_on_one_call_again_and_again():
+def test_an_adaptive_schedule_is_refused_for_the_unet_scope():
     with pytest.raises(ValueError, match=r"'I=4 B=0 adaptive threshold=0.1' decides during a run.*--scopes pipeline"):
         settings(parse_variant("I=4 adaptive"))
 
@@ -350,15 +350,15 @@ def test_a_branch_that_is_too_deep_and_too_many_steps_are_refused_before_anythin
         run(tmp_path, settings(TWO, parse_variant("I=2 B=9")))
     with pytest.raises(ValueError, match="steps must be 1000 or fewer for this model, got 1001"):
         run(tmp_path, settings(steps=1001))
-    with pytest.raises(ValueError, match="takes no guidance scale, got 3"):
+    with pytest.raises(ValueError, match="has no guidance scale, got 3"):
         run(tmp_path, settings(guidance=3.0))
-    with pytest.raises(ValueError, match="takes no size and draws 16x16, got 24x16"):
+    with pytest.raises(ValueError, match="the size of a DDPMPipeline is always 16x16, got 24x16"):
         run(tmp_path, settings(sizes=((24, 16),)))
     assert ran.ran == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_one_contestant_refuses_is_its_own_affair(tmp_path, model, clock):
+def test_an_error_of_one_case_does_not_affect_the_others(tmp_path, model, clock):
     model(small_pipeline)
     ran = clock()
     chosen = settings(parse_variant("I=2 guidance-reuse"), TWO, rounds=3, warm_up=1, guidance=1.0, fewer_steps=True)
@@ -395,10 +395,10 @@ def runs_out_of_memory(samples, method=None):
 
 
 @pytest.mark.parametrize("scope", ["pipeline", "unet"])
-def test_a_cell_that_needs_too_much_memory_is_marked_and_the_next_one_measured(tmp_path, model, clock, scope):
+def test_out_of_memory_marks_a_cell_and_the_next_one_is_measured(tmp_path, model, clock, scope):
     model(runs_out_of_memory(6))
     clock()
-    # With guidance there are two samples for each picture.
+    # With guidance there are two samples for each image.
     result = run(tmp_path, settings(batches=(1, 3, 2), guidance=3.0, scopes=(scope,)))
     assert [cell["status"] for cell in result["cells"]] == ["done", "out of memory", "done"]
     assert [cell["reason"] for cell in result["cells"]] == ["", "Out of memory: tried to allocate a lot.", ""]
@@ -411,7 +411,7 @@ def test_a_cell_that_needs_too_much_memory_is_marked_and_the_next_one_measured(t
     assert again.ran == []
 
 
-def test_too_little_memory_for_one_contestant_marks_its_row_alone(tmp_path, model, clock):
+def test_out_of_memory_of_one_case_marks_only_its_row(tmp_path, model, clock):
     model(runs_out_of_memory(4, DEEPCACHE))
     clock()
     result = run(tmp_path, settings(batches=(1, 2), guidance=3.0, rounds=2))
@@ -420,7 +420,7 @@ def test_too_little_memory_for_one_contestant_marks_its_row_alone(tmp_path, mode
     assert [len(row["seconds"]) for row in rows_of(result)] == [2, 2, 2, 0]
 
 
-def test_a_fault_that_is_not_of_memory_is_not_swallowed(tmp_path, model, clock):
+def test_errors_other_than_out_of_memory_are_raised(tmp_path, model, clock):
     def broken():
         pipe = unconditional_pipeline()
 
@@ -449,17 +449,17 @@ def test_a_fault_that_is_not_of_memory_is_not_swallowed(tmp_path, model, clock):
         (KeyboardInterrupt(), False),
     ],
 )
-def test_what_counts_as_too_little_memory(error, is_it):
+def test_out_of_memory_errors_are_recognised(error, is_it):
     assert is_out_of_memory(error) is is_it
 
 
-def test_too_much_memory_on_the_cpu_is_told_as_such():
+def test_out_of_memory_on_the_cpu_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**62, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
 
 
-def test_a_clock_runs_once_and_knows_no_memory_of_a_cpu():
+def test_timing_runs_once_and_has_no_memory_on_a_cpu():
     ran = []
     timing = timed(lambda: ran.append(1), torch.device("cpu"))
     assert ran == [1]
@@ -469,7 +469,7 @@ def test_a_clock_runs_once_and_knows_no_memory_of_a_cpu():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_the_settings_of_the_pipeline_are_written_down(tmp_path, model, clock):
+def test_the_settings_are_recorded(tmp_path, model, clock):
     model(small_pipeline)
     clock()
     result = run(tmp_path, settings(scheduler="euler", guidance=2.5, rounds=2, warm_up=1, seed=4))
@@ -482,7 +482,7 @@ def test_the_settings_of_the_pipeline_are_written_down(tmp_path, model, clock):
     assert (result["seed"], result["device"]["type"]) == (4, "cpu")
 
 
-def test_the_guidance_scale_is_that_of_the_pipeline_where_none_is_given(tmp_path, model, clock):
+def test_the_default_guidance_scale_is_the_recommended_one(tmp_path, model, clock):
     model(small_pipeline)
     clock()
     assert run(tmp_path, settings())["settings"]["guidance"] == 7.5
@@ -493,7 +493,7 @@ def test_the_guidance_scale_is_that_of_the_pipeline_where_none_is_given(tmp_path
     assert run(tmp_path, settings())["settings"]["guidance"] is None
 
 
-def test_a_folder_goes_before_an_architecture_of_its_name(tmp_path, clock, monkeypatch):
+def test_a_folder_takes_precedence_over_an_architecture(tmp_path, clock, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unconditional_pipeline().save_pretrained("sd15")
     clock()
@@ -514,7 +514,7 @@ def test_an_architecture_has_random_weights_and_a_size(tmp_path, clock, monkeypa
     assert [row["pattern"] for row in rows_of(result)] == ["FFF", "F.F"]
 
 
-def test_what_is_not_said_is_the_table_in_the_documentation_of_diffusers():
+def test_default_variants_are_those_of_the_diffusers_documentation():
     chosen = BenchmarkSettings()
     assert [variant.name for variant in chosen.variants] == ["I=3 B=0", "I=5 B=0", "I=5 B=1"]
     assert (chosen.model, chosen.steps, chosen.scopes) == ("shapes", 50, ("pipeline", "unet"))
@@ -544,7 +544,7 @@ def test_progress_rises_evenly_to_the_end(tmp_path, model, clock):
         assert steps == pytest.approx([steps[0]] * 4)
 
 
-def test_what_is_compiled_is_compiled_for_its_cells_alone_and_once_for_each(tmp_path, model, clock, monkeypatch):
+def test_only_compiled_cells_compile_and_each_case_once(tmp_path, model, clock, monkeypatch):
     model(unconditional_pipeline)
     counter = use_backend(monkeypatch, CompileCounter())
     ran = clock()
@@ -572,8 +572,8 @@ def test_a_second_run_of_a_finished_file_measures_nothing(tmp_path, model, clock
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"variants": ()}, "variants must name one or more"),
-        ({"batches": ()}, "batches must name one or more"),
+        ({"variants": ()}, "variants must have at least one value"),
+        ({"batches": ()}, "batches must have at least one value"),
         ({"batches": (1, 0)}, "a batch must be 1 or more, got 0"),
         ({"batches": (2, 2)}, "batches must differ"),
         ({"sizes": ((64, 64), (64, 64))}, "sizes must differ"),
@@ -587,21 +587,21 @@ def test_a_second_run_of_a_finished_file_measures_nothing(tmp_path, model, clock
             "captured, autotuned, openvino and onnx, got 'fast'",
         ),
         ({"scopes": ("vae",)}, "scopes are pipeline and unet, got 'vae'"),
-        ({"scopes": ()}, "scopes must name one or more"),
-        ({"guidance": float("nan")}, "guidance must be a number from 0, got nan"),
-        ({"guidance": -1.0}, "guidance must be a number from 0, got -1"),
-        ({"seed": -1}, "seed must be from 0 to 2**63 - 1, got -1"),
-        ({"seed": 2**63}, "seed must be from 0"),
+        ({"scopes": ()}, "scopes must have at least one value"),
+        ({"guidance": float("nan")}, "guidance must be a number >= 0, got nan"),
+        ({"guidance": -1.0}, "guidance must be a number >= 0, got -1"),
+        ({"seed": -1}, "seed must be between 0 and 2**63 - 1, got -1"),
+        ({"seed": 2**63}, "seed must be between 0"),
         ({"sizes": ((65, 64),)}, "multiples of 8, got 65x64"),
         ({"sizes": ((64, 0),)}, "multiples of 8, got 64x0"),
     ],
 )
-def test_what_is_out_of_range_is_refused(changed, words):
+def test_values_out_of_range_are_refused(changed, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         BenchmarkSettings(**changed)
 
 
-def test_graphs_are_captured_on_a_cuda_device_alone(tmp_path, model, clock):
+def test_captured_graphs_require_a_cuda_device(tmp_path, model, clock):
     model(unconditional_pipeline)
     clock()
     with pytest.raises(ValueError, match="the mode captured captures CUDA graphs, and the device is cpu"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from DeepCache.bench import benchmark as benchmark_module
 from DeepCache.bench import profiles
 from DeepCache.bench.benchmark import BenchmarkSettings, run_benchmark
 from DeepCache.bench.profiles import check_profile, run_profile, step_name
@@ -32,7 +33,6 @@ def measured(tmp_path, model, clock, monkeypatch):
 
     def measured(make, chosen):
         model(make)
-        monkeypatch.setattr(profiles, "load_pipeline", lambda model, *, dtype, device: make())
         monkeypatch.setattr(profiles, "release_memory", lambda: None)
         clock(only_first=True)
         return run_benchmark(chosen, tmp_path / "benchmark.json", device="cpu")
@@ -46,7 +46,7 @@ def taken(monkeypatch):
     found = {}
 
     def take(runs, trace, after_each):
-        found[trace.name] = [run._names for run in runs]
+        found[trace.name] = [names for _, names in runs]
         for _ in range(profiles.PASSES * len(runs)):
             after_each()
         return []
@@ -55,7 +55,7 @@ def taken(monkeypatch):
     return found
 
 
-def test_there_is_a_profile_and_a_trace_of_every_point_whatever_the_scope(tmp_path, measured):
+def test_every_point_has_a_profile_and_a_trace_regardless_of_scope(tmp_path, measured):
     chosen = settings(batches=(1, 2), scopes=("pipeline", "unet"), guidance=3.0, seed=4, steps=4)
     benchmark = measured(small_pipeline, chosen)
     result = run_profile(chosen, benchmark, tmp_path / "profile", device="cpu")
@@ -76,7 +76,7 @@ def test_there_is_a_profile_and_a_trace_of_every_point_whatever_the_scope(tmp_pa
         assert [len(step["seconds"]) for step in found["steps"]] == [5, 5]
 
 
-def test_every_kind_of_step_is_taken_under_the_first_variant_that_has_it(tmp_path, measured, taken):
+def test_every_kind_of_step_runs_with_the_first_variant_that_has_it(tmp_path, measured, taken):
     each = (Step(True), Step(False, branch=1), Step(False, branch=2))
     plan = plan_for(unconditional_pipeline(), each)
     chosen = settings(
@@ -93,7 +93,7 @@ def test_every_kind_of_step_is_taken_under_the_first_variant_that_has_it(tmp_pat
     ]
 
 
-def test_an_adaptive_variant_is_taken_as_a_uniform_one(tmp_path, measured, taken):
+def test_an_adaptive_variant_is_profiled_as_a_uniform_one(tmp_path, measured, taken):
     names = ("I=3 limited skipped adaptive", "I=3 alternating")
     chosen = settings(*map(parse_variant, names), scopes=("pipeline",))
     run_profile(chosen, measured(unconditional_pipeline, chosen), tmp_path, device="cpu")
@@ -103,7 +103,7 @@ def test_an_adaptive_variant_is_taken_as_a_uniform_one(tmp_path, measured, taken
     ]
 
 
-def test_what_was_not_measured_is_left_out(tmp_path, measured, taken):
+def test_points_that_were_not_measured_are_not_profiled(tmp_path, measured, taken):
     chosen = settings(TWO, parse_variant("I=3 B=1"), batches=(1, 2, 3, 4))
     benchmark = measured(unconditional_pipeline, chosen)
     cells = benchmark["cells"]
@@ -122,16 +122,16 @@ def test_what_was_not_measured_is_left_out(tmp_path, measured, taken):
     assert len(result["profiles"]) == 1
 
 
-def test_every_type_has_a_pipeline_of_its_own(tmp_path, measured, taken, monkeypatch):
+def test_every_dtype_loads_its_own_pipeline(tmp_path, measured, taken, monkeypatch):
     chosen = settings(dtypes=("float32", "bfloat16"), batches=(1, 2))
     benchmark = measured(unconditional_pipeline, chosen)
     loaded = []
 
-    def load(model, *, dtype, device):
+    def load(model, *, dtype, device, **_):
         loaded.append((model, dtype, device.type))
         return unconditional_pipeline().to(getattr(torch, dtype))
 
-    monkeypatch.setattr(profiles, "load_pipeline", load)
+    monkeypatch.setattr(benchmark_module, "load_pipeline", load)
     run_profile(chosen, benchmark, tmp_path, device="cpu")
     assert loaded == [("some model", "float32", "cpu"), ("some model", "bfloat16", "cpu")]
     assert list(taken) == [
@@ -145,8 +145,10 @@ def test_the_scheduler_and_the_mode_are_those_of_the_benchmark(tmp_path, measure
     benchmark = measured(small_pipeline, settings(scheduler="pndm", steps=4))
     benchmark["cells"].append(benchmark["cells"][0] | {"mode": "compiled"})
     modes = []
-    contestant = profiles._contestant
-    monkeypatch.setattr(profiles, "_contestant", lambda *args: modes.append(args[3]) or contestant(*args))
+    case = profiles.BenchmarkCase
+    monkeypatch.setattr(
+        profiles, "BenchmarkCase", lambda *args, **more: modes.append(more["mode"]) or case(*args, **more)
+    )
     run_profile(chosen, benchmark, tmp_path, device="cpu")
     assert modes == ["eager", "compiled"]
     # PNDM makes one call more.
@@ -154,7 +156,7 @@ def test_the_scheduler_and_the_mode_are_those_of_the_benchmark(tmp_path, measure
     assert taken["16x16-batch1-float32-compiled.json.gz"] == [("full step", shallow) * 2 + ("full step",)]
 
 
-def test_a_profile_that_needs_too_much_memory_says_so_and_the_next_one_is_taken(tmp_path, measured, monkeypatch):
+def test_out_of_memory_marks_a_profile_and_the_next_one_is_taken(tmp_path, measured, monkeypatch):
     chosen = settings(batches=(1, 2))
     benchmark = measured(unconditional_pipeline, chosen)
     take = profiles.profile_steps
@@ -172,7 +174,7 @@ def test_a_profile_that_needs_too_much_memory_says_so_and_the_next_one_is_taken(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
-def test_profiles_that_were_finished_stay_when_the_next_one_is_not(tmp_path, measured, monkeypatch, error):
+def test_finished_profiles_are_kept_if_the_next_one_fails(tmp_path, measured, monkeypatch, error):
     chosen = settings(batches=(1, 2))
     benchmark = measured(unconditional_pipeline, chosen)
     take = profiles.profile_steps
@@ -221,7 +223,7 @@ def test_progress_rises_to_the_end(tmp_path, measured, taken):
         (Step(False, 0, "response", skipped=True), "skipped step, response forecast"),
     ],
 )
-def test_a_step_is_called_by_what_it_does(step, name):
+def test_a_step_is_named_after_its_kind(step, name):
     assert step_name(step) == name
 
 
@@ -230,14 +232,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     file.touch()
     with pytest.raises(ValueError, match="file' is a file: give the name of a folder for the profile"):
         check_profile(file, "cpu")
-    with pytest.raises(ValueError, match=r"there is no folder '.*nowhere' to make 'profile' in; make it first"):
+    with pytest.raises(ValueError, match=r"the folder '.*nowhere' for 'profile' does not exist; create it first"):
         check_profile(tmp_path / "nowhere" / "profile", "cpu")
     for good in (tmp_path, tmp_path / "new", Path("new")):
         check_profile(good, "cpu")
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_device_that_no_profile_is_taken_of_is_refused(tmp_path, monkeypatch):
+def test_a_device_without_profiles_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(profiles, "resolve_device", lambda device: torch.device("mps"))
-    with pytest.raises(ValueError, match="a profile can be taken on cpu and cuda alone, got mps"):
+    with pytest.raises(ValueError, match="a profile requires one of the devices cpu and cuda, got mps"):
         check_profile(tmp_path)

@@ -27,7 +27,7 @@ from DeepCache.bench.provenance import PACKAGES, describe_device, provenance
     ],
     ids=["console script", "package", "script", "module", "quotes", "no arguments"],
 )
-def test_the_command_can_be_typed_again_and_names_no_folder_of_the_machine(arguments, module, command, monkeypatch):
+def test_the_command_can_be_repeated_and_has_no_path_of_the_machine(arguments, module, command, monkeypatch):
     main = ModuleType("__main__")
     main.__spec__ = None if module is None else ModuleSpec(module, None)
     monkeypatch.setitem(sys.modules, "__main__", main)
@@ -35,7 +35,7 @@ def test_the_command_can_be_typed_again_and_names_no_folder_of_the_machine(argum
     assert provenance(0)["command"] == command
 
 
-def test_it_has_the_time_the_seed_and_the_versions_that_are_installed():
+def test_provenance_has_date_seed_and_installed_versions():
     made = provenance(7)
     assert made["seed"] == 7
     assert timedelta() <= datetime.now(timezone.utc) - datetime.fromisoformat(made["date"]) < timedelta(days=1)

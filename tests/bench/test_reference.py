@@ -13,7 +13,7 @@ from benchmarks.harness.reference_package import FOLDER
 from DeepCache.bench.reference import reference_helper_class
 
 
-def test_a_wheel_and_the_folder_that_it_is_unpacked_to_are_the_same():
+def test_a_wheel_and_its_unpacked_folder_give_the_same_class():
     (wheel,) = FOLDER.glob("*.whl")
     ours = sys.modules["DeepCache"]
     classes = [reference_helper_class(path) for path in (wheel, FOLDER)]
@@ -33,7 +33,7 @@ def test_it_is_loaded_once():
     assert reference_helper_class(FOLDER) is reference_helper_class(FOLDER)
 
 
-def test_a_path_that_is_not_there_is_told_with_where_to_get_it(tmp_path):
+def test_a_missing_path_is_reported_with_the_download_command(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no reference package at '.*nowhere.whl'; pip download DeepCache==0.1.1"
     ):
@@ -62,7 +62,7 @@ def _other_wheel(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [_empty_folder, _other_package, _no_wheel, _other_wheel])
-def test_what_is_not_the_reference_package_is_told(make, tmp_path):
+def test_another_package_is_refused(make, tmp_path):
     path = make(tmp_path / "thing")
     with pytest.raises(
         ValueError, match=r"does not hold the reference package.*pip download DeepCache==0.1.1"

@@ -14,10 +14,10 @@ from jsonschema import Draft202012Validator
 from DeepCache.bench import result_file
 from DeepCache.bench.ablation import AblationSettings, grid, run_ablation
 from DeepCache.bench.benchmark import BenchmarkSettings, run_benchmark
-from DeepCache.bench.older_ablation import OLDER_ABLATION_FORMAT
 from DeepCache.bench.result_file import (
     ABLATION_FORMAT,
     BENCHMARK_FORMAT,
+    OLDER_ABLATION_FORMAT,
     read_result,
     resumed_result,
     schema,
@@ -43,14 +43,19 @@ def results(tmp_path_factory):
     return {BENCHMARK_FORMAT: folder / "benchmark.json", ABLATION_FORMAT: folder / "ablation.json"}
 
 
-def parts(schema, place=""):
-    """Every schema within a schema that belongs to a key."""
-    for name, part in schema.get("properties", {}).items():
-        yield f"{place}.{name}", part
-        yield from parts(part, f"{place}.{name}")
+def parts(node, definitions, place=""):
+    """Every schema within a schema that belongs to a key, with its definition."""
+    for name, part in node.get("properties", {}).items():
+        whole = part | definitions.get(part.get("$ref", "").removeprefix("#/$defs/"), {})
+        yield f"{place}.{name}", whole
+        yield from parts(whole, definitions, f"{place}.{name}")
     for inside in ("items", "additionalProperties"):
-        if isinstance(schema.get(inside), dict):
-            yield from parts(schema[inside], f"{place}[]")
+        if isinstance(node.get(inside), dict):
+            yield from parts(node[inside], definitions, f"{place}[]")
+
+
+def all_parts(kind):
+    return list(parts(schema(kind), schema(kind).get("$defs", {})))
 
 
 def objects(value, place=()):
@@ -69,9 +74,9 @@ def shown(place):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_schema_is_one_and_describes_every_key(kind):
+def test_a_schema_is_valid_and_describes_every_key(kind):
     Draft202012Validator.check_schema(schema(kind))
-    found = list(parts(schema(kind)))
+    found = all_parts(kind)
     assert len(found) > 50
     assert [place for place, part in found if not part.get("description", "").endswith((".", "…"))] == []
     for place, part in (("", schema(kind)), *found):
@@ -80,19 +85,19 @@ def test_a_schema_is_one_and_describes_every_key(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_a_real_run_writes_is_as_the_schema_says(kind, results):
+def test_a_real_result_fits_its_schema(kind, results):
     result = read_result(results[kind])
     assert result["format"] == kind
     assert result == json.loads(results[kind].read_text(encoding="utf-8"))
     named = {re.sub(r"\[\d+\]", "[]", shown((*place, key))) for place, value in objects(result) for key in value}
     # What has names of its own is described as one.
     own = re.compile(r"(versions|left_out|variants|config|machine\.cpu_features)\.")
-    described = {place.lstrip(".").replace("[].", "[].") for place, _ in parts(schema(kind))}
+    described = {place.lstrip(".").replace("[].", "[].") for place, _ in all_parts(kind)}
     assert {name for name in named if not own.search(name)} <= described
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_key_too_many_or_too_few_is_refused_with_its_place(kind, results, tmp_path):
+def test_a_surplus_or_missing_key_is_reported_with_its_place(kind, results, tmp_path):
     whole = read_result(results[kind])
     free = {"versions", "left_out", "variants", "config"}
     tried = count()
@@ -119,7 +124,7 @@ def test_a_key_too_many_or_too_few_is_refused_with_its_place(kind, results, tmp_
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_value_of_another_type_is_refused_with_its_place(kind, results, tmp_path):
+def test_a_value_of_the_wrong_type_is_reported_with_its_place(kind, results, tmp_path):
     result = read_result(results[kind])
     result["machine"]["cores"] = "many"
     write_result(tmp_path / "wrong.json", result)
@@ -130,32 +135,30 @@ def test_a_value_of_another_type_is_refused_with_its_place(kind, results, tmp_pa
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is no JSON"),
-        ('{"format": ', "is no JSON"),
-        ("[]", "holds no JSON object"),
-        ("{}", "its 'format' is None.*'DeepCache benchmark 1', 'DeepCache ablation 2', 'DeepCache ablation 1'"),
-        ('{"format": "DeepCache plan 1"}', "its 'format' is 'DeepCache plan 1'"),
+        (b"", "' is not JSON"),
+        (b'{"format": ', "' is not JSON"),
+        (b"[]", "' is not a result file: it holds no JSON object"),
+        (
+            b"{}",
+            "' .*its 'format' is None.*'DeepCache benchmark 1', 'DeepCache ablation 2', 'DeepCache ablation 1'",
+        ),
+        (b'{"format": "DeepCache plan 1"}', "' .*its 'format' is 'DeepCache plan 1'"),
+        (b"\xff\xfe\x00", r"': it is not UTF-8 text \(byte 0\)"),
     ],
 )
-def test_a_file_that_is_no_result_is_refused(content, words, tmp_path):
-    (tmp_path / "other.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"other\.json'.* {words}"):
+def test_a_file_that_is_not_a_result_is_refused(content, words, tmp_path):
+    (tmp_path / "other.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"other\.json{words}"):
         read_result(tmp_path / "other.json")
 
 
-def test_a_file_that_is_not_text_is_refused(tmp_path):
-    (tmp_path / "other.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"other\.json': it is not UTF-8 text \(byte 0\)"):
-        read_result(tmp_path / "other.json")
-
-
-def test_checking_without_jsonschema_says_how_to_get_it(results, monkeypatch):
+def test_checking_without_jsonschema_names_the_extra(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(ImportError, match=r"pip install 'DeepCache\[report\]'"):
         read_result(results[BENCHMARK_FORMAT])
 
 
-def test_what_is_written_is_read_and_folders_are_made(tmp_path):
+def test_a_result_is_written_and_read_and_its_folder_is_created(tmp_path):
     path = tmp_path / "a" / "b" / "result.json"
     write_result(path, {"größe": [1, 2.5, None]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"größe": [1, 2.5, None]}
@@ -163,7 +166,7 @@ def test_what_is_written_is_read_and_folders_are_made(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [float("inf"), float("nan"), object()])
-def test_what_json_has_not_leaves_the_old_file(wrong, tmp_path):
+def test_a_value_that_json_lacks_leaves_the_old_file(wrong, tmp_path):
     path = tmp_path / "result.json"
     write_result(path, {"value": 1})
     with pytest.raises((ValueError, TypeError)):
@@ -172,7 +175,7 @@ def test_what_json_has_not_leaves_the_old_file(wrong, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_crash_in_mid_write_leaves_the_old_file_and_the_next_write_is_whole(tmp_path, monkeypatch):
+def test_a_crash_during_a_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     write_result(path, {"value": 1})
     with monkeypatch.context() as patched:
@@ -184,7 +187,7 @@ def test_a_crash_in_mid_write_leaves_the_old_file_and_the_next_write_is_whole(tm
         with pytest.raises(KeyboardInterrupt):
             write_result(path, {"value": 2})
     assert json.loads(path.read_text(encoding="utf-8")) == {"value": 1}
-    assert (tmp_path / "result.json.partial").exists()
+    assert list(tmp_path.iterdir()) == [path]
     assert resumed_result(path, {"value": 1}) == {"value": 1}
     write_result(path, {"value": 3})
     assert json.loads(path.read_text(encoding="utf-8")) == {"value": 3}
@@ -213,11 +216,11 @@ def stopped(tmp_path):
     return path
 
 
-def test_where_there_is_no_file_a_run_begins(tmp_path):
+def test_a_run_without_a_file_starts_fresh(tmp_path):
     assert resumed_result(tmp_path / "none.json", FRESH) is FRESH
 
 
-def test_another_command_and_another_day_go_on(stopped):
+def test_another_command_and_another_date_resume(stopped):
     later = FRESH | {"command": "deepcache benchmark -o stopped.json", "date": "2025-02-02T00:00:00+00:00"}
     found = resumed_result(stopped, later)
     assert [cell["status"] for cell in found["cells"]] == ["done", "waiting"]
@@ -245,14 +248,14 @@ def test_another_command_and_another_day_go_on(stopped):
         ),
     ],
 )
-def test_another_run_is_refused_with_what_differs(changed, words, stopped):
+def test_the_file_of_another_run_is_refused_with_the_difference(changed, words, stopped):
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         resumed_result(stopped, FRESH | changed)
     assert str(caught.value).startswith(f"{str(stopped)!r} is of another run: ")
     assert str(caught.value).endswith("delete it, or give another --output")
 
 
-def test_a_long_value_is_cut_short_in_a_message(stopped):
+def test_a_long_value_is_shortened_in_a_message(stopped):
     changed = {"settings": FRESH["settings"] | {"model": "x" * 500}}
     with pytest.raises(ValueError, match=r'settings\.model is "sd15" there and "x+… now') as caught:
         resumed_result(stopped, FRESH | changed)
@@ -262,14 +265,14 @@ def test_a_long_value_is_cut_short_in_a_message(stopped):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no JSON"),
-        (b'{"format": "DeepCache bench', "is no JSON"),
+        (b"", "is not JSON"),
+        (b'{"format": "DeepCache bench', "is not JSON"),
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"null", "holds no JSON object"),
         (b"{}", "format is null there"),
     ],
 )
-def test_a_damaged_file_is_told_in_one_line(content, words, tmp_path):
+def test_a_damaged_file_is_reported_in_one_line(content, words, tmp_path):
     path = tmp_path / "damaged.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=words) as caught:
@@ -279,7 +282,7 @@ def test_a_damaged_file_is_told_in_one_line(content, words, tmp_path):
 
 
 @pytest.mark.parametrize("cells", [None, {}, [], [{"status": "done"}]])
-def test_a_file_that_lost_its_cells_is_told(cells, tmp_path):
+def test_a_file_without_its_cells_is_reported(cells, tmp_path):
     path = tmp_path / "damaged.json"
     write_result(path, FRESH | {"cells": cells})
     with pytest.raises(ValueError, match=r"damaged\.json' is damaged: 'cells' must be a list of 2"):

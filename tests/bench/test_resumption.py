@@ -18,7 +18,7 @@ from DeepCache.engine.cost import Costs
 from tests.bench.fake_clock import TICK
 from tests.bench.small_models import unconditional_pipeline
 
-ROUNDS, WARM_UP, CONTESTANTS = 2, 1, 3
+ROUNDS, WARM_UP, CASES = 2, 1, 3
 SETTINGS = BenchmarkSettings(
     "some model",
     (parse_variant("I=2"),),
@@ -29,7 +29,7 @@ SETTINGS = BenchmarkSettings(
     scopes=("unet",),
 )
 # Two cells.
-ALL_RUNS = 2 * (ROUNDS + WARM_UP) * CONTESTANTS
+ALL_RUNS = 2 * (ROUNDS + WARM_UP) * CASES
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +69,12 @@ def still_to_run(result):
     for cell in result["cells"]:
         if cell["status"] in ("waiting", "partial"):
             done = len(cell["rows"][0]["seconds"]) if cell["rows"] else 0
-            left += (WARM_UP + ROUNDS - done) * CONTESTANTS
+            left += (WARM_UP + ROUNDS - done) * CASES
     return left
 
 
 def check_nothing_lost(before, after):
-    """Whatever the file had is still there, in its place."""
+    """Everything the file had is still there, in its place."""
     if before is None:
         return
     for old, new in zip(before["cells"], after["cells"], strict=True):
@@ -90,7 +90,7 @@ def check_finished(result):
     assert is_complete(result)
     assert {cell["status"] for cell in result["cells"]} == {"done"}
     seconds = timings(result)
-    assert [len(row) for row in seconds] == [ROUNDS] * (2 * CONTESTANTS)
+    assert [len(row) for row in seconds] == [ROUNDS] * (2 * CASES)
     flat = [value for row in seconds for value in row]
     assert len(set(flat)) == len(flat)
 
@@ -119,9 +119,9 @@ def test_ctrl_c_in_any_run_loses_no_round(stop_at, never_stopped, clock, tmp_pat
     assert len(ran.ran) == stop_at - 1
     before = on_disk(path)
     # The rounds that were whole are in the file, less those to warm up.
-    rounds = (stop_at - 1) // CONTESTANTS
+    rounds = (stop_at - 1) // CASES
     measured = max(0, rounds - WARM_UP) if rounds < 3 else ROUNDS + max(0, rounds - 3 - WARM_UP)
-    assert sum(len(row) for row in timings(before)) == measured * CONTESTANTS if before else measured == 0
+    assert sum(len(row) for row in timings(before)) == measured * CASES if before else measured == 0
     again = clock(only_first=True)
     after = run_benchmark(SETTINGS, path, "cpu")
     assert on_disk(path) == after
@@ -144,7 +144,7 @@ def test_a_crash_around_any_write_loses_no_round(write, when, never_stopped, clo
             write_result(path, result)
             return
         if when == "in":
-            path.with_name(path.name + ".partial").write_text('{"format": "Deep')
+            path.with_name(f".{path.name}.partial").write_text('{"format": "Deep')
         if when == "after":
             write_result(path, result)
         raise KeyboardInterrupt
@@ -163,7 +163,7 @@ def test_a_crash_around_any_write_loses_no_round(write, when, never_stopped, clo
     assert without_figures(after) == whole(never_stopped, clock, tmp_path)
 
 
-def test_a_run_that_is_stopped_again_and_again_comes_to_its_end(never_stopped, clock, tmp_path):
+def test_a_run_that_is_stopped_repeatedly_finishes(never_stopped, clock, tmp_path):
     path = tmp_path / "benchmark.json"
     befores = []
     # Enough for the warm-up and one round, and then a little more.
@@ -180,7 +180,7 @@ def test_a_run_that_is_stopped_again_and_again_comes_to_its_end(never_stopped, c
     assert without_figures(after) == whole(never_stopped, clock, tmp_path)
 
 
-def test_what_failed_before_it_was_stopped_is_not_tried_again(clock, tmp_path, model):
+def test_a_case_that_failed_before_the_stop_is_not_retried(clock, tmp_path, model):
     def refusing():
         pipe = unconditional_pipeline()
 
@@ -193,7 +193,7 @@ def test_what_failed_before_it_was_stopped_is_not_tried_again(clock, tmp_path, m
 
     model(refusing)
     path = tmp_path / "benchmark.json"
-    # Two contestants run, and after two rounds and one run it is stopped.
+    # Two cases run, and after two rounds and one run it is stopped.
     clock(2 * 2 + 2, only_first=True)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(SETTINGS, path, "cpu")
@@ -220,7 +220,7 @@ def test_what_failed_before_it_was_stopped_is_not_tried_again(clock, tmp_path, m
         ({"scheduler": "ddpm"}, 'settings.scheduler is "DDIMScheduler" there and "DDPMScheduler" now'),
     ],
 )
-def test_another_run_does_not_go_on_from_the_file(changed, words, clock, tmp_path):
+def test_other_settings_do_not_resume_the_file(changed, words, clock, tmp_path):
     path = tmp_path / "benchmark.json"
     clock(8, only_first=True)
     with pytest.raises(KeyboardInterrupt):
@@ -248,7 +248,7 @@ def hours(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "measured"),
     [
-        # One round of three runs, after one to warm up, is measured whatever the limit.
+        # One round of three runs, after one to warm up, is measured regardless of the limit.
         (0.001, [1, 0]),
         (6, [1, 0]),
         (8.9, [1, 0]),
@@ -261,7 +261,7 @@ def hours(monkeypatch):
         (1000, [2, 2]),
     ],
 )
-def test_no_round_is_begun_that_would_end_too_late_and_one_is_always_measured(
+def test_no_round_starts_that_would_end_too_late_but_one_is_always_measured(
     seconds, measured, hours, never_stopped, clock, tmp_path
 ):
     path = tmp_path / "benchmark.json"
@@ -280,9 +280,9 @@ def test_no_round_is_begun_that_would_end_too_late_and_one_is_always_measured(
 
 # Importing the compiler.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-def test_what_compiling_takes_is_not_expected_of_the_rounds_to_come(tmp_path, monkeypatch):
-    # The first run of each contestant compiles.
-    takes = chain([100.0] * CONTESTANTS, [1.0] * ROUNDS * CONTESTANTS)
+def test_compile_time_is_not_expected_of_later_rounds(tmp_path, monkeypatch):
+    # The first run of each case compiles.
+    takes = chain([100.0] * CASES, [1.0] * ROUNDS * CASES)
     now = 0.0
 
     def timed(run, device):
@@ -297,7 +297,7 @@ def test_what_compiling_takes_is_not_expected_of_the_rounds_to_come(tmp_path, mo
     assert is_complete(run_benchmark(settings, tmp_path / "benchmark.json", "cpu", stop_after=310))
 
 
-def test_a_limit_that_is_too_short_for_all_is_enough_when_it_is_given_again_and_again(hours, clock, tmp_path):
+def test_repeated_runs_with_a_short_time_limit_finish(hours, clock, tmp_path):
     path = tmp_path / "benchmark.json"
     for turn in range(1, 2 * ROUNDS + 1):
         hours(clock(only_first=True))

@@ -38,7 +38,7 @@ def _folder(tmp_path, monkeypatch):
         }
     )
 )
-def test_a_name_stands_for_the_settings_it_was_made_of(values):
+def test_a_name_parses_to_the_settings_it_was_made_from(values):
     if values["skip_mode"] != "adaptive":
         del values["threshold"]
     try:
@@ -81,11 +81,11 @@ def test_a_name_stands_for_the_settings_it_was_made_of(values):
         ),
     ],
 )
-def test_what_is_not_said_is_as_in_the_paper(text, name, settings):
+def test_defaults_are_those_of_the_paper(text, name, settings):
     assert parse_variant(text) == Variant(name, DeepCacheConfig(**{"forecast": "none"} | settings))
 
 
-def test_words_come_in_any_order():
+def test_words_can_be_in_any_order():
     words = ("I=5", "B=1", "linear", "non-uniform", "guidance-reuse")
     config = DeepCacheConfig(5, 1, "non-uniform", "linear", True)
     assert {parse_variant(" ".join(order)) for order in permutations(words)} == {Variant(variant_name(config), config)}
@@ -104,8 +104,8 @@ def test_words_come_in_any_order():
         ("3", "'3'"),
         ("I=0", "cache_interval must be 1 or more, got 0"),
         ("", "''"),
-        ("B=1 linear", "names no interval"),
-        ("I=3 force", "names no plan to force"),
+        ("B=1 linear", "has no interval"),
+        ("I=3 force", "has no plan to force"),
         ("I=3 I=5", "'I=5' contradicts"),
         ("I=3 B=0 B=1", "'B=1' contradicts"),
         ("I=3 linear quadratic", "'quadratic' contradicts"),
@@ -120,19 +120,19 @@ def test_words_come_in_any_order():
         ("I=3 skipped guidance-reuse", "guidance_reuse"),
     ],
 )
-def test_what_is_wrong_with_a_word_is_told_with_the_word(text, word):
+def test_an_error_names_the_wrong_word(text, word):
     with pytest.raises(ValueError, match=word):
         parse_variant(text)
 
 
-def test_an_unknown_word_is_told_with_all_that_there_is():
+def test_the_error_of_an_unknown_word_lists_the_valid_ones():
     with pytest.raises(
         ValueError, match=r"I=INTERVAL.*B=BRANCH.*guidance-reuse.*skipped.*adaptive.*threshold=NUMBER.*plan=FILE.*force"
     ):
         parse_variant("I=3 cubic")
 
 
-def test_a_plan_is_called_by_its_file():
+def test_a_plan_is_named_after_its_file():
     Path("here").mkdir()
     PLAN.to_file("here/ddim-299.json")
     assert parse_variant("plan=here/ddim-299.json") == Variant("plan ddim-299", DeepCacheConfig(plan=PLAN))
@@ -141,13 +141,13 @@ def test_a_plan_is_called_by_its_file():
         assert parse_variant(text) == Variant("plan ddim-299", forced)
 
 
-def test_a_file_of_settings_is_as_good_as_a_plan():
+def test_a_file_of_settings_can_replace_a_plan():
     config = DeepCacheConfig(7, 2, forecast="quadratic", schedule=UniformSchedule(4))
     config.to_file("mine.json")
     assert parse_variant("plan=mine.json") == Variant("plan mine", config)
 
 
-def test_settings_with_a_plan_stay_as_they_are_when_they_are_forced():
+def test_forcing_a_plan_keeps_the_other_settings():
     DeepCacheConfig(7, 2, forecast="quadratic", plan=PLAN).to_file("mine.json")
     assert parse_variant("plan=mine.json force").config == DeepCacheConfig(
         7, 2, forecast="quadratic", plan=PLAN, force_plan=True
@@ -157,14 +157,14 @@ def test_settings_with_a_plan_stay_as_they_are_when_they_are_forced():
 @pytest.mark.parametrize(
     "more", ["I=3", "B=0", "linear", "none", "uniform", "guidance-reuse", "non-uniform", "skipped"]
 )
-def test_a_plan_goes_with_force_alone(more):
+def test_a_plan_can_be_combined_with_force_only(more):
     PLAN.to_file("plan.json")
     for text in (f"plan=plan.json {more}", f"{more} plan=plan.json force"):
-        with pytest.raises(ValueError, match="goes with force alone"):
+        with pytest.raises(ValueError, match="can be combined with force only"):
             parse_variant(text)
 
 
-def test_two_plans_are_not_one():
+def test_two_plans_contradict_each_other():
     PLAN.to_file("a.json")
     PLAN.to_file("b.json")
     with pytest.raises(ValueError, match=r"'plan=b\.json' contradicts"):
@@ -173,27 +173,27 @@ def test_two_plans_are_not_one():
 
 def test_settings_without_a_plan_cannot_be_forced():
     DeepCacheConfig(5).to_file("mine.json")
-    with pytest.raises(ValueError, match=r"'mine\.json' holds settings and no plan"):
+    with pytest.raises(ValueError, match=r"'mine\.json' holds settings, not a plan"):
         parse_variant("plan=mine.json force")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"interval": 3}', b'{"cache_interval": "3"}', b"\xff\xfe", b'{"format": "tea"}']
 )
-def test_a_file_that_is_no_plan_is_named(content):
+def test_the_error_names_a_file_without_a_plan(content):
     Path("plan.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"'plan\.json'(: it is not UTF-8 text| holds no plan)"):
         parse_variant("plan=plan.json")
 
 
-def test_a_plan_with_what_json_has_not_is_refused_before_a_result_cannot_be_written():
+def test_a_plan_with_values_that_json_lacks_is_refused():
     values = PLAN.to_dict() | {"results": {"psnr": float("inf")}}
     Path("plan.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ValueError, match=r"'plan\.json' holds no plan.*JSON"):
         parse_variant("plan=plan.json force")
 
 
-def test_a_file_that_is_not_there_is_named():
+def test_the_error_names_a_missing_file():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         parse_variant("plan=nowhere.json")
 
@@ -211,11 +211,11 @@ def test_a_file_that_is_not_there_is_named():
         ("I=5 adaptive", False),
     ],
 )
-def test_the_reference_package_does_uniform_reuse_and_no_more(text, can):
+def test_the_reference_package_supports_uniform_reuse_only(text, can):
     assert parse_variant(text).in_reference is can
 
 
-def test_the_reference_package_does_no_plan_and_no_schedule():
+def test_the_reference_package_supports_neither_plans_nor_schedules():
     PLAN.to_file("plan.json")
     DeepCacheConfig(3, forecast="none", schedule=UniformSchedule(3)).to_file("schedule.json")
     assert not parse_variant("plan=plan.json").in_reference

@@ -69,11 +69,11 @@ class Calls:
     ],
     ids=["shapes", "sd15-tiny", "small", "unconditional", "unconditional, height and width"],
 )
-def test_the_size_is_that_of_what_the_pipeline_draws(make, size):
+def test_default_size_is_that_of_the_images(make, size):
     assert default_size(make()) == size
 
 
-def test_a_video_pipeline_tells_its_size_and_an_architecture_knows_better(video, tmp_path, monkeypatch):
+def test_an_architecture_overrides_the_default_size_of_a_video_pipeline(video, tmp_path, monkeypatch):
     assert default_size(video) == (1024, 576)
     for module in (benchmark, stats):
         monkeypatch.setattr(module, "count_costs", lambda *_: Costs(100, {0: 10}, {0: 32}))
@@ -87,7 +87,7 @@ def test_a_video_pipeline_tells_its_size_and_an_architecture_knows_better(video,
     assert result["settings"]["guidance"] is None
 
 
-def test_a_pipeline_with_prompts_gets_a_prompt_for_each_picture():
+def test_a_pipeline_with_prompts_gets_one_prompt_per_image():
     call = PipelineCall(batch=3, size=(24, 16), steps=4, guidance=2.0, seed=5)
     arguments = call.arguments(small_pipeline())
     assert len(arguments.pop("prompt")) == 3
@@ -96,13 +96,13 @@ def test_a_pipeline_with_prompts_gets_a_prompt_for_each_picture():
     assert arguments == {"width": 24, "height": 16, "num_inference_steps": 4, "guidance_scale": 2.0}
 
 
-def test_a_pipeline_without_prompts_gets_the_size_of_the_batch():
+def test_a_pipeline_without_prompts_gets_the_batch_size():
     arguments = PipelineCall(batch=3, size=(16, 16), steps=4).arguments(unconditional_pipeline())
     assert arguments.keys() == {"batch_size", "num_inference_steps", "generator"}
     assert arguments["batch_size"] == 3
 
 
-def test_a_pipeline_that_goes_on_from_a_picture_gets_the_same_one_every_time(refiner):
+def test_an_image_to_image_pipeline_gets_the_same_image_every_time(refiner):
     call = PipelineCall(batch=2, size=(64, 72), steps=4)
     arguments = call.arguments(refiner)
     assert [image.size for image in arguments["image"]] == [(64, 72)] * 2
@@ -114,35 +114,35 @@ def test_a_pipeline_that_goes_on_from_a_picture_gets_the_same_one_every_time(ref
     assert other["image"][0].size == (72, 64)
 
 
-def test_no_argument_is_one_that_the_pipeline_does_not_take(refiner, video):
+def test_every_argument_is_a_parameter_of_the_pipeline(refiner, video):
     for pipe in (refiner, video, small_pipeline(), unconditional_pipeline()):
         call = PipelineCall(batch=1, size=default_size(pipe), steps=2)
         assert call.arguments(pipe).keys() <= signature(pipe.__call__).parameters.keys()
 
 
-def test_a_pipeline_that_wants_something_else_is_refused():
+def test_a_pipeline_that_requires_other_inputs_is_refused():
     class Inpainting:
         def __call__(self, prompt, mask_image, image=None, **others):
             raise AssertionError
 
-    with pytest.raises(ValueError, match="a Inpainting wants 'mask_image', which a benchmark has nothing for"):
+    with pytest.raises(ValueError, match="a Inpainting requires 'mask_image', which a benchmark does not have"):
         PipelineCall(1, (64, 64), 2).arguments(Inpainting())
 
 
-def test_a_guidance_scale_that_the_pipeline_does_not_take_is_refused(video):
-    with pytest.raises(ValueError, match="a StableVideoDiffusionPipeline takes no guidance scale, got 3"):
+def test_a_guidance_scale_is_refused_for_a_pipeline_without_one(video):
+    with pytest.raises(ValueError, match="a StableVideoDiffusionPipeline has no guidance scale, got 3"):
         PipelineCall(1, (64, 64), 2, guidance=3.0).arguments(video)
 
 
-def test_a_size_that_the_pipeline_does_not_take_is_refused():
+def test_a_size_is_refused_for_a_pipeline_without_one():
     pipe = unconditional_pipeline()
-    with pytest.raises(ValueError, match="a DDPMPipeline takes no size and draws 16x16, got 32x32"):
+    with pytest.raises(ValueError, match="the size of a DDPMPipeline is always 16x16, got 32x32"):
         PipelineCall(1, (32, 32), 2).arguments(pipe)
     PipelineCall(1, (16, 16), 2)(pipe)
 
 
 @pytest.mark.parametrize("steps", [7, 10])
-def test_the_loop_of_a_refiner_begins_where_the_refiner_does(refiner, steps):
+def test_the_loop_of_a_refiner_starts_at_the_first_timestep_of_the_refiner(refiner, steps):
     call = PipelineCall(batch=1, size=(64, 64), steps=steps)
     loop = UnetLoop.of(refiner, call)
     with Calls(refiner) as piped:
@@ -158,7 +158,7 @@ def test_the_loop_of_a_refiner_begins_where_the_refiner_does(refiner, steps):
 
 @pytest.mark.parametrize("make", [small_pipeline, unconditional_pipeline])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_loop_calls_the_unet_as_often_as_the_pipeline_and_with_what_it_gives(make, batch):
+def test_the_loop_has_the_calls_and_arguments_of_the_pipeline(make, batch):
     pipe = make()
     call = PipelineCall(batch, (16, 16), steps=4)
     loop = UnetLoop.of(pipe, call)
@@ -171,13 +171,13 @@ def test_the_loop_calls_the_unet_as_often_as_the_pipeline_and_with_what_it_gives
     assert all(torch.equal(sample, piped.samples[0]) for sample in looped.samples)
 
 
-def test_the_loop_of_a_scheduler_of_second_order_has_all_its_calls():
+def test_the_loop_has_all_calls_of_a_second_order_scheduler():
     pipe = small_pipeline()
     set_scheduler(pipe, "heun")
     assert UnetLoop.of(pipe, PipelineCall(1, (16, 16), steps=4)).calls == 7
 
 
-def test_making_a_loop_runs_no_unet_and_leaves_no_hook():
+def test_creating_a_loop_does_not_run_the_unet_and_leaves_no_hook():
     pipe = small_pipeline()
     ran = []
     handle = pipe.unet.register_forward_hook(lambda *_: ran.append(1))
@@ -189,7 +189,7 @@ def test_making_a_loop_runs_no_unet_and_leaves_no_hook():
     assert not pipe.unet._forward_pre_hooks
 
 
-def test_the_loop_needs_no_scheduler_and_no_autoencoder(monkeypatch):
+def test_the_loop_uses_neither_scheduler_nor_autoencoder(monkeypatch):
     pipe = small_pipeline()
     loop = UnetLoop.of(pipe, PipelineCall(1, (16, 16), steps=4))
 
@@ -211,7 +211,7 @@ def test_the_loop_needs_no_scheduler_and_no_autoencoder(monkeypatch):
         DeepCacheConfig(2, guidance_reuse=True),
     ],
 )
-def test_with_deepcache_the_loop_does_what_the_settings_say_every_time(config):
+def test_a_loop_with_deepcache_follows_the_schedule_in_every_run(config):
     pipe = small_pipeline()
     loop = UnetLoop.of(pipe, PipelineCall(1, (16, 16), steps=7, guidance=3.0))
     engine = apply_deepcache(pipe, config)
@@ -230,7 +230,7 @@ def test_with_deepcache_the_loop_does_what_the_settings_say_every_time(config):
     assert engine.stats == whole
 
 
-def test_the_loop_of_a_refiner_with_deepcache_begins_with_a_full_step(refiner):
+def test_the_loop_of_a_refiner_with_deepcache_starts_with_a_full_step(refiner):
     loop = UnetLoop.of(refiner, PipelineCall(1, (64, 64), steps=10))
     engine = apply_deepcache(refiner, DeepCacheConfig(2))
     try:
@@ -241,7 +241,7 @@ def test_the_loop_of_a_refiner_with_deepcache_begins_with_a_full_step(refiner):
         engine.detach()
 
 
-def test_a_timestep_that_is_no_view_into_the_list_makes_a_loop_over_all_of_them():
+def test_a_timestep_that_is_not_a_view_makes_a_loop_over_all_timesteps():
     pipe = unconditional_pipeline()
 
     class Whole(type(pipe)):

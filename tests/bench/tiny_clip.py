@@ -1,4 +1,4 @@
-"""A CLIP of random weights that scores small pictures in a moment."""
+"""A CLIP of random weights that scores small images in a moment."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_tiny_clip(folder: Path) -> Path:
         torch.manual_seed(3)
         clip = CLIPModel(config).eval()
         for parameter in clip.parameters():
-            # As they are drawn, the weights are so small that all embeddings are alike.
+            # As they are generated, the weights are so small that all embeddings are alike.
             if parameter.ndim > 1:
                 parameter.data.normal_(std=0.5)
     clip.save_pretrained(folder)

@@ -170,7 +170,7 @@ def test_count_samples_prompts_with_the_seed(run, asked):
         (("--branches", "0;1"), ["branches", "'0;1'"]),
         (("--schedules", "even"), ["'even'", "'non-uniform'"]),
         (("--forecasts", "cubic"), ["'cubic'", "'quadratic'"]),
-        (("--forecasts", ""), ["must name one or more"]),
+        (("--forecasts", ""), ["must have at least one value"]),
         (("--guidance-reuse", "yes"), ["--guidance-reuse must be one of off, on, both, got 'yes'"]),
         (("--variant", "I=3 cubic"), ["'cubic'", "linear or quadratic"]),
         (("--prompts", "nowhere.txt"), ["'nowhere.txt'"]),

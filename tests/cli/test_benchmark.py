@@ -27,7 +27,6 @@ LITTLE = ("benchmark", "--steps", 3, "--rounds", 2, "-v", "I=2", "--scopes", "un
 def small(monkeypatch):
     """A small pipeline instead of the model."""
     use_model(monkeypatch, small_pipeline)
-    monkeypatch.setattr(profiles, "load_pipeline", lambda model, *, dtype, device: small_pipeline())
     for module in (benchmark, profiles):
         monkeypatch.setattr(module, "release_memory", lambda: None)
 
@@ -137,7 +136,7 @@ def test_defaults_are_those_of_the_settings(run, asked):
         (("--device", "gpu"), ["'gpu'", "cuda"]),
         (("--output", "nowhere/x.json"), ["the folder 'nowhere' does not exist"]),
         (("--output", "."), ["--output must be a file, and '.' is a folder"]),
-        (("--profile", "nowhere/profile"), ["no folder 'nowhere'", "'profile'", "make it first"]),
+        (("--profile", "nowhere/profile"), ["the folder 'nowhere' for 'profile' does not exist", "create it first"]),
         (("--nonsense",), ["--nonsense"]),
     ],
 )

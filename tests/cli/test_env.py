@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import torch
 
-from DeepCache.bench import environment
+from DeepCache.bench import provenance
 
 
 def test_versions_and_dtypes_are_shown(run):
@@ -27,6 +27,6 @@ def test_json_has_the_same_content(run):
 
 def test_dtypes_of_the_cpu_are_described_by_their_support(monkeypatch):
     support = {torch.float32: "native", torch.bfloat16: "native (AMX)", torch.float16: "emulated"}
-    monkeypatch.setattr(environment, "cpu_support", support.get)
-    cpu = environment.describe_environment()["devices"]["cpu"]
+    monkeypatch.setattr(provenance, "cpu_support", support.get)
+    cpu = provenance.describe_environment()["devices"]["cpu"]
     assert cpu == "float32: native, bfloat16: native (AMX), float16: emulated"

@@ -11,10 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from DeepCache.bench.front import mark_front
-from DeepCache.bench.older_ablation import OLDER_ABLATION_FORMAT
-from DeepCache.bench.over_reuse import mark_over_reuse
-from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, write_result
+from DeepCache.bench.ablation_cells import mark_front, mark_over_reuse
+from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, OLDER_ABLATION_FORMAT, write_result
 from DeepCache.bench.variants import Variant, parse_variant
 
 PUBLISHED = ("I=3 B=0", "I=5 B=0", "I=5 B=1")

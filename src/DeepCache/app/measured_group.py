@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from DeepCache.bench.guidance_scale import guidance_in_words
+from DeepCache.bench.ablation_cells import guidance_in_words
 from DeepCache.config import DeepCacheConfig
 from DeepCache.report.fidelity import IDENTICAL, FidelityGroup, kind_in_words
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from DeepCache.bench.ablation_group import AblationGroup, unfinished_folder
+from DeepCache.bench.checks import check_lists, check_minimum
 from DeepCache.bench.provenance import describe_device, provenance
 from DeepCache.bench.result_file import ABLATION_FORMAT, resumed_result
 from DeepCache.bench.variants import Variant, check_names, variant_name
@@ -31,7 +32,7 @@ from DeepCache.schedule import FORECASTS
 __all__ = ["OWN_SCHEDULER", "AblationSettings", "grid", "run_ablation"]
 
 OWN_SCHEDULER = "model"
-"""In `schedulers`, the scheduler that the model came with."""
+"""In `schedulers`, the scheduler of the model."""
 
 
 def grid(
@@ -42,10 +43,10 @@ def grid(
     guidance_reuse: Iterable[bool] = (False,),
     between: Iterable[str] = ("shallow",),
 ) -> tuple[Variant, ...]:
-    """All combinations of settings that make sense.
+    """All valid and distinct combinations of settings.
 
-    Left out are those that `DeepCacheConfig` refuses, which are forecast `"response"` with shallow steps and guidance
-    reuse with skipped ones, and of skipped steps, which use no branch, all branches but the first.
+    Omitted are those that `DeepCacheConfig` refuses (forecast `"response"` with shallow steps, guidance reuse with
+    skipped ones), and all branches but the first for skipped steps, which use none.
 
     Example:
         >>> [variant.name for variant in grid((3, 5), forecasts=("none", "linear"))]
@@ -54,63 +55,55 @@ def grid(
         ['I=3 B=0 response skipped']
     """
     branches = tuple(branches)
-    named: dict[str, Iterable[Any]] = {
-        "cache_interval": intervals,
-        "cache_branch_id": branches,
-        "skip_mode": skip_modes,
-        "forecast": forecasts,
-        "guidance_reuse": guidance_reuse,
-        "between": between,
-    }
-    combinations = (dict(zip(named, values, strict=True)) for values in product(*named.values()))
     configs = [
-        DeepCacheConfig(**each)
-        for each in combinations
-        if not (each["between"] == "shallow" and each["forecast"] == "response")
-        and not (each["between"] == "skipped" and (each["guidance_reuse"] or each["cache_branch_id"] != branches[0]))
+        DeepCacheConfig(interval, branch, mode, forecast, reuse, between=kind)  # type: ignore[arg-type]
+        for interval, branch, mode, forecast, reuse, kind in product(
+            intervals, branches, skip_modes, forecasts, guidance_reuse, between
+        )
+        if not (kind == "shallow" and forecast == "response")
+        and not (kind == "skipped" and (reuse or branch != branches[0]))
     ]
     return tuple(Variant(variant_name(config), config) for config in configs)
 
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """What to draw, and how.
+    """Settings of an ablation.
 
     Args:
         prompts (`tuple` of `str`):
-            What to draw.
+            The prompts.
         variants (`tuple` of `Variant`):
-            Settings of DeepCache; see `grid`. A plan is drawn with the scheduler and the steps that it was tuned for.
+            Settings of DeepCache; see `grid`. A plan runs with the scheduler, steps and guidance that it was tuned for.
         model (`str`, defaults to `"shapes"`):
-            What `load_pipeline` takes.
+            As for `load_pipeline`.
         schedulers (`tuple` of `str`, *optional*):
-            As `set_scheduler` takes them; the model's own by default.
+            As for `set_scheduler`; by default that of the model.
         steps (`tuple` of `int`, defaults to `(50,)`):
             Numbers of denoising steps.
         seeds (`tuple` of `int`, defaults to `(0,)`):
-            Each prompt is drawn once for each: prompt number n, from 0, from the seed plus n.
+            Each prompt is generated once for each: prompt number n, from 0, with the seed plus n.
         guidances (`tuple` of `float`, *optional*):
-            Guidance scales, each with images without caching of its own to compare with; the one recommended for the
-            model by default.
+            Guidance scales, each with its own images without caching; by default the one recommended for the model.
         guidance (`float`, *optional*):
             One guidance scale, short for `guidances=(guidance,)`.
         size (width and height, *optional*):
-            In pixels; the pipeline's own by default.
+            In pixels; by default the default size of the pipeline.
         batch (`int`, defaults to `8`):
             Images in one pipeline call.
         dtype (`str`, defaults to `"auto"`):
-            As `load_pipeline` takes it.
+            As for `load_pipeline`.
         samples (`int`, defaults to `4`):
-            How many images of each setting are kept as pictures: the first ones.
+            How many images of each setting are saved: the first ones.
         clip (`str`, defaults to `"openai/clip-vit-large-patch14"`):
-            The model of the CLIP score, which is left out where the model is not on this machine. LPIPS is left out too
-            where its weights are not.
+            The model of the CLIP score, which is not measured if the model is not on this machine; nor is LPIPS without
+            its weights.
         judge (`bool`, defaults to `True`):
-            Whether to count the objects that are generated with the right colour, shape and place, where the model,
-            its prompts and its size have a judge: the bundled model at 64 pixels with its captions.
+            Whether to count the objects with the right colour, shape and place, if there is a judge for the model,
+            prompts and size: for the bundled model at 64 pixels with its captions.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
     """
 
     prompts: tuple[str, ...]
@@ -133,24 +126,16 @@ class AblationSettings:
             if self.guidances:
                 raise ValueError(f"guidance and guidances cannot be combined, got {guidance} and {self.guidances}")
             object.__setattr__(self, "guidances", (guidance,))
-        for name in ("prompts", "variants", "steps", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must name one or more, got none")
-        for name in ("variants", "schedulers", "steps", "seeds", "guidances"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} must differ from each other, got one of them twice")
+        lists = ("variants", "steps", "seeds")
+        check_lists(self, ("prompts", *lists), (*lists, "schedulers", "guidances"))
         check_names(self.variants)
         for seed in self.seeds:
             GenerationSettings(self.prompts, seed=seed)
         for scale in self.guidances:
             GenerationSettings(self.prompts, guidance=scale)
-        for name, value, least in (
-            *(("steps", steps, 2) for steps in self.steps),
-            ("batch", self.batch, 1),
-            ("samples", self.samples, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, got {value}")
+        check_minimum("steps", self.steps, 2)
+        check_minimum("batch", [self.batch], 1)
+        check_minimum("samples", [self.samples], 0)
 
 
 def run_ablation(
@@ -159,26 +144,25 @@ def run_ablation(
     device: str | torch.device | None = None,
     on_progress: Callable[[WorkProgress], None] = lambda progress: None,
 ) -> dict[str, Any]:
-    """Draws all prompts under every setting, and compares with the same images without caching.
+    """Generates all prompts with every setting, and compares with the same images without caching.
 
-    The result file is written after every setting, so that a run that was stopped goes on where it was. Beside it are
-    folders of its name: `…-samples` with pictures of the first images, and, while the run goes on, `…-unfinished` with
-    the images to compare with.
+    The result file is written after every setting, so a stopped run resumes. Two folders beside it have its name:
+    `…-samples` with the first images, and during the run `…-unfinished` with the images to compare with.
 
     Args:
-        settings: what to draw, and how.
-        output: the result file. What it holds already is not drawn again.
-        device: as `load_pipeline` takes it.
-        on_progress: called as the work goes on.
+        settings: the settings.
+        output: the result file. What it has is not generated again.
+        device: as for `load_pipeline`.
+        on_progress: called during the work.
 
     Returns:
         The result, as in the file.
 
     Raises:
-        ValueError: the settings do not fit the model, the file is of another run, or the pipeline draws NaN.
-        TypeError: the pipeline has no U-Net that DeepCache can cut.
-        MemoryError: the device has not enough memory.
-        OSError: the model cannot be loaded or a file not be written.
+        ValueError: the settings do not fit the model, the file is of another run, or the pipeline produces NaN.
+        TypeError: DeepCache does not support the U-Net of the pipeline.
+        MemoryError: the device has too little memory.
+        OSError: the model cannot be loaded or a file cannot be written.
 
     Example:
         >>> from pathlib import Path
@@ -190,12 +174,11 @@ def run_ablation(
     found_device = resolve_device(device)
     work = Work(0.0, on_progress)
     work.begin(f"loading {settings.model}")
-    pipe = load_pipeline(settings.model, dtype=settings.dtype, device=found_device)
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    pipe = load_pipeline(settings.model, dtype=settings.dtype, device=found_device, progress_bar=False)
     judge, why_not_judge = _judge(settings, pipe)
-    left_out = {"lpips": why_not_lpips(), "clip": why_not_clip(settings.clip), "judge": why_not_judge}
-    left_out = {metric: reason for metric, reason in left_out.items() if reason}
-    result = resumed_result(output, _fresh(settings, pipe, left_out))
+    reasons = {"lpips": why_not_lpips(), "clip": why_not_clip(settings.clip), "judge": why_not_judge}
+    left_out = {metric: reason for metric, reason in reasons.items() if reason}
+    result = resumed_result(output, _empty_result(settings, pipe, left_out))
     own = pipe.scheduler
     groups = []
     for values in result["groups"]:
@@ -203,9 +186,9 @@ def run_ablation(
         if values["scheduler"] != OWN_SCHEDULER:
             set_scheduler(pipe, values["scheduler"])
         group = AblationGroup(settings, pipe, pipe.scheduler, output, result, values, work, judge)
-        values |= {"scheduler_class": type(pipe.scheduler).__name__, "labels": group.labels()}
+        values |= {"scheduler_class": type(pipe.scheduler).__name__, "labels": group.labels}
         groups.append(group)
-    # What is wrong with any of them is told before the first image.
+    # All groups are checked before the first image.
     for group in groups:
         group.check()
     for variant in settings.variants:
@@ -218,14 +201,13 @@ def run_ablation(
     for group in groups:
         group.measure()
     with suppress(OSError):
-        # It is not there where nothing was left to draw, and not empty where somebody put something into it.
+        # The folder is missing if nothing was generated, and not empty if it has files of others.
         unfinished_folder(output).rmdir()
     work.end()
     return result
 
 
-def _fresh(settings: AblationSettings, pipe: Any, left_out: dict[str, str]) -> dict[str, Any]:
-    """The result before anything is drawn."""
+def _empty_result(settings: AblationSettings, pipe: Any, left_out: dict[str, str]) -> dict[str, Any]:
     schedulers = settings.schedulers or (OWN_SCHEDULER,)
     guidances = settings.guidances or (recommended_guidance(settings.model, pipe),)
     width, height = settings.size or default_size(pipe)
@@ -252,21 +234,14 @@ def _fresh(settings: AblationSettings, pipe: Any, left_out: dict[str, str]) -> d
             "left_out": left_out,
         },
         "groups": [
-            {
-                "guidance": guidance,
-                "scheduler": scheduler,
-                "steps": steps,
-                "labels": [],
-                "reference": None,
-                "cells": [],
-            }
+            {"guidance": guidance, "scheduler": scheduler, "steps": steps, "labels": [], "reference": None, "cells": []}
             for guidance, scheduler, steps in product(guidances, schedulers, settings.steps)
         ],
     }
 
 
 def _judge(settings: AblationSettings, pipe: Any) -> tuple[Judge | None, str]:
-    """The judge of the images, or why there is none."""
+    """The judge of the images, or the reason why there is none."""
     if not settings.judge:
         return None, "it was turned off"
     if settings.model not in JUDGED:

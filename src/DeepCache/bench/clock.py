@@ -16,24 +16,14 @@ __all__ = ["Timing", "is_out_of_memory", "release_memory", "timed"]
 
 @dataclass(frozen=True)
 class Timing:
-    """What a run took.
-
-    Args:
-        seconds: from its start until the device had done all of it.
-        peak_memory: the most memory that PyTorch held on a CUDA device at any one time, in bytes; None elsewhere.
-    """
+    """The seconds of a run, and the peak of PyTorch's memory on a CUDA device in bytes (None elsewhere)."""
 
     seconds: float
     peak_memory: int | None
 
 
 def timed(run: Callable[[], None], device: torch.device) -> Timing:
-    """Runs and measures; by CUDA events on a CUDA device.
-
-    Example:
-        >>> timed(lambda: None, torch.device("cpu")).peak_memory is None
-        True
-    """
+    """Runs and measures until the device is done; with CUDA events on a CUDA device."""
     wait_for_device(device)
     if device.type != "cuda":
         begin = perf_counter()
@@ -51,7 +41,7 @@ def timed(run: Callable[[], None], device: torch.device) -> Timing:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the device or on the CPU."""
+    """Whether the device or the CPU ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
@@ -59,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Gives back what nothing refers to any more."""
+    """Frees what nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

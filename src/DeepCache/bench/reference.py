@@ -1,4 +1,4 @@
-"""The reference package, loaded from a file and never installed: it has the import name of ours."""
+"""The reference package, loaded from a file and never installed: it has the same import name as this package."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def reference_helper_class(path: Path) -> Any:
     """`DeepCacheSDHelper` of the reference package 0.1.1.
 
     Args:
-        path: its wheel, or a folder that it is unpacked to.
+        path: its wheel, or the folder that it is unpacked to.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
+        FileNotFoundError: the path does not exist.
         ValueError: it does not hold the reference package.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no reference package at {str(path)!r}; {_FETCH}")
-    # Python looks into a wheel, which is a zip file, as into a folder.
+    # Python imports from a wheel, which is a zip file, as from a folder.
     spec = PathFinder.find_spec("deepcache", [str(path / "DeepCache" / "extension")])
     if spec is None or spec.loader is None:
         raise ValueError(

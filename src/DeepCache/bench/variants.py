@@ -13,7 +13,7 @@ from DeepCache.schedule import BETWEEN, FORECASTS, SKIP_MODES, AdaptiveSchedule
 
 __all__ = ["PUBLISHED_VARIANTS", "Variant", "check_names", "parse_variant", "variant_name"]
 
-# The settings that a word names, in the order of a name; the first value of each is the one that needs no word.
+# Settings that are named by one word, in the order of a name; the first value of each is the default of a name.
 _WORDS: dict[str, dict[str, object]] = {
     "forecast": {name: name for name in FORECASTS},
     "guidance_reuse": {"": False, "guidance-reuse": True},
@@ -23,17 +23,17 @@ _WORDS: dict[str, dict[str, object]] = {
 _OPTIONAL = [list(words)[1:] for words in _WORDS.values()]
 _FORM = (
     f"I=INTERVAL, optionally B=BRANCH, {', '.join(' or '.join(words) for words in _OPTIONAL)}, and with adaptive "
-    "threshold=NUMBER; or plan=FILE, and force where it was tuned for something else"
+    "threshold=NUMBER; or plan=FILE, and force if it was tuned for something else"
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run DeepCache.
+    """Settings of DeepCache with a short name.
 
     Args:
-        name: what it is called in tables, and what `parse_variant` takes.
-        config: its settings.
+        name: the name in tables, which `parse_variant` reads.
+        config: the settings.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Variant:
 
 
 def variant_name(config: DeepCacheConfig) -> str:
-    """The short name of settings without a schedule or plan of their own.
+    """The short name of settings without a schedule or plan.
 
     Example:
         >>> variant_name(DeepCacheConfig(cache_interval=5, forecast="linear", guidance_reuse=True))
@@ -61,25 +61,25 @@ def variant_name(config: DeepCacheConfig) -> str:
     """
     words = [f"I={config.cache_interval}", f"B={config.cache_branch_id}"]
     for setting, named in _WORDS.items():
-        unnamed = next(iter(named))
-        words += [word for word, value in named.items() if value == getattr(config, setting) and word != unnamed]
+        default = next(iter(named))
+        words += [word for word, value in named.items() if value == getattr(config, setting) and word != default]
     if config.skip_mode == "adaptive":
         words.append(f"threshold={config.threshold}")
     return " ".join(words)
 
 
 def parse_variant(text: str) -> Variant:
-    """The settings that a short name stands for.
+    """The settings with a short name.
 
-    The words may come in any order, with blanks or commas between them. What is not said is as in the paper: branch 0,
-    uniform, shallow steps, the deep feature re-used as it is. Of an adaptive schedule it is the default threshold.
+    Words can be in any order, separated by blanks or commas. The defaults are those of the paper: branch 0, a uniform
+    schedule, shallow steps and re-use of the deep feature. The threshold of an adaptive schedule has its own default.
 
     Args:
         text: such as `I=3 B=1 linear` or `I=8 limited skipped adaptive threshold=0.2`, or `plan=FILE` with a file of
             `deepcache tune` or `DeepCacheConfig.to_file`.
 
     Raises:
-        ValueError: a word is unknown or contradicts another, a value is out of its range, or the file holds no plan.
+        ValueError: a word is unknown or contradicts another, a value is out of range, or the file holds no plan.
         OSError: the file of a plan cannot be read.
 
     Example:
@@ -95,9 +95,9 @@ def parse_variant(text: str) -> Variant:
     if "plan" in values:
         return _from_file(text, **values)  # type: ignore[arg-type]
     if "force_plan" in values:
-        raise ValueError(f"the variant {text!r} names no plan to force; a variant is {_FORM}")
+        raise ValueError(f"the variant {text!r} has no plan to force; a variant is {_FORM}")
     if "cache_interval" not in values:
-        raise ValueError(f"the variant {text!r} names no interval; a variant is {_FORM}")
+        raise ValueError(f"the variant {text!r} has no interval; a variant is {_FORM}")
     if "threshold" in values and values.get("skip_mode") != "adaptive":
         raise ValueError(f"the variant {text!r} has a threshold, which is for adaptive schedules; add adaptive")
     config = DeepCacheConfig(**{"forecast": "none", **values})  # type: ignore[arg-type]
@@ -105,20 +105,16 @@ def parse_variant(text: str) -> Variant:
 
 
 def check_names(variants: Iterable[Variant]) -> None:
-    """Refuses two settings of one name, which no result could tell apart.
-
-    Raises:
-        ValueError: there are two, such as plans in files of the same name in two folders.
-    """
+    """Raises `ValueError` if two variants have the same name, such as plans in files of that name in two folders."""
     names: set[str] = set()
     for variant in variants:
         if variant.name in names:
-            raise ValueError(f"two variants are called {variant.name!r}; give the file of one another name")
+            raise ValueError(f"two variants are called {variant.name!r}; rename one of the files")
         names.add(variant.name)
 
 
 def _setting(word: str, text: str) -> tuple[str, object]:
-    """The setting that a word of a variant is, and its value."""
+    """The setting and the value of a word."""
     key, _, value = word.partition("=")
     if key.lower() in ("i", "b") and value.isascii() and value.isdigit():
         return "cache_interval" if key.lower() == "i" else "cache_branch_id", int(value)
@@ -139,11 +135,11 @@ def _setting(word: str, text: str) -> tuple[str, object]:
 
 def _from_file(text: str, plan: Path, force_plan: bool = False, **others: object) -> Variant:
     if others:
-        raise ValueError(f"the variant {text!r}: a plan says all itself, so plan=FILE goes with force alone")
+        raise ValueError(f"the variant {text!r}: a plan has all settings, so plan=FILE can be combined with force only")
     content = read_json_text(plan, "plan")
     try:
         config = DeepCacheConfig.from_json(content)
-        # A result could not be written with what JSON does not have, such as infinity.
+        # A result with values that JSON does not have, such as infinity, could not be written.
         json.dumps(config.to_dict(), allow_nan=False)
     except RecursionError:
         raise ValueError(
@@ -153,10 +149,10 @@ def _from_file(text: str, plan: Path, force_plan: bool = False, **others: object
         raise ValueError(f"{str(plan)!r} holds no plan and no settings of DeepCache: {error}") from error
     if force_plan:
         if config.plan is None:
-            raise ValueError(f"the variant {text!r}: {str(plan)!r} holds settings and no plan to force")
+            raise ValueError(f"the variant {text!r}: {str(plan)!r} holds settings, not a plan to force")
         config = replace(config, force_plan=True)
     return Variant(f"plan {plan.stem}", config)
 
 
 PUBLISHED_VARIANTS = tuple(parse_variant(name) for name in ("I=3 B=0", "I=5 B=0", "I=5 B=1"))
-"""Those of the table in the documentation of diffusers."""
+"""The settings in the table of the diffusers documentation."""

@@ -1,9 +1,10 @@
-"""What is timed: a whole pipeline call, or the calls of its U-Net alone."""
+"""The timed work: a whole pipeline call, or the calls of its U-Net alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import Parameter, signature
 from typing import Any
 
@@ -19,17 +20,11 @@ PROMPT = "a photo of an astronaut on a moon"
 
 
 def default_size(pipe: Any) -> tuple[int, int]:
-    """Width and height of the pictures that a pipeline draws where it is not told a size.
-
-    Example:
-        >>> from DeepCache.models import load_pipeline
-        >>> default_size(load_pipeline("shapes"))
-        (64, 64)
-    """
+    """Default width and height of the images of a pipeline."""
     parameters = signature(pipe.__call__).parameters
-    told = [parameters[name].default for name in ("width", "height") if name in parameters]
-    if len(told) == 2 and all(isinstance(side, int) for side in told):
-        return told[0], told[1]
+    width, height = (parameters[name].default if name in parameters else None for name in ("width", "height"))
+    if isinstance(width, int) and isinstance(height, int):
+        return width, height
     unet: Any = next(iter(unets_of(pipe).values()))
     sample = unet.config.sample_size
     height, width = (sample, sample) if isinstance(sample, int) else sample[-2:]
@@ -42,10 +37,10 @@ class PipelineCall:
     """One call of a whole pipeline.
 
     Args:
-        batch: pictures (of a video pipeline, videos) in it.
+        batch: images (videos of a video pipeline).
         size: width and height in pixels.
         steps: denoising steps.
-        guidance: the guidance scale; None for the pipeline's own.
+        guidance: the guidance scale; None for the default of the pipeline.
         seed: seed of the latents.
     """
 
@@ -60,45 +55,39 @@ class PipelineCall:
         pipe(**self.arguments(pipe))
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
-        """The keyword arguments for this pipeline: a prompt and a picture of noise, as far as it takes them.
+        """The keyword arguments for a pipeline: a prompt and an image of noise, if it has these parameters.
 
         Raises:
-            ValueError: it wants something else, or takes no guidance scale or no size where one is given.
+            ValueError: the pipeline requires anything else, or has no guidance scale or size and one is given.
         """
         parameters = signature(pipe.__call__).parameters
         width, height = self.size
+        kind = type(pipe).__name__
         if self.guidance is not None and "guidance_scale" not in parameters:
-            raise ValueError(f"a {type(pipe).__name__} takes no guidance scale, got {self.guidance:g}")
-        if not parameters.keys() & {"width", "height", "image"} and self.size != default_size(pipe):
-            own = "{}x{}".format(*default_size(pipe))
-            raise ValueError(f"a {type(pipe).__name__} takes no size and draws {own}, got {width}x{height}")
+            raise ValueError(f"a {kind} has no guidance scale, got {self.guidance:g}")
+        if not parameters.keys() & {"width", "height", "image"} and self.size != (own := default_size(pipe)):
+            raise ValueError(f"the size of a {kind} is always {own[0]}x{own[1]}, got {width}x{height}")
         values = {
             "prompt": [PROMPT] * self.batch,
             "image": [_noise(self.size)] * self.batch if "image" in parameters else None,
-            "batch_size": self.batch,
+            "batch_size": None if "prompt" in parameters else self.batch,
             "width": width,
             "height": height,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
-            # On the CPU whatever the device, so that a seed means the same everywhere.
+            # On the CPU regardless of the device, so that a seed gives the same noise everywhere.
             "generator": torch.Generator("cpu").manual_seed(self.seed),
         }
-        if "prompt" in parameters:
-            del values["batch_size"]
-        required = [
-            name
-            for name, parameter in parameters.items()
-            if parameter.default is Parameter.empty and parameter.kind is Parameter.POSITIONAL_OR_KEYWORD
-        ]
-        for name in required:
-            if name not in values:
-                raise ValueError(f"a {type(pipe).__name__} wants {name!r}, which a benchmark has nothing for")
+        for name, parameter in parameters.items():
+            required = parameter.default is Parameter.empty and parameter.kind is Parameter.POSITIONAL_OR_KEYWORD
+            if required and name not in values:
+                raise ValueError(f"a {kind} requires {name!r}, which a benchmark does not have")
         return {name: value for name, value in values.items() if name in parameters and value is not None}
 
 
 @cache
 def _noise(size: tuple[int, int]) -> Image.Image:
-    """A picture of noise, the same one every time. It is made before anything is timed."""
+    """An image of noise, cached so that it is not timed."""
     width, height = size
     pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Image.fromarray(pixels.numpy())
@@ -106,13 +95,13 @@ def _noise(size: tuple[int, int]) -> Image.Image:
 
 @dataclass(frozen=True)
 class UnetLoop:
-    """The U-Net calls of a run, one after the other with nothing in between: no scheduler, text encoder or autoencoder.
+    """The U-Net calls of a run without anything between them: no scheduler, text encoder or autoencoder.
 
     Args:
         args: positional arguments of a U-Net call; the second may be the timestep.
         kwargs: its keyword arguments.
         timesteps: those of the scheduler.
-        first: position of the first that the run uses.
+        first: position of the first timestep of the run.
     """
 
     args: tuple[Any, ...]
@@ -122,34 +111,34 @@ class UnetLoop:
 
     @property
     def calls(self) -> int:
-        """How many U-Net calls there are."""
+        """Number of U-Net calls."""
         return len(self.timesteps) - self.first
 
     @classmethod
     def of(cls, pipe: Any, call: PipelineCall) -> UnetLoop:
-        """The loop of a pipeline call, whose first U-Net call is taken as the example for all.
-
-        The pipeline runs up to there and no further; what it notes about the run (its guidance scale, the scheduler's
-        timesteps) stays.
-        """
-
+        """The loop of a pipeline call, with the arguments of its first U-Net call; the pipeline runs until then."""
         args, kwargs = first_call(next(iter(unets_of(pipe).values())), lambda: call(pipe))
         timesteps = pipe.scheduler.timesteps
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
         first = 0
         if isinstance(timestep, torch.Tensor):
-            # Pipelines that start from a picture leave timesteps out at the beginning; what they hand on is a view.
+            # Pipelines that start from an image skip the first timesteps; what they pass is a view.
             view = timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr()
             first = int(timestep.storage_offset()) if view else 0
         return cls(args, kwargs, timesteps, first)
 
     @torch.no_grad()
     def __call__(self, pipe: Any) -> None:
-        """Runs it on the U-Net that the pipeline has now."""
+        """Runs all calls on the U-Net that the pipeline has now."""
+        for call in self.each(pipe):
+            call()
+
+    def each(self, pipe: Any) -> Iterator[Callable[[], object]]:
+        """The calls one by one."""
         pipe.scheduler.timesteps = self.timesteps
         unet = getattr(pipe, next(iter(unets_of(pipe))))
         for timestep in self.timesteps[self.first :]:
             if len(self.args) > 1:
-                unet(self.args[0], timestep, *self.args[2:], **self.kwargs)
+                yield partial(unet, self.args[0], timestep, *self.args[2:], **self.kwargs)
             else:
-                unet(*self.args, **self.kwargs | {"timestep": timestep})
+                yield partial(unet, *self.args, **self.kwargs | {"timestep": timestep})

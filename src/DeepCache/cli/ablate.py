@@ -157,7 +157,7 @@ def ablate_command(
 
 
 def _print_group(group: dict[str, Any]) -> None:
-    from DeepCache.bench.guidance_scale import guidance_in_words
+    from DeepCache.bench.ablation_cells import guidance_in_words
 
     reference = group["reference"] or {}
     judged = reference.get("right") is not None

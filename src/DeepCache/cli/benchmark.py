@@ -150,7 +150,7 @@ def benchmark_command(
 
 
 def _check_profile(settings: BenchmarkSettings, folder: Path, device: str) -> None:
-    from DeepCache.bench.contestants import GRAPHS
+    from DeepCache.bench.benchmark_case import GRAPHS
     from DeepCache.bench.profiles import check_profile
 
     check_profile(folder, device)

@@ -38,7 +38,7 @@ def env_command(as_json: Json = False) -> None:
 
     Example: deepcache env
     """
-    from DeepCache.bench.environment import describe_environment
+    from DeepCache.bench.provenance import describe_environment
 
     found = describe_environment()
     if as_json:

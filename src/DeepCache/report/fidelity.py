@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from DeepCache.bench.guidance_scale import guidance_in_words
+from DeepCache.bench.ablation_cells import guidance_in_words
 from DeepCache.bench.summary import paired
 from DeepCache.report.sources import Source
 

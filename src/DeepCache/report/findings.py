@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from DeepCache.bench.guidance_scale import guidance_in_words
+from DeepCache.bench.ablation_cells import guidance_in_words
 from DeepCache.report.fidelity import FidelityGroup, fidelity_groups, unfinished_groups
 from DeepCache.report.numerals import decibels, per_cent
 from DeepCache.report.sources import Source

@@ -1,13 +1,13 @@
-"""Who runs in a benchmark: the pipeline alone, with DeepCache, with the reference package, and with fewer steps.
+"""Cases of a benchmark: the pipeline alone, with DeepCache, with the reference package, and with fewer steps.
 
-Each has a U-Net of its own that shares the weights with all others, so that they can run in turn without being put on
-and taken off, and so that what is compiled for one is not compiled for another.
+Each case has its own U-Net, which shares the weights with those of the others. So cases can run in turn without
+attaching and detaching, and what is compiled for one is not compiled for another.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,7 @@ __all__ = [
     "GRAPHS",
     "MODES",
     "REFERENCE",
-    "Contestant",
+    "BenchmarkCase",
     "bytes_of",
     "sharing_weights",
 ]
@@ -49,7 +49,7 @@ MODES: dict[str, CompileMode] = {
     "openvino": "none",
     "onnx": "none",
 }
-"""How the U-Net runs, by a short name: what `DeepCacheConfig.compile` is."""
+"""How the U-Net runs: short names, with the value of `DeepCacheConfig.compile`."""
 
 CAPTURED = ("captured", "autotuned")
 """The modes with CUDA graphs."""
@@ -58,22 +58,18 @@ GRAPHS = ("openvino", "onnx")
 """The modes that run exported graphs in another runtime than PyTorch, see `DeepCache.export.use_runtime`."""
 
 
-class Contestant:
-    """One way to run a pipeline, ready to run again and again.
+class BenchmarkCase:
+    """One way to run a pipeline, which can run many times.
 
     Args:
-        pipe: the pipeline. Nothing of it is changed but where its scheduler stands, which all share.
+        pipe: the pipeline. Only the position of its scheduler changes, which all cases share.
         method: `BASELINE`, `DEEPCACHE`, `REFERENCE` or `FEWER_STEPS`.
-        call: what the pipeline is called with.
+        call: the pipeline call.
         variant: the settings of DeepCache or of the reference package.
-        reference: where the reference package is.
-        unet_only: whether only the U-Net's calls are run.
-        mode: how the U-Net runs, one of `MODES`. For graphs the pipeline has them already.
-        unets_like: a contestant whose U-Nets are used, compiled or not, in the place of own ones.
-
-    Attributes:
-        pipe: the pipeline with the contestant's own U-Nets.
-        loop: the calls of its first U-Net.
+        reference: the path of the reference package.
+        unet_only: whether to run only the U-Net calls.
+        mode: one of `MODES`. The pipeline already has the graphs of an exported one.
+        unets_like: a case whose U-Nets, compiled or not, are used instead of copies.
     """
 
     def __init__(
@@ -86,7 +82,7 @@ class Contestant:
         reference: Path | None = None,
         unet_only: bool = False,
         mode: str = "eager",
-        unets_like: Contestant | None = None,
+        unets_like: BenchmarkCase | None = None,
     ) -> None:
         self.method = method
         self.variant = variant
@@ -94,7 +90,7 @@ class Contestant:
         self.device: torch.device = pipe.device
         self.pipe = copy.copy(pipe)
         self.loop = UnetLoop.of(self.pipe, call)
-        self._run: Callable[[Any], None] = self.loop if unet_only else call
+        self._run = self.loop if unet_only else call
         for name, unet in unets_of(self.pipe).items():
             setattr(self.pipe, name, getattr(unets_like.pipe, name) if unets_like else sharing_weights(unet))
         self._engine = self._helper = None
@@ -107,12 +103,11 @@ class Contestant:
             assert variant is not None
             assert reference is not None
             self._helper = reference_helper_class(reference)(pipe=self.pipe)
-            self._helper.set_params(
-                cache_interval=variant.config.cache_interval, cache_branch_id=variant.config.cache_branch_id
-            )
+            config = variant.config
+            self._helper.set_params(cache_interval=config.cache_interval, cache_branch_id=config.cache_branch_id)
             try:
                 self._helper.enable()
-            # It wraps layers that not every U-Net has. A run then tells what it told.
+            # It wraps layers that not every U-Net has. The error is raised when the case runs.
             except Exception as error:
                 self._broken = error
         if method != DEEPCACHE and unets_like is None:
@@ -126,45 +121,43 @@ class Contestant:
         self._run(self.pipe)
 
     def release(self) -> int:
-        """Forgets what is kept between steps, and tells how many bytes that were."""
+        """Frees what is kept between steps, and returns its bytes."""
         if self._engine is not None:
             self._engine.end_run()
             return self.stats.bytes_kept if self.stats is not None else 0
         if self._helper is not None:
             kept = bytes_of(self._helper.cached_output.values())
-            # It would keep them until it is disabled, and they would count as memory of those that run next.
+            # The reference package keeps them until it is disabled, as memory of the cases that run next.
             self._helper.cached_output.clear()
             return kept
         return 0
 
     @property
     def stats(self) -> TrajectoryStats | None:
-        """What a run did; of DeepCache alone. Every run does the same, and counting its multiply-accumulates would keep
-        the device waiting, so only the first one is counted."""
+        """Statistics of the first run with DeepCache. Every run does the same, and counting multiply-accumulates would
+        keep the device waiting, so only the first one is counted."""
         if self._engine is not None and self._stats is None:
             stats = self._engine.stats
             self._stats = stats if stats.pattern else None
         return self._stats
 
 
-def bytes_of(outputs: Any) -> int:
+def bytes_of(outputs: Iterable[Any]) -> int:
     """Bytes of all distinct tensors in the outputs of layers."""
     found: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
+    left = list(outputs)
+    while left:
+        value = left.pop()
         if isinstance(value, Tensor):
             found[id(value)] = value.nbytes
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                visit(item)
         elif hasattr(value, "to_tuple"):
-            visit(value.to_tuple())
-
-    visit(list(outputs))
+            left += value.to_tuple()
+        elif isinstance(value, (tuple, list)):
+            left += value
     return sum(found.values())
 
 
 def sharing_weights(module: nn.Module) -> nn.Module:
-    """A copy of a module that has the same parameters and buffers."""
+    """A copy of a module with the same parameters and buffers."""
     shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared)

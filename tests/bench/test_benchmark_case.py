@@ -1,4 +1,4 @@
-"""Who runs in a benchmark: each draws what it should, side by side with the others, and leaves no trace."""
+"""Who runs in a benchmark: each generates what it should, side by side with the others, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from benchmarks.harness.reference_package import FOLDER, reference_helper_class
 from DeepCache import DeepCacheConfig
-from DeepCache.bench.contestants import BASELINE, DEEPCACHE, FEWER_STEPS, REFERENCE, Contestant, bytes_of
+from DeepCache.bench.benchmark_case import BASELINE, DEEPCACHE, FEWER_STEPS, REFERENCE, BenchmarkCase, bytes_of
 from DeepCache.bench.variants import parse_variant
 from DeepCache.bench.workload import PipelineCall
 from DeepCache.engine import stats
@@ -28,18 +28,18 @@ LINEAR = parse_variant("I=3 linear guidance-reuse")
 pytestmark = pytest.mark.usefixtures("remembered_costs")
 
 
-def what_it_draws(pipe, run):
-    """The latents that go into the autoencoder, which all contestants of a pipeline have in common."""
-    drawn = []
-    handle = pipe.vae.decoder.register_forward_pre_hook(lambda _, args: drawn.append(args[0].clone()))
+def latents_of(pipe, run):
+    """The latents that are decoded, which all cases of a pipeline have in common."""
+    generated = []
+    handle = pipe.vae.decoder.register_forward_pre_hook(lambda _, args: generated.append(args[0].clone()))
     run()
     handle.remove()
-    (latents,) = drawn
+    (latents,) = generated
     return latents
 
 
 def alone(steps=CALL.steps, config=None, reference=None):
-    """What a pipeline of its own draws, with DeepCache or the reference package as their users put them on."""
+    """What a separate pipeline generates, with DeepCache or the reference package as their users put them on."""
     pipe = small_pipeline()
     if config is not None:
         apply_deepcache(pipe, config)
@@ -50,27 +50,27 @@ def alone(steps=CALL.steps, config=None, reference=None):
     generator = torch.Generator().manual_seed(CALL.seed)
     prompts = CALL.arguments(pipe)["prompt"]
     size = dict(zip(("width", "height"), CALL.size, strict=True))
-    return what_it_draws(
+    return latents_of(
         pipe, lambda: pipe(prompts, num_inference_steps=steps, guidance_scale=3.0, generator=generator, **size)
     )
 
 
 @pytest.fixture
 def field():
-    """A pipeline and all contestants on it."""
+    """A pipeline and all cases on it."""
     pipe = small_pipeline()
-    baseline = Contestant(pipe, BASELINE, CALL)
+    baseline = BenchmarkCase(pipe, BASELINE, CALL)
     runners = {
         "baseline": baseline,
-        "reuse": Contestant(pipe, DEEPCACHE, CALL, REUSE),
-        "linear": Contestant(pipe, DEEPCACHE, CALL, LINEAR),
-        "reference": Contestant(pipe, REFERENCE, CALL, REUSE, reference=FOLDER),
-        "fewer": Contestant(pipe, FEWER_STEPS, replace(CALL, steps=3), unets_like=baseline),
+        "reuse": BenchmarkCase(pipe, DEEPCACHE, CALL, REUSE),
+        "linear": BenchmarkCase(pipe, DEEPCACHE, CALL, LINEAR),
+        "reference": BenchmarkCase(pipe, REFERENCE, CALL, REUSE, reference=FOLDER),
+        "fewer": BenchmarkCase(pipe, FEWER_STEPS, replace(CALL, steps=3), unets_like=baseline),
     }
     return SimpleNamespace(pipe=pipe, **runners, all=runners)
 
 
-def test_each_draws_what_it_draws_alone_in_whatever_order_they_run(field):
+def test_each_case_generates_the_same_as_alone_in_any_order(field):
     expected = {
         "baseline": alone(),
         "reuse": alone(config=REUSE.config),
@@ -81,17 +81,17 @@ def test_each_draws_what_it_draws_alone_in_whatever_order_they_run(field):
     for order in (list(expected), ["linear", "reference", "fewer", "reuse", "baseline", "linear", "reference"]):
         for name in order:
             one = field.all[name]
-            assert torch.equal(what_it_draws(field.pipe, one.run), expected[name]), name
+            assert torch.equal(latents_of(field.pipe, one.run), expected[name]), name
             one.release()
     # And without a word to them in between.
     for name in ("reuse", "baseline", "reference", "reuse"):
-        assert torch.equal(what_it_draws(field.pipe, field.all[name].run), expected[name]), name
+        assert torch.equal(latents_of(field.pipe, field.all[name].run), expected[name]), name
     assert torch.equal(expected["reference"], expected["reuse"])
     for name in ("reuse", "linear", "fewer"):
         assert not torch.equal(expected[name], expected["baseline"])
 
 
-def test_their_weights_are_those_of_the_pipeline(field):
+def test_cases_share_the_weights_of_the_pipeline(field):
     own = dict(chain(field.pipe.unet.named_parameters(), field.pipe.unet.named_buffers()))
     for one in field.all.values():
         unet = one.pipe.unet
@@ -106,26 +106,26 @@ def test_their_weights_are_those_of_the_pipeline(field):
     assert field.fewer.pipe.unet is field.baseline.pipe.unet
 
 
-def test_weights_that_are_tied_stay_tied():
+def test_tied_weights_stay_tied():
     pipe = unconditional_pipeline()
     first, second = pipe.unet.down_blocks[0].resnets[0], pipe.unet.up_blocks[1].resnets[1]
     second.norm2 = first.norm2
-    one = Contestant(pipe, BASELINE, PipelineCall(1, (16, 16), 2))
+    one = BenchmarkCase(pipe, BASELINE, PipelineCall(1, (16, 16), 2))
     unet = one.pipe.unet
     assert unet.up_blocks[1].resnets[1].norm2 is unet.down_blocks[0].resnets[0].norm2
 
 
-def test_the_pipeline_itself_is_left_as_it_was(field):
+def test_the_pipeline_is_left_unchanged(field):
     pipe = small_pipeline()
     generator = torch.Generator()
-    before = what_it_draws(pipe, lambda: pipe("a", num_inference_steps=4, generator=generator.manual_seed(1)))
+    before = latents_of(pipe, lambda: pipe("a", num_inference_steps=4, generator=generator.manual_seed(1)))
     attributes, kind, unet, components = set(vars(pipe)), type(pipe), pipe.unet, dict(pipe.components)
     of_unet = {name: set(vars(module)) for name, module in unet.named_modules()}
     runners = [
-        Contestant(pipe, BASELINE, CALL),
-        Contestant(pipe, DEEPCACHE, CALL, LINEAR),
-        Contestant(pipe, DEEPCACHE, CALL, REUSE, unet_only=True),
-        Contestant(pipe, REFERENCE, CALL, REUSE, reference=FOLDER),
+        BenchmarkCase(pipe, BASELINE, CALL),
+        BenchmarkCase(pipe, DEEPCACHE, CALL, LINEAR),
+        BenchmarkCase(pipe, DEEPCACHE, CALL, REUSE, unet_only=True),
+        BenchmarkCase(pipe, REFERENCE, CALL, REUSE, reference=FOLDER),
     ]
     for one in runners:
         one.run()
@@ -138,11 +138,11 @@ def test_the_pipeline_itself_is_left_as_it_was(field):
         assert set(vars(module)) == of_unet[name]
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-    after = what_it_draws(pipe, lambda: pipe("a", num_inference_steps=4, generator=generator.manual_seed(1)))
+    after = latents_of(pipe, lambda: pipe("a", num_inference_steps=4, generator=generator.manual_seed(1)))
     assert torch.equal(after, before)
 
 
-def test_the_deepcache_of_a_contestant_is_not_that_of_the_pipeline(field):
+def test_a_case_does_not_use_the_deepcache_of_the_pipeline(field):
     assert field.linear.stats is None
     field.linear.run()
     assert field.linear.stats.pattern == "F..F."
@@ -153,7 +153,7 @@ def test_the_deepcache_of_a_contestant_is_not_that_of_the_pipeline(field):
     assert engine.stats.pattern == ""
 
 
-def test_what_a_run_did_is_counted_once(field, monkeypatch):
+def test_statistics_are_counted_once(field, monkeypatch):
     counted = []
     count_costs = stats.count_costs
     monkeypatch.setattr(stats, "count_costs", lambda *args: counted.append(1) or count_costs(*args))
@@ -174,8 +174,8 @@ def bytes_alive():
 
 def test_nothing_is_kept_after_a_release():
     pipe = small_pipeline()
-    ours = Contestant(pipe, DEEPCACHE, CALL, REUSE, unet_only=True)
-    theirs = Contestant(pipe, REFERENCE, CALL, REUSE, reference=FOLDER, unet_only=True)
+    ours = BenchmarkCase(pipe, DEEPCACHE, CALL, REUSE, unet_only=True)
+    theirs = BenchmarkCase(pipe, REFERENCE, CALL, REUSE, reference=FOLDER, unet_only=True)
     for one in (ours, theirs):
         one.run()
         one.release()
@@ -192,14 +192,14 @@ def test_nothing_is_kept_after_a_release():
     assert bytes_alive() == empty
 
 
-def test_who_keeps_nothing_says_so(field):
+def test_cases_without_caching_keep_no_bytes(field):
     for one in (field.baseline, field.fewer):
         one.run()
         assert one.release() == 0
-    assert Contestant(field.pipe, DEEPCACHE, CALL, REUSE).release() == 0
+    assert BenchmarkCase(field.pipe, DEEPCACHE, CALL, REUSE).release() == 0
 
 
-def test_what_the_reference_package_keeps_is_every_output_of_every_layer(field):
+def test_the_reference_package_keeps_every_output_of_every_layer(field):
     field.reference.run()
     outputs = field.reference._helper.cached_output
     tensors = {}
@@ -218,40 +218,40 @@ def test_what_the_reference_package_keeps_is_every_output_of_every_layer(field):
     assert not outputs
 
 
-def test_bytes_are_those_of_distinct_tensors_wherever_they_are():
+def test_bytes_are_those_of_distinct_tensors_at_any_depth():
     shared, half = torch.zeros(4), torch.zeros(3, dtype=torch.float16)
     outputs = [shared, (shared, [half, None]), UNet2DConditionOutput(sample=torch.zeros(2, 2)), "text"]
     assert bytes_of(outputs) == 16 + 6 + 16
     assert bytes_of(iter([])) == 0
 
 
-def test_a_reference_package_that_cannot_be_put_on_says_so_when_it_runs():
+def test_a_reference_package_that_cannot_be_enabled_raises_in_a_run():
     pipe = small_pipeline()
     pipe.unet.mid_block = None
-    one = Contestant(pipe, REFERENCE, CALL, REUSE, reference=FOLDER)
+    one = BenchmarkCase(pipe, REFERENCE, CALL, REUSE, reference=FOLDER)
     for _ in range(2):
         with pytest.raises(AttributeError, match="forward"):
             one.run()
         assert one.release() == 0
-    Contestant(pipe, DEEPCACHE, CALL, REUSE).run()
+    BenchmarkCase(pipe, DEEPCACHE, CALL, REUSE).run()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-def test_a_compiled_contestant_draws_what_it_draws_uncompiled():
+def test_a_compiled_case_generates_the_same_images():
     pipe = unconditional_pipeline()
     call = PipelineCall(1, (16, 16), 3)
     torch.compiler.reset()
     for method, variant in ((BASELINE, None), (DEEPCACHE, REUSE)):
-        pictures = []
+        images = []
         for mode in ("eager", "compiled"):
-            one = Contestant(pipe, method, call, variant, mode=mode)
+            one = BenchmarkCase(pipe, method, call, variant, mode=mode)
             outputs = []
             one.pipe.numpy_to_pil = staticmethod(lambda array, kept=outputs: kept.append(torch.from_numpy(array)))
             for _ in range(2):
                 one.run()
             assert len(outputs) == 2
             torch.testing.assert_close(outputs[0], outputs[1])
-            pictures.append(outputs[1])
-        torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-4)
+            images.append(outputs[1])
+        torch.testing.assert_close(*images, rtol=1e-4, atol=1e-4)
     torch.compiler.reset()
