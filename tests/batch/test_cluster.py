@@ -1,4 +1,4 @@
-"""A cluster of several Ray nodes, of which one is lost."""
+"""A cluster of several Ray nodes that loses one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def slowly(row):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    # Ray asks for a token otherwise, and only some of its processes would have one.
+    # Otherwise Ray requires a token, which only some of its processes have.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -29,7 +29,7 @@ def cluster(monkeypatch):
     nodes.shutdown()
 
 
-def test_every_row_is_drawn_once_where_a_machine_is_lost(cluster, job):
+def test_every_row_is_generated_once_if_a_machine_is_lost(cluster, job):
     nodes, (lost, _) = cluster
     names = [f"row {number}" for number in range(40)]
     job.ask(*({"prompt": name} for name in names))
@@ -42,5 +42,5 @@ def test_every_row_is_drawn_once_where_a_machine_is_lost(cluster, job):
     summary = job.run(engine=RayEngine(2, address=nodes.address), before=slowly, on_progress=lose)
     losing.join()
     assert (summary.done, summary.left) == (40, 0)
-    assert {*job.drawn} == {*names}
+    assert {*job.generated} == {*names}
     job.check(done=40)

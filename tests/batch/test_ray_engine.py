@@ -1,4 +1,4 @@
-"""The same job by a pool of Ray actors, on a Ray that is started once for all."""
+"""Ray actors as workers, on one Ray that is started for all tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from DeepCache import DeepCacheConfig
 from DeepCache.batch import BatchSettings, RayEngine, generate_batch
 from DeepCache.batch.folder import BatchFolder
 from DeepCache.batch.manifest import read_manifest
-from tests.batch.counting_worker import ChangingWorkers
 
 pytestmark = pytest.mark.ray
 
@@ -23,7 +23,7 @@ TEN = [{"prompt": letter} for letter in "abcdefghij"]
 
 @pytest.fixture(scope="module")
 def ray():
-    # Its constructor keeps Ray quiet.
+    # The constructor silences Ray.
     RayEngine()
     import ray
 
@@ -33,7 +33,7 @@ def ray():
         object_store_memory=80 * 2**20,
         log_to_driver=False,
         logging_level="ERROR",
-        # Its processes give way to all others otherwise, and the tests beside these take every core.
+        # Otherwise other tests take every core from its processes.
         _system_config={"worker_niceness": 0},
     )
     yield ray
@@ -43,25 +43,26 @@ def ray():
 @pytest.fixture
 def two(ray):
     yield RayEngine(2)
-    # It was not this engine that started it.
+    # The engine did not start it.
     assert ray.is_initialized()
 
 
 class Fail:
-    """Fails before a row of this prompt, the first time that it comes."""
+    """Raises an error, or kills the process, before a row of this prompt, the first `times` times."""
 
-    def __init__(self, prompt: str, mark: Path, error: Exception | None = None) -> None:
-        self._prompt, self._mark, self._error = prompt, mark, error
+    def __init__(self, prompt: str, mark: Path, error: Exception | None = None, times: int = 1) -> None:
+        self._prompt, self._mark, self._error, self._times = prompt, mark, error, times
 
     def __call__(self, row):
-        if row.prompt == self._prompt and not self._mark.exists():
-            self._mark.touch()
+        if row.prompt == self._prompt and (not self._mark.exists() or self._mark.stat().st_size < self._times):
+            with self._mark.open("a") as file:
+                file.write("x")
             if self._error is not None:
                 raise self._error
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_two_actors_draw_the_same_files_as_this_process(two, tmp_path):
+def test_two_actors_write_the_same_files_as_this_process(two, tmp_path):
     rows = [
         *('{"prompt": "a red circle"}', '{"prompt": "a blue star", "seed": 3}', '{"prompt": "a ring", "size": 72}'),
         *('{"prompt": ""}', '{"prompt": "a red circle", "negative": "x"}', '{"prompt": "y", "size": 65}', '"z"'),
@@ -81,94 +82,112 @@ def test_two_actors_draw_the_same_files_as_this_process(two, tmp_path):
     assert len([path for path in found[0][1] if path.suffix == ".png"]) == 5
 
 
-def test_every_row_is_drawn_once_by_two_actors(two, job):
+def test_every_row_is_generated_once_by_two_actors(two, job):
     job.ask(*TEN, {"prompt": "wrong"}, {"prompt": ""})
     summary = job.run(engine=two, batch=2)
     assert (summary.done, summary.failed, summary.drawn, summary.left) == (10, 2, 12, 0)
-    assert sorted(job.drawn) == [*"abcdefghij", "wrong"]
-    assert os.getpid() not in job.workers.noted("by")
+    assert sorted(job.generated) == [*"abcdefghij", "wrong"]
+    assert os.getpid() not in job.noted("by")
     assert [record.prompt for record in job.manifest()] == [*"abcdefghij", "wrong", ""]
     job.check(done=10, failed=2)
-    starts = job.starts
+    starts = job.noted("started")
     assert job.run(engine=two).drawn == 0
-    assert job.starts == starts
+    assert job.noted("started") == starts
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
-def test_every_row_is_drawn_once_where_an_actor_is_killed(two, job, tmp_path):
+@pytest.mark.parametrize("prompt", "adj")
+def test_every_row_is_generated_once_if_an_actor_is_killed(two, job, tmp_path, prompt):
     job.ask(*TEN)
-    summary = job.run(engine=two, before=Fail("d", tmp_path / "mark"))
-    assert (tmp_path / "mark").exists()
+    summary = job.run(engine=two, before=Fail(prompt, tmp_path / "mark", times=2))
+    assert (tmp_path / "mark").stat().st_size == 2
     assert (summary.done, summary.left) == (10, 0)
-    assert sorted(job.drawn) == list("abcdefghij")
+    assert sorted(job.generated) == list("abcdefghij")
     job.check(done=10)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
+def test_actors_that_keep_dying_end_the_run(ray, job, tmp_path, monkeypatch):
+    monkeypatch.setattr("DeepCache.batch.ray_engine._MOST_DEATHS", 2)
+    job.ask({"prompt": "a"})
+    with pytest.raises(RuntimeError, match="Ray cannot continue"):
+        job.run(engine=RayEngine(1), before=Fail("a", tmp_path / "mark", times=100))
+    assert (tmp_path / "mark").stat().st_size == 3
+    assert job.run().done == 1
+    job.check(done=1)
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (RuntimeError("8 rows in succession"), RuntimeError),
+        (RuntimeError("8 consecutive rows"), RuntimeError),
         (FileNotFoundError("no disk"), OSError),
         (KeyError("odd"), RuntimeError),
     ],
     ids=["runtime", "disk", "other"],
 )
-def test_worker_that_cannot_go_on_is_told_and_the_same_command_goes_on(two, job, tmp_path, error, kind):
+def test_an_error_of_a_worker_is_reported_and_the_run_is_resumed(two, job, tmp_path, error, kind):
     job.ask(*TEN)
     with pytest.raises(kind, match=error.args[0]):
         job.run(engine=two, before=Fail("d", tmp_path / "mark", error))
-    done = len(job.drawn)
+    done = len(job.generated)
     assert done < 10
     job.check(done=done)
     assert job.run().done == 10
-    assert sorted(job.drawn) == list("abcdefghij")
+    assert sorted(job.generated) == list("abcdefghij")
     job.check(done=10)
 
 
-def test_stop_finishes_what_is_in_hand(two, job):
+def test_stop_finishes_the_batches_in_flight(two, job):
     job.ask(*({"prompt": str(number)} for number in range(60)))
-    summary = job.run(engine=two, stop=lambda: len(job.drawn) >= 3)
+    summary = job.run(engine=two, stop=lambda: len(job.generated) >= 3)
     assert 3 <= summary.done < 60
     assert summary.left == 60 - summary.done
-    assert len(job.drawn) == summary.done
+    assert len(job.generated) == summary.done
     job.check(done=summary.done)
     assert job.run().done == 60
-    assert len(job.drawn) == len(set(job.drawn)) == 60
+    assert len(job.generated) == len(set(job.generated)) == 60
     job.check(done=60)
+
+
+def changing_model(make_worker, other, expected):
+    """The first worker has another model than the others."""
+    return (make_worker if expected is None else other)(expected)
 
 
 def test_another_model_is_refused(two, job):
     job.ask(*TEN[:2])
     job.run()
     job.ask(*TEN)
-    with pytest.raises(ValueError, match="another model: model is 'dots' there and 'lines' here"):
-        job.run(engine=two, facts={"model": "lines"})
-    assert job.drawn == ["a", "b"]
+    with pytest.raises(ValueError, match=r"another model: \{'model': 'lines'\} instead of \{'model': 'dots'\}"):
+        job.run(engine=two, model="lines")
+    assert job.generated == ["a", "b"]
 
 
 def test_another_model_of_a_later_worker_is_refused(two, job):
     job.ask(*TEN)
-    job.workers = ChangingWorkers(job.folder, job.workers.log)
-    with pytest.raises(ValueError, match="another model: model is 'dots' there and 'lines' here"):
-        job.run(engine=two)
-    assert job.drawn == []
+    make_worker = partial(changing_model, job.make_worker(), job.make_worker("lines"))
+    with pytest.raises(ValueError, match=r"another model: \{'model': 'lines'\} instead of \{'model': 'dots'\}"):
+        job.run(engine=two, make_worker=make_worker)
+    assert job.generated == []
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"workers": 0}, "workers must be 1 or more, got 0"),
-        ({"workers": 3, "most_workers": 2}, "the most workers must be 3 or more, as many as the least, got 2"),
-        ({"most_workers": 0}, "the most workers must be 1 or more, as many as the least, got 0"),
-        ({"gpus": -1.0}, r"GPUs for each worker must be 0 or more, got -1\.0"),
+        ({"workers": 0}, "workers must be >= 1, got 0"),
+        ({"workers": 3, "most_workers": 2}, r"most_workers must be >= workers \(3\), got 2"),
+        ({"most_workers": 0}, r"most_workers must be >= workers \(1\), got 0"),
+        ({"gpus": -1.0}, r"GPUs per worker must be >= 0, got -1\.0"),
+        ({"address": "ray://host:10001"}, "must not be that of a Ray Client, got 'ray://host:10001'"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(values, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_arguments_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
         RayEngine(**values)
 
 
-def test_missing_ray_is_told(monkeypatch):
+def test_missing_ray_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"DeepCache\[ray\]"):
         RayEngine()

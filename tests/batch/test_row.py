@@ -1,8 +1,6 @@
-"""What a row of a prompt file asks for, and the id that stays with it."""
+"""Rows of prompt files, and their ids."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import pytest
 
@@ -14,35 +12,34 @@ def row(copy=0, place="line 1", **values):
     return batch_row(Row(place, values), copy)
 
 
-def test_everything_that_a_row_may_say():
+def test_values_of_a_row():
     found = row(prompt=" a red circle ", id="first", seed=7, negative_prompt="a star", size="64x72")
     assert found == BatchRow(found.id, "first", "a red circle", "a star", 7, (64, 72))
-
-
-def test_what_a_row_does_not_say_is_left_to_the_settings():
     found = row(caption="a red circle")
     assert found == BatchRow(found.id, "", "a red circle", None, None, None)
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  "])
-def test_what_is_empty_counts_as_not_there(nothing):
+def test_empty_values_are_ignored(nothing):
     names = ("id", "seed", "negative_prompt", "negative", "size", "width", "height")
     assert row(text="x", **dict.fromkeys(names, nothing)) == row(text="x")
 
 
-def test_id_is_the_same_on_every_machine():
+def test_ids_are_the_same_on_every_machine():
     assert row(prompt="a red circle").id == "118385506d962089d44923b5"
     assert row(prompt="a red circle").seed_for(0) == 0x612D7CF3
 
 
-def test_id_does_not_depend_on_where_the_row_is_nor_how_it_is_written():
+def test_ids_do_not_depend_on_the_place_and_the_spelling_of_values():
     plain = row(prompt="x", seed=7, size="64x72", negative_prompt="y", id="3")
     assert row(place="row 9", prompt="x", seed=7, size="64x72", negative_prompt="y", id="3") == plain
     assert row(text="x ", seed="7", width="64", height=72.0, negative="y", id=3) == plain
     assert row(prompt="x", seed=7.0, size=" 64×72", negative_prompt="y", id="3", category="z", other=[1]) == plain
+    for size in (64, "64", 64.0, "64x64"):
+        assert row(prompt="x", size=size).size == (64, 64)
 
 
-def test_everything_that_a_row_asks_for_is_in_its_id():
+def test_ids_depend_on_every_value():
     rows = [
         row(prompt="x"),
         row(prompt="y"),
@@ -55,17 +52,15 @@ def test_everything_that_a_row_asks_for_is_in_its_id():
         row(prompt="x", size="72x64"),
         row(1, prompt="x"),
         row(2, prompt="x"),
+        *(row(prompt=""), row(1, prompt=""), row(place="line 2", prompt=""), row(prompt="", id="a")),
     ]
-    assert max(Counter(each.id for each in rows).values()) == 1
+    assert len({each.id for each in rows}) == len(rows)
     assert all(set(each.id) <= set("0123456789abcdef") and len(each.id) == 24 for each in rows)
 
 
-def test_seed_of_its_own_is_taken_as_it_is():
-    assert row(prompt="x", seed=2**63 - 1).seed_for(5) == 2**63 - 1
-    assert row(prompt="x", seed=0).seed_for(5) == 0
-
-
-def test_seed_that_is_not_there_is_made_of_the_id_and_the_seed_of_the_settings():
+def test_seeds_are_those_of_the_rows_or_derived_from_ids_and_the_seed_of_the_settings():
+    for seed in (0, 2**63 - 1):
+        assert row(prompt="x", seed=seed).seed_for(5) == seed
     seeds = [row(copy, prompt="x").seed_for(seed) for copy in range(2) for seed in range(2)]
     assert len(set(seeds)) == 4
     assert all(0 <= seed < 2**32 for seed in seeds)
@@ -106,44 +101,24 @@ def test_seed_that_is_not_there_is_made_of_the_id_and_the_seed_of_the_settings()
         ({"prompt": "x", "id": 1.5}, "line 1: the id must be text or a whole number, got 1.5"),
     ],
 )
-def test_row_that_cannot_be_drawn_says_why(values, error):
+def test_a_row_that_cannot_be_used_has_an_error(values, error):
     found = row(**values)
     assert found.error == error
     assert len(found.id) == 24
     assert found.seed is None
 
 
-def test_largest_seed():
-    assert row(prompt="x", seed=2**63 - 1).seed == 2**63 - 1
-    assert row(prompt="x", seed=2**63).error
-
-
-def test_wrong_row_keeps_what_people_look_for():
-    found = row(prompt="x", id="seven", seed="abc")
+def test_a_wrong_row_keeps_its_id_and_its_prompt():
+    found = row(prompt="x", id="seven", seed=2**63)
+    assert "2**63 - 1" in found.error
     assert (found.row_id, found.prompt) == ("seven", "x")
-
-
-def test_row_that_cannot_be_read_keeps_its_error():
-    found = batch_row(Row("line 2", {}, error="line 2 is no JSON"))
-    assert (found.error, found.prompt, found.row_id) == ("line 2 is no JSON", "", "")
-
-
-def test_wrong_rows_have_ids_of_their_own():
-    rows = [row(prompt=""), row(1, prompt=""), row(place="line 2", prompt=""), row(prompt="", id="a")]
-    assert len({each.id for each in rows}) == 4
-
-
-def test_half_a_character_can_be_written_down():
+    found = batch_row(Row("line 2", {}, error="line 2 is not JSON"))
+    assert (found.error, found.prompt, found.row_id) == ("line 2 is not JSON", "", "")
     found = row(prompt="x\ud83d", id="\ud83d")
     assert "valid text" in found.error
     assert found.to_json().encode()
 
 
-def test_one_number_is_a_square_whatever_the_table_made_of_it():
-    for size in (64, "64", 64.0, "64x64"):
-        assert row(prompt="x", size=size).size == (64, 64)
-
-
-def test_row_comes_back_from_json():
+def test_rows_can_be_read_from_their_json():
     for each in (row(prompt="ein Kreis ★", seed=1, size="64x72"), row(prompt="x"), row(prompt="")):
         assert BatchRow.from_json(each.to_json()) == each

@@ -208,7 +208,7 @@ def test_options_that_do_not_fit_the_model_are_refused_and_generate_nothing(run,
 def test_missing_prompts_are_refused_and_create_no_folder(run):
     complain(run("batch", "nowhere.txt", "-o", "out"), "'nowhere.txt'")
     Path("empty.txt").write_text("# nothing\n")
-    complain(run("batch", "empty.txt", "-o", "out"), "'empty.txt'", "holds no prompt")
+    complain(run("batch", "empty.txt", "-o", "out"), "'empty.txt'", "contains no prompt")
     complain(run("batch", ".", "-o", "out"), "cannot read")
     assert not Path("out").exists()
 

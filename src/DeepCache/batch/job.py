@@ -1,75 +1,48 @@
-"""Draws all rows of a prompt file into a folder, each once, whatever interrupts it."""
+"""Generates an image for every row of a prompt file exactly once, and resumes after interruptions."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any, Protocol
+from pathlib import PurePosixPath
+from typing import Any
 
-from DeepCache.batch.differences import differences
+from DeepCache.batch.engine import Engine, LocalEngine, WorkerMaker
 from DeepCache.batch.folder import BatchFolder
-from DeepCache.batch.ledger import Ledger
-from DeepCache.batch.local_engine import LocalEngine
-from DeepCache.batch.manifest import JOURNAL, Journal, check_pyarrow, read_manifest, write_manifest
-from DeepCache.batch.picture import FOLDER
-from DeepCache.batch.record import BatchRecord
+from DeepCache.batch.job_index import JobIndex
+from DeepCache.batch.manifest import JOURNAL, Journal, read_manifest, write_manifest
+from DeepCache.batch.record import IMAGES, BatchRecord
 from DeepCache.batch.row import BatchRow
-from DeepCache.batch.settings import BatchSettings
-from DeepCache.batch.worker import WorkerMaker, WorkerSettings
+from DeepCache.batch.worker import PipelineWorker, shared_settings
+from DeepCache.extras import require
+from DeepCache.generation.differences import settings_differences
+from DeepCache.generation.settings import GenerationSettings
 from DeepCache.models.memory import check_offload
 from DeepCache.prompts import read_rows
 
-__all__ = ["JOB", "BatchProgress", "BatchSummary", "Engine", "generate_batch", "run_batch"]
-
 JOB = "job.json"
-"""The name of the file in the folder of a batch that says what all its pictures have in common."""
-
 _FORMAT = "DeepCache batch 1"
-_LOCK = ".lock"
 _JOURNAL_ROWS, _JOURNAL_SECONDS = 1000, 10.0
-
-
-class Engine(Protocol):
-    """Has batches drawn by workers, somewhere."""
-
-    def start(self, make_worker: WorkerMaker, expected: dict[str, Any] | None) -> dict[str, Any]:
-        """Gets ready and gives the `facts` of the workers, which are the `expected` ones where there are such.
-
-        Raises:
-            ValueError: they are others.
-        """
-
-    def draw(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
-        """Draws batches, in any order, and gives their records as they come. Of `batches`, no more is taken than is
-        soon to be drawn; when it ends, what is in hand is finished.
-
-        Raises:
-            OSError: a picture cannot be written.
-            RuntimeError: a worker cannot go on.
-        """
-
-    def close(self) -> None:
-        """Lets go of the workers. Without effect where there are none."""
 
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """How far a batch is.
+    """The progress of a batch.
 
     Args:
-        stage: what is being done: `reading the prompts`, `looking at what is there`, `loading the model`, `drawing` or
-            `writing the manifest`.
-        rows: how many rows there are, as far as is known.
-        done: rows with a picture.
-        failed: rows that have failed.
-        drawn: rows that were done or failed in this run.
-        seconds: since drawing began.
+        stage: the current activity: `reading the prompts`, `checking existing images`, `loading the model`,
+            `generating` or `writing the manifest`.
+        rows: the number of rows, as far as it is known.
+        done: rows with an image.
+        failed: rows that failed.
+        drawn: rows that were finished or failed in this run.
+        seconds: since the first row was started.
     """
 
     stage: str
@@ -81,25 +54,25 @@ class BatchProgress:
 
     @property
     def per_second(self) -> float:
-        """Rows a second since drawing began; 0 before the first."""
+        """Rows per second in this run; 0 before the first one is finished."""
         return self.drawn / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest will take at that; None before the first."""
+        """The estimated time that the remaining rows take; None before the first one is finished."""
         return (self.rows - self.done - self.failed) / self.per_second if self.per_second else None
 
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """What came of a run.
+    """The result of a run.
 
     Args:
-        rows: how many rows there are.
-        done: rows with a picture.
+        rows: the number of rows.
+        done: rows with an image.
         failed: rows without one, whose errors are in the manifest.
-        drawn: rows that were done or failed in this run.
-        seconds: what drawing took.
+        drawn: rows that were finished or failed in this run.
+        seconds: the duration of the generation.
     """
 
     rows: int
@@ -110,14 +83,14 @@ class BatchSummary:
 
     @property
     def left(self) -> int:
-        """Rows that are still to be drawn, since the run was asked to stop."""
+        """The remaining rows of a run that was stopped."""
         return self.rows - self.done - self.failed
 
 
 def generate_batch(
     prompts: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    settings: BatchSettings | None = None,
+    settings: GenerationSettings | None = None,
     *,
     batch: int = 1,
     threads: int = 1,
@@ -129,60 +102,61 @@ def generate_batch(
     on_progress: Callable[[BatchProgress], None] | None = None,
     stop: Callable[[], bool] = bool,
 ) -> BatchSummary:
-    """Draws every row of a prompt file once, and goes on where an earlier run was stopped or killed.
+    """Generates an image for every row of a prompt file exactly once. Resumes if an earlier run was stopped or killed.
 
-    A picture depends on its row, the settings and the model alone: it has the same bits whichever worker draws it, in
-    whatever order and company, and however often it is tried. With another `batch`, on the CPU with other `threads`,
-    and on another kind of device it is close, not the same, since kernels then compute in another order.
+    An image depends on its row, the settings and the model alone. It is bit-identical regardless of the worker, of
+    order and batch composition, and of interruptions. With another `batch`, with other `threads` on the CPU, or on
+    another kind of device it is close but not identical, because kernels compute in another order.
 
-    In the folder are the pictures (`pictures/01/0123….png`), `manifest.parquet` with a line for each row, and
-    `job.json` with the settings. Of rows that are wrong, the manifest has the error.
+    The output folder contains the images (`pictures/01/0123….png`), `manifest.parquet` with a line for each row, and
+    `job.json` with the settings. The manifest also contains the errors of rows that failed.
 
     Args:
-        prompts: a file, or a URL of fsspec, that `DeepCache.prompts.read_rows` reads; for what a row may say see
-            `batch_row`.
+        prompts: a file or URL that `DeepCache.prompts.read_rows` reads. `batch_row` lists the values of a row.
         output: a folder, or a URL of fsspec.
-        settings: what all rows have in common.
-        batch: rows in one pipeline call, all of one size.
-        threads: of PyTorch on the CPU, for each worker.
-        device: as `load_pipeline` takes it, for each worker.
-        offload: as `load_pipeline` takes it, for each worker; the pictures are the same.
-        vae_slicing: whether the VAE decodes the pictures of a pipeline call one after the other, which takes less
-            memory. As with another `batch`, pictures are close, not the same.
-        engine: who draws: a `LocalEngine` (the default) or a `RayEngine`.
-        retry_errors: whether rows are tried again that failed in an earlier run.
-        on_progress: called every now and then.
-        stop: asked before every batch; once it says yes, what is in hand is finished and the run ends.
+        settings: the settings shared by all rows, without prompts.
+        batch: rows of the same size in one pipeline call.
+        threads: threads of PyTorch on the CPU in each worker.
+        device: the device of each worker, see `load_pipeline`.
+        offload: the kind of offloading in each worker, see `load_pipeline`. The images are the same.
+        vae_slicing: decode the images of a pipeline call one after the other, which requires less memory. As with
+            another `batch`, images are close but not identical.
+        engine: a `LocalEngine` (the default) or a `RayEngine`.
+        retry_errors: retry the rows that failed in an earlier run.
+        on_progress: called from time to time.
+        stop: called before every batch. Once it returns true, the batches that were started are finished and the run
+            ends.
 
     Raises:
-        FileNotFoundError: there is no such prompt file.
-        ValueError: the prompt file is not what its ending says or has no rows, or the folder was begun with other
-            settings or another model; further as `load_pipeline` and `set_scheduler`.
-        OSError: a picture cannot be written, as on a full disk; what is finished stays, and a further run goes on.
-        RuntimeError: another run is at work in the folder, or a worker cannot go on.
+        FileNotFoundError: the prompt file does not exist.
+        ValueError: the prompt file is not what its extension says or has no rows, the folder was started with different
+            settings or another model, or as for `load_pipeline` and `set_scheduler`.
+        OSError: an image cannot be written, for example on a full disk. Finished images stay, and another run resumes.
+        RuntimeError: another run uses the folder, or a worker cannot continue.
         ImportError: a package is missing.
 
     Example:
         >>> from DeepCache.batch import BatchSettings, generate_batch
         >>> _ = Path("prompts.txt").write_text("a red circle\\na blue star\\n")
-        >>> generate_batch("prompts.txt", "pictures", BatchSettings(steps=6)).done
+        >>> generate_batch("prompts.txt", "output", BatchSettings(steps=6)).done
         2
         >>> import pyarrow.parquet
-        >>> pyarrow.parquet.read_table("pictures/manifest.parquet").column("prompt").to_pylist()
+        >>> pyarrow.parquet.read_table("output/manifest.parquet").column("prompt").to_pylist()
         ['a red circle', 'a blue star']
     """
-    settings = BatchSettings() if settings is None else settings
+    require("batch", "generate_batch")
+    settings = GenerationSettings() if settings is None else settings
     for name, value in (("batch", batch), ("threads", threads)):
         if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+            raise ValueError(f"{name} must be >= 1, got {value}")
     check_offload(offload, settings.runtime)
     folder = BatchFolder(output)
     return run_batch(
         prompts,
         folder,
-        settings.to_dict(),
-        settings.asked(),
-        WorkerSettings(settings, folder, batch, threads, device, offload, vae_slicing),
+        shared_settings(settings),
+        _asked(settings),
+        partial(PipelineWorker, settings, folder, batch, threads, device, offload, vae_slicing),
         batch=batch,
         engine=LocalEngine() if engine is None else engine,
         retry_errors=retry_errors,
@@ -191,10 +165,18 @@ def generate_batch(
     )
 
 
+def _asked(settings: GenerationSettings) -> dict[str, Any]:
+    """The options that choose the model, as JSON values."""
+    names = ("model", "vae", "config", "guidance", "scheduler", "dtype")
+    asked = {name: getattr(settings, name) for name in names if name != "config" or settings.config is not None}
+    asked |= {"loras": [list(lora) for lora in settings.loras]} if settings.loras else {}
+    return asked | ({"embeddings": list(settings.embeddings)} if settings.embeddings else {})
+
+
 def run_batch(
     prompts: str | os.PathLike[str],
     folder: BatchFolder,
-    common: dict[str, Any],
+    settings: dict[str, Any],
     asked: dict[str, Any],
     make_worker: WorkerMaker,
     *,
@@ -206,93 +188,88 @@ def run_batch(
 ) -> BatchSummary:
     """`generate_batch` with any kind of worker.
 
-    Args:
-        prompts: as for `generate_batch`, and so are the others that it has.
-        folder: where the workers write.
-        common: the settings that a folder keeps to, as JSON can hold them.
-        asked: what was asked for of that which workers load, as JSON can hold it; the folder keeps to what they loaded.
-        make_worker: makes the workers.
+    The folder is bound to the `settings` and to the facts of the workers. The `asked` values, such as the path of the
+    model, may differ if the facts are the same, because a model may have another path on another machine.
     """
-    check_pyarrow()
     tell = on_progress or (lambda progress: None)
     rows = read_rows(os.fspath(prompts))
-    # Before a folder is made for what is not there.
+    # No folder is created for an empty prompt file.
     first_row = next(rows, None)
     if first_row is None:
-        raise ValueError(f"the prompt file {os.fspath(prompts)!r} holds no prompt")
+        raise ValueError(f"the prompt file {os.fspath(prompts)!r} contains no prompt")
     folder.make()
-    with _locked(folder), Ledger() as ledger:
-        job = _begun(folder, common)
-        for count in ledger.enter_rows(chain([first_row], rows)):
+    with _locked(folder), JobIndex() as index:
+        job = _read_job(folder, settings)
+        for count in index.add_rows(chain([first_row], rows)):
             tell(BatchProgress("reading the prompts", rows=count))
-        tell(BatchProgress("looking at what is there", rows=ledger.rows))
-        _sweep(folder)
-        journal = Journal(folder)
-        _look(folder, journal, ledger)
-        ledger.settle(retry_errors)
-        run = _Run(ledger, journal, tell)
+        tell(BatchProgress("checking existing images", rows=index.counts()[0]))
+        run = _Run(folder, index, tell, retry_errors)
         try:
-            batches = run.drawable(batch, stop)
+            batches = run.batches(batch, stop)
             first = next(batches, None)
-            # Where nothing is left to do, other words may still mean another model.
-            changed = "" if job is None else differences(job["asked"], asked)
+            # Even if nothing is left to do, a different request may mean another model.
+            changed = "" if job is None else settings_differences(job["asked"], asked)
             if first is not None or changed:
-                tell(run.progress("loading the model"))
+                run.report("loading the model")
                 facts = _start(engine, make_worker, None if job is None else job["loaded"], changed)
                 if job is None:
-                    _begin(folder, common, asked, facts)
+                    job = {"format": _FORMAT, "settings": settings, "asked": asked, "loaded": facts}
+                    folder.write(JOB, json.dumps(job, indent=2, ensure_ascii=False).encode() + b"\n")
             if first is not None:
                 run.begin()
                 for records in engine.draw(chain([first], batches)):
                     run.keep(records)
         except BaseException:
-            # What stopped the run, a full disk perhaps, may stop this too. Then the next run finds it again.
+            # A full disk may stop this too. Then the next run finds the images.
             with suppress(OSError):
-                run.end(folder)
+                run.end()
             raise
         finally:
             engine.close()
         if first is not None:
-            _sweep(folder)
-        run.end(folder)
+            _remove_partial(folder)
+        run.end()
         summary = run.summary()
     if summary.left and not stop():
-        raise RuntimeError(
-            f"{summary.left} of {summary.rows} rows got lost on their way to a worker or back; run this again"
-        )
+        raise RuntimeError(f"{summary.left} of {summary.rows} rows were lost by the engine. Run this again.")
     return summary
 
 
 def _start(engine: Engine, make_worker: WorkerMaker, expected: dict[str, Any] | None, changed: str) -> dict[str, Any]:
-    """The facts of the workers. Where these are refused, the error says what was asked for instead: a hash of the
-    weights tells nobody which option it was."""
     try:
         return engine.start(make_worker, expected)
     except ValueError as error:
-        if changed:
-            raise ValueError(f"{error} (what is asked for: {changed})") from error
-        raise
+        if not changed:
+            raise
+        # A hash of the weights does not show which option differs.
+        raise ValueError(f"{error} (requested: {changed})") from error
 
 
 class _Run:
-    """The drawing part of a run: what is kept, counted and told."""
+    """The records of a run: counted, reported and written from time to time."""
 
-    def __init__(self, ledger: Ledger, journal: Journal, tell: Callable[[BatchProgress], None]) -> None:
-        self._ledger = ledger
-        self._journal = journal
-        self._tell = tell
-        self._rows, self._done, self._failed = ledger.rows, ledger.done, ledger.failed
+    def __init__(
+        self, folder: BatchFolder, index: JobIndex, tell: Callable[[BatchProgress], None], retry_errors: bool
+    ) -> None:
+        self._folder, self._index, self._tell = folder, index, tell
+        _remove_partial(folder)
+        self._journal = Journal(folder)
+        for records in chain(read_manifest(folder), self._journal.read()):
+            index.add_records(records)
+        index.add_files((PurePosixPath(name).stem, size) for name, size in folder.files(IMAGES))
+        index.forget(errors=retry_errors)
+        self._rows, self._done, self._failed = index.counts()
         self._drawn = 0
         self._unwritten: list[BatchRecord] = []
         self._written_at = self._start = time.perf_counter()
 
     def begin(self) -> None:
         self._start = time.perf_counter()
-        self._tell(self.progress("drawing"))
+        self.report("generating")
 
-    def drawable(self, size: int, stop: Callable[[], bool]) -> Iterator[list[BatchRow]]:
-        """What is to be drawn, until it is time to stop. Rows that cannot be drawn are kept as such on the way."""
-        for batch in self._ledger.batches(size):
+    def batches(self, size: int, stop: Callable[[], bool]) -> Iterator[list[BatchRow]]:
+        """The batches to generate, until it is time to stop. Keeps the records of rows that cannot be generated."""
+        for batch in self._index.batches(size):
             if stop():
                 return
             if batch[0].error:
@@ -301,7 +278,7 @@ class _Run:
                 yield batch
 
     def keep(self, records: list[BatchRecord]) -> None:
-        self._ledger.enter_records(records)
+        self._index.add_records(records)
         self._unwritten += records
         failed = sum(bool(record.error) for record in records)
         self._failed += failed
@@ -310,24 +287,22 @@ class _Run:
         due = time.perf_counter() - self._written_at >= _JOURNAL_SECONDS
         if due or len(self._unwritten) >= _JOURNAL_ROWS:
             self._write()
-        self._tell(self.progress("drawing"))
+        self.report("generating")
 
-    def end(self, folder: BatchFolder) -> None:
-        if not self._drawn and folder.read(JOB) is None:
+    def end(self) -> None:
+        if not self._drawn and self._folder.read(JOB) is None:
             return
         self._write()
-        self._tell(self.progress("writing the manifest"))
-        write_manifest(folder, self._ledger.records())
+        self.report("writing the manifest")
+        write_manifest(self._folder, self._index.records())
         self._journal.clear()
 
-    def progress(self, stage: str) -> BatchProgress:
-        return BatchProgress(
-            stage, self._rows, self._done, self._failed, self._drawn, time.perf_counter() - self._start
-        )
+    def report(self, stage: str) -> None:
+        seconds = time.perf_counter() - self._start
+        self._tell(BatchProgress(stage, self._rows, self._done, self._failed, self._drawn, seconds))
 
     def summary(self) -> BatchSummary:
-        seconds = time.perf_counter() - self._start
-        return BatchSummary(self._rows, self._ledger.done, self._ledger.failed, self._drawn, seconds)
+        return BatchSummary(*self._index.counts(), self._drawn, time.perf_counter() - self._start)
 
     def _write(self) -> None:
         if self._unwritten:
@@ -336,63 +311,46 @@ class _Run:
         self._written_at = time.perf_counter()
 
 
-def _look(folder: BatchFolder, journal: Journal, ledger: Ledger) -> None:
-    """Enters what earlier runs left: records and pictures."""
-    for records in read_manifest(folder):
-        ledger.enter_records(records)
-    for records in journal.read():
-        ledger.enter_records(records)
-    for name in folder.folders(FOLDER):
-        ledger.enter_files((Path(file).stem, size) for file, size in folder.sizes(f"{FOLDER}/{name}"))
+def _remove_partial(folder: BatchFolder) -> None:
+    folder.remove_partial("", depth=1)
+    folder.remove_partial(JOURNAL)
+    folder.remove_partial(IMAGES)
 
 
-def _sweep(folder: BatchFolder) -> None:
-    """Removes what was left half written by runs that were killed, or by workers that died while others went on."""
-    for name in ("", JOURNAL, *(f"{FOLDER}/{name}" for name in folder.folders(FOLDER))):
-        folder.sweep(name)
-
-
-def _begun(folder: BatchFolder, common: dict[str, Any]) -> dict[str, Any] | None:
-    """What the folder was begun with; None where it is new.
-
-    Raises:
-        ValueError: it was begun with other settings, or is not that of a batch.
-    """
+def _read_job(folder: BatchFolder, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of `job.json`; None in a new folder. Other settings, and other files, are a `ValueError`."""
     data = folder.read(JOB)
     if data is None:
         return None
     try:
         job: dict[str, Any] = json.loads(data)
         if job["format"] != _FORMAT:
-            raise ValueError(f"its format is {job['format']!r} and not {_FORMAT!r}")
+            raise ValueError(f"its format is {job['format']!r}, not {_FORMAT!r}")
         _ = job["asked"], job["loaded"]
-        changed = differences(job["settings"], json.loads(json.dumps(common)))
+        changed = settings_differences(job["settings"], json.loads(json.dumps(settings)))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the {JOB} in {str(folder)!r} cannot be read: {error}; take another folder") from error
+        raise ValueError(f"cannot read {JOB} in {str(folder)!r}: {error}. Use another folder.") from error
     if changed:
-        raise ValueError(f"the folder {str(folder)!r} was begun with other settings: {changed}; take another folder")
+        raise ValueError(
+            f"the folder {str(folder)!r} was started with different settings: {changed}. Use another folder."
+        )
     return job
-
-
-def _begin(folder: BatchFolder, common: dict[str, Any], asked: dict[str, Any], facts: dict[str, Any]) -> None:
-    job = {"format": _FORMAT, "settings": common, "asked": asked, "loaded": facts}
-    folder.write(JOB, json.dumps(job, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 @contextmanager
 def _locked(folder: BatchFolder) -> Iterator[None]:
-    """Keeps a second run out of a folder on a disk, for as long as this one lives. Object stores have no locks."""
+    """Keeps other runs out of a local folder. Object stores have no locks."""
     if not folder.local:
         yield
         return
 
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder.path(_LOCK), timeout=0)
+    lock = FileLock(folder.path(".lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise RuntimeError(f"another run is at work in the folder {str(folder)!r}") from error
+        raise RuntimeError(f"another run uses the folder {str(folder)!r}") from error
     try:
         yield
     finally:

@@ -1,50 +1,43 @@
-"""Has a batch drawn by Ray: on this machine, or on a cluster."""
+"""Runs a batch on Ray, on this machine or on a cluster."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, count, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from DeepCache.batch.engine import Worker, WorkerMaker
 from DeepCache.batch.record import BatchRecord
 from DeepCache.batch.row import BatchRow
-from DeepCache.batch.worker import Worker, WorkerMaker
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from ray.data import Dataset
-
-__all__ = ["RayEngine"]
-
-# Batches in hand for every worker: the one that it draws, and one to go on with.
-_IN_HAND = 2
-# Ray Data keeps books of each batch, about 4 KiB, for as long as a pipeline runs. After so many for each worker the
-# workers are made anew: with a second a batch, that is half an hour.
-_BATCHES_OF_A_WORKER = 2_000
-# Records pass through Ray's shared memory, and pictures do not.
+# Batches per worker in flight: the one that it generates, and the next one.
+_IN_FLIGHT = 2
+# Processes per worker that may die before any of them finishes a batch.
+_MOST_DEATHS = 10
+# Records pass through Ray's shared memory, images do not.
 _SHARED_MEMORY = 256 * 2**20
+# Errors that keep their type on the way from a worker; the others become a RuntimeError.
+_KINDS = (ValueError, TypeError, MemoryError, ImportError, OSError)
 
 
 class RayEngine:
-    """Has a batch drawn by a pool of Ray actors, one worker each, through Ray Data. See `Engine`.
+    """Runs a batch on a pool of Ray actors with one worker each. See `Engine`.
 
-    Where Ray runs in this process already, that is used, and left running.
+    If Ray already runs in this process, it is used and left running.
 
     Args:
-        workers: how many; by default as many as there are GPUs, or else CPUs, for.
-        most_workers: where to grow to as a cluster grows; `workers` by default.
-        cpus: CPUs for each worker, as many as it has threads on the CPU.
-        gpus: GPUs for each worker, such as 1 or 0.5; by default 1 where there are any, else 0.
-        address: of the cluster, `host:port`, or `auto` on a machine of the cluster; by default that in the environment
-            variable `RAY_ADDRESS`, and a Ray that is started on this machine where there is none.
+        workers: the number of workers; by default as many as fit on the GPUs, or else the CPUs.
+        most_workers: the size up to which the pool grows with the cluster; `workers` by default.
+        cpus: CPUs per worker, the number of its threads on the CPU.
+        gpus: GPUs per worker, such as 1 or 0.5; by default 1 if there are any, else 0.
+        address: the cluster as `host:port`, or `auto` on one of its machines; by default the environment variable
+            `RAY_ADDRESS`, or else Ray is started on this machine.
 
     Raises:
         ValueError: a value is out of its range.
@@ -60,24 +53,21 @@ class RayEngine:
         address: str | None = None,
     ) -> None:
         if workers is not None and workers < 1:
-            raise ValueError(f"workers must be 1 or more, got {workers}")
+            raise ValueError(f"workers must be >= 1, got {workers}")
         if most_workers is not None and most_workers < (workers or 1):
-            raise ValueError(
-                f"the most workers must be {workers or 1} or more, as many as the least, got {most_workers}"
-            )
+            raise ValueError(f"most_workers must be >= workers ({workers or 1}), got {most_workers}")
         if gpus is not None and gpus < 0:
-            raise ValueError(f"GPUs for each worker must be 0 or more, got {gpus}")
+            raise ValueError(f"the GPUs per worker must be >= 0, got {gpus}")
         if address is not None and address.startswith("ray://"):
             raise ValueError(
-                f"Ray Data works on a machine of the cluster, not through a Ray Client such as {address!r}: run this "
-                "there with the address auto, or give it to `ray job submit`"
+                f"the address must not be that of a Ray Client, got {address!r}. Run this on a machine of the cluster "
+                "with the address auto, or submit it with `ray job submit`."
             )
         _import_ray()
         self._workers, self._most_workers, self._cpus, self._gpus = workers, most_workers, cpus, gpus
-        # Ray's own way to be told, which `ray job submit` uses.
+        # `ray job submit` sets the variable.
         self._address = address or os.environ.get("RAY_ADDRESS")
-        self._make_worker: WorkerMaker | None = None
-        self._facts: dict[str, Any] = {}
+        self._pool: _Pool | None = None
         self._started = False
 
     def start(self, make_worker: WorkerMaker, expected: dict[str, Any] | None) -> dict[str, Any]:
@@ -85,61 +75,33 @@ class RayEngine:
 
         self._connect()
         self._fit()
-        self._make_worker = make_worker
-        # Not here: this machine may have neither the device nor the memory for the model.
-        look = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus or 0, max_calls=1)(_facts_of)
+        new_actor: Callable[[], Any] = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(_RayWorker).remote
+        # Not in this process, whose machine may have neither the device nor the memory for the model.
+        actor = new_actor()
         try:
-            self._facts = ray.get(look.remote(make_worker, expected))
+            facts: dict[str, Any] = ray.get(actor.load.remote(make_worker, expected))
         except ray.exceptions.RayTaskError as error:
-            raise _error_of_kind(_kind(error.cause), str(error.cause)) from None
+            raise error.cause from None
         except ray.exceptions.RayError as error:
-            raise _cannot_go_on(error) from error
-        return self._facts
+            raise _cannot_continue(error) from error
+        finally:
+            ray.kill(actor)
+        self._pool = _Pool(new_actor, make_worker, facts, self._most_workers or 1)
+        return facts
 
     def draw(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
-        batches = iter(batches)
-        most = _BATCHES_OF_A_WORKER * (self._most_workers or 1)
-        for first in batches:
-            yield from self._draw_some(chain([first], islice(batches, most - 1)))
-
-    def _draw_some(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
         import ray
 
-        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        feed: Any = ray.remote(num_cpus=0, label_selector=here)(_Feed).remote()
-        numbered = enumerate(batches)
-        in_hand: set[int] = set()
-
-        def hand_out(most: int) -> None:
-            some = {number: [row.to_json() for row in batch] for number, batch in islice(numbered, most)}
-            in_hand.update(some)
-            # One after another: an actor such as this may be given them in another order than they were sent.
-            ray.get(feed.put.remote(some))
-            if len(some) < most:
-                feed.close.remote()
-
-        trouble: Exception | None = None
+        assert self._pool is not None
         try:
-            hand_out(_IN_HAND * (self._most_workers or 1) + 1)
-            for answer in self._answers(feed, here):
-                # Ray may do again what it did before, where the process that kept it is gone.
-                if answer["number"] not in in_hand:
-                    continue
-                in_hand.remove(answer["number"])
-                feed.forget.remote(answer["number"])
-                if answer["error"]:
-                    trouble = _error_of_kind(answer["error_kind"], answer["error"])
-                    feed.close.remote()
-                else:
-                    yield [BatchRecord(**values) for values in answer["records"]]
-                if trouble is None:
-                    hand_out(1)
+            yield from self._pool.run(batches)
         except ray.exceptions.RayError as error:
-            raise _cannot_go_on(error) from error
-        if trouble is not None:
-            raise trouble
+            raise _cannot_continue(error) from error
 
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
         if self._started:
             import ray
 
@@ -154,181 +116,162 @@ class RayEngine:
             return
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._address is None:
-            # One of its own, whatever else runs on this machine.
+            # A separate instance, even if another one runs on this machine.
             options |= {"address": "local", "include_dashboard": False, "object_store_memory": _SHARED_MEMORY}
             options["num_cpus"] = max(os.cpu_count() or 1, (self._workers or 1) * self._cpus)
         else:
             options["address"] = self._address
         try:
-            with _silent(), _sigterm_kept():
+            with _silent_stderr(), _sigterm_kept():
                 ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"reach the Ray cluster at {self._address!r}" if self._address else "start Ray"
-            # Ray says no more of it where the token is missing.
-            hint = "; one that asks for a token takes RAY_AUTH_MODE=token here" if self._address else ""
+            # Ray's message does not mention a missing token.
+            hint = ". Set RAY_AUTH_MODE=token if the cluster requires a token." if self._address else ""
             raise OSError(f"cannot {where}: {' '.join(str(error).split())}{hint}") from error
         self._started = True
 
     def _fit(self) -> None:
-        """Fills in what was not asked for from what the cluster has."""
+        """Sets the defaults from the resources of the cluster."""
         import ray
 
         has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = has.get("GPU", 0)
         if self._gpus is None:
-            self._gpus = 1.0 if has.get("GPU", 0) >= 1 else 0.0
+            self._gpus = 1.0 if gpus >= 1 else 0.0
         if self._workers is None:
-            fitting = has.get("GPU", 0) / self._gpus if self._gpus else has.get("CPU", 1) / self._cpus
-            self._workers = max(1, int(fitting))
-        if self._gpus and self._address is None and self._workers * self._gpus > has.get("GPU", 0):
+            self._workers = max(1, int(gpus / self._gpus if self._gpus else has.get("CPU", 1) / self._cpus))
+        needed = self._workers * self._gpus
+        if self._gpus and self._address is None and needed > gpus:
             raise ValueError(
-                f"{self._workers} workers with {self._gpus:g} GPUs each take {self._workers * self._gpus:g} GPUs, and "
-                f"this machine has {has.get('GPU', 0):g}"
+                f"{self._workers} workers with {self._gpus:g} GPUs each need {needed:g} GPUs, this machine has {gpus:g}"
             )
         self._most_workers = max(self._most_workers or 0, self._workers)
 
-    def _answers(self, feed: Any, here: dict[str, str]) -> Iterator[dict[str, Any]]:
-        import ray.data
-        from ray.data import ActorPoolStrategy, DataContext
 
-        # At its import it sets itself a level of its own.
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        before = DataContext.get_current()
-        context = before.copy()
-        # A batch is handed on as soon as it is there, in place of many together.
-        context.target_max_block_size = 1
-        context.enable_progress_bars = False
-        DataContext._set_current(context)
-        try:
-            rows: Dataset = ray.data.read_datasource(
-                _fed_rows(feed), override_num_blocks=1, num_cpus=0, label_selector=here
-            )
-            answers = rows.map_batches(
-                _Drawer,
-                fn_constructor_args=(self._make_worker, self._facts),
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(
-                    min_size=self._workers, max_size=self._most_workers, max_tasks_in_flight_per_actor=_IN_HAND
-                ),
-                num_cpus=self._cpus,
-                num_gpus=self._gpus,
-            )
-            block: Any
-            for block in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from (json.loads(text) for text in block.column("answer").to_pylist())
-        finally:
-            DataContext._set_current(before)
+class _RayWorker:
+    """The process of a worker."""
+
+    _worker: Worker
+
+    def load(self, make_worker: WorkerMaker, expected: dict[str, Any] | None) -> dict[str, Any]:
+        with _plain_errors():
+            self._worker = make_worker(expected)
+        return self._worker.facts
+
+    def generate(self, rows: Sequence[BatchRow]) -> list[BatchRecord]:
+        with _plain_errors():
+            return self._worker.generate(rows)
 
 
-class _Feed:
-    """Passes batches from this process to Ray Data's source, which asks for the next whenever it has room."""
+class _Pool:
+    """Actors and the batches in flight. An actor that dies is replaced, and its batches are repeated."""
 
-    def __init__(self) -> None:
-        self._batches: dict[int, list[str]] = {}
-        self._given = 0
-        self._closed = False
-        self._changed = asyncio.Condition()
+    def __init__(
+        self, new_actor: Callable[[], Any], make_worker: WorkerMaker, facts: dict[str, Any], size: int
+    ) -> None:
+        self._new_actor, self._make_worker, self._facts, self._size = new_actor, make_worker, facts, size
+        self._actors: set[Any] = set()
+        self._loaded: set[Any] = set()
+        # The actor and the batch of each task; a task without a batch loads the model.
+        self._tasks: dict[Any, tuple[Any, list[BatchRow] | None]] = {}
+        self._batches: Iterator[list[BatchRow]] = iter(())
+        self._waiting: deque[list[BatchRow]] = deque()
+        self._failure: Exception | None = None
+        self._deaths = 0
 
-    async def put(self, batches: dict[int, list[str]]) -> None:
-        async with self._changed:
-            self._batches |= batches
-            self._given += len(batches)
-            self._changed.notify_all()
-
-    async def forget(self, number: int) -> None:
-        self._batches.pop(number, None)
-
-    async def close(self) -> None:
-        async with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    async def take(self, number: int) -> list[str] | None:
-        """The batch of this number, once it is there; None once it is sure that there will be none. A source that
-        Ray begins again asks for all of them again: of those that are drawn nothing is left."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: number < self._given or self._closed)
-            return self._batches.get(number, []) if number < self._given else None
-
-
-class _Drawer:
-    """The worker of one actor. It is made when it is first needed, so that what goes wrong there is an answer too."""
-
-    def __init__(self, make_worker: WorkerMaker, facts: dict[str, Any]) -> None:
-        self._make_worker = make_worker
-        self._facts = facts
-        self._worker: Worker | None = None
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        import pyarrow as pa
-
-        ((number, texts),) = ((row["number"], row["rows"]) for row in block.to_pylist())
-        answer: dict[str, Any] = {"number": number, "error": "", "error_kind": "", "records": []}
-        try:
-            if self._worker is None:
-                self._worker = self._make_worker(self._facts)
-            records = self._worker.draw([BatchRow.from_json(text) for text in texts])
-            answer["records"] = [vars(record) for record in records]
-        # An error that Ray Data sees ends the job at once, and what the other workers have in hand with it.
-        except Exception as error:
-            answer |= {"error": str(error) or type(error).__name__, "error_kind": _kind(error)}
-        return pa.table({"answer": [json.dumps(answer)]})
-
-
-def _facts_of(make_worker: WorkerMaker, expected: dict[str, Any] | None) -> dict[str, Any]:
-    return make_worker(expected).facts
-
-
-def _fed_rows(feed: Any) -> Any:
-    """The batches of a feed as Ray Data's source: one line each."""
-    from ray.data import Datasource, ReadTask
-    from ray.data.block import BlockMetadata
-
-    def read() -> Iterator[Any]:
-        import pyarrow as pa
+    def run(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
         import ray
 
-        schema = pa.schema([("number", pa.int64()), ("rows", pa.list_(pa.string()))])
-        for number in count():
-            rows = ray.get(feed.take.remote(number))
-            if rows is None:
-                return
-            yield pa.table({"number": [number], "rows": [rows]}, schema=schema)
+        self._batches = iter(batches)
+        for _ in range(self._size):
+            self._add_actor()
+        while self._has_work():
+            ((task,), _) = ray.wait(list(self._tasks), num_returns=1)
+            actor, batch = self._tasks.pop(task)
+            try:
+                records = ray.get(task)
+            except ray.exceptions.RayTaskError as error:
+                # The batches in flight are finished first.
+                self._failure = error.cause
+            except ray.exceptions.RayError as error:
+                self._replace(actor, batch, error)
+            else:
+                if batch is None:
+                    self._loaded.add(actor)
+                else:
+                    self._deaths = 0
+                    yield records
+            self._send()
+        if self._failure is not None:
+            raise self._failure
 
-    class FedRows(Datasource):
-        def estimate_inmemory_data_size(self) -> int | None:
+    def close(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _has_work(self) -> bool:
+        if any(batch is not None for _, batch in self._tasks.values()):
+            return True
+        batch = self._next_batch()
+        if batch is not None:
+            self._waiting.append(batch)
+        return batch is not None
+
+    def _next_batch(self) -> list[BatchRow] | None:
+        if self._failure is not None:
             return None
+        return self._waiting.popleft() if self._waiting else next(self._batches, None)
 
-        def get_read_tasks(
-            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-        ) -> list[ReadTask]:
-            return [ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
+    def _send(self) -> None:
+        in_flight = Counter(actor for actor, _ in self._tasks.values())
+        for actor in self._loaded:
+            for _ in range(_IN_FLIGHT - in_flight[actor]):
+                batch = self._next_batch()
+                if batch is None:
+                    return
+                self._tasks[actor.generate.remote(batch)] = actor, batch
 
-    return FedRows()  # type: ignore[no-untyped-call]
+    def _add_actor(self) -> None:
+        actor = self._new_actor()
+        self._actors.add(actor)
+        self._tasks[actor.load.remote(self._make_worker, self._facts)] = actor, None
 
+    def _replace(self, actor: Any, batch: list[BatchRow] | None, error: Exception) -> None:
+        import ray
 
-# What a command tells in one line; the rest is a RuntimeError.
-_KINDS = (ValueError, TypeError, MemoryError, ImportError, OSError)
-
-
-def _kind(error: BaseException) -> str:
-    return next((kind.__name__ for kind in _KINDS if isinstance(error, kind)), RuntimeError.__name__)
-
-
-def _cannot_go_on(error: Exception) -> RuntimeError:
-    return RuntimeError(f"Ray cannot go on: {' '.join(str(error).split())}")
-
-
-def _error_of_kind(kind: str, message: str) -> Exception:
-    """An error of a worker, to be raised here."""
-    kinds: dict[str, type[Exception]] = {each.__name__: each for each in _KINDS}
-    return kinds.get(kind, RuntimeError)(message)
+        if batch is not None:
+            self._waiting.append(batch)
+        if actor not in self._actors:  # it had another batch in flight
+            return
+        self._deaths += 1
+        if self._deaths > _MOST_DEATHS * self._size:
+            raise _cannot_continue(error) from error
+        ray.kill(actor)
+        self._actors.remove(actor)
+        self._loaded.discard(actor)
+        self._add_actor()
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps this process from writing to the terminal's error stream: Ray's core tells of the level of its messages
-    there before it heeds it."""
+def _plain_errors() -> Iterator[None]:
+    """Replaces errors by built-in ones, which other processes can unpickle."""
+    try:
+        yield
+    except Exception as error:
+        kind = next((kind for kind in _KINDS if isinstance(error, kind)), RuntimeError)
+        raise kind(str(error) or type(error).__name__) from None
+
+
+def _cannot_continue(error: Exception) -> RuntimeError:
+    return RuntimeError(f"Ray cannot continue: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discards what this process writes to stderr, where Ray's core reports its log level."""
     sys.stderr.flush()
     before = os.dup(2)
     try:
@@ -342,24 +285,23 @@ def _silent() -> Iterator[None]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Keeps Ray from taking SIGTERM for itself: then it could ask no run to stop."""
+    """Keeps the handler of SIGTERM, which Ray replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        # As Ray does, since no other thread may.
+        # Signals can be set in the main thread alone, and Ray does so there alone.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 
 def _import_ray() -> None:
-    # For a Ray that is started here: it tells its makers how it is used otherwise, and its processes tell the terminal
-    # of everything.
+    # For a Ray that is started here: no usage reports, no log messages, and no task events, which need ever more memory
+    # and which only the dashboard shows.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # What only its dashboard shows: it would take more and more memory.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     try:
         import ray  # noqa: F401
     except ImportError as error:
-        raise ImportError('--engine ray takes Ray: pip install "DeepCache[ray]"') from error
+        raise ImportError('the Ray engine requires Ray: pip install "DeepCache[ray]"') from error

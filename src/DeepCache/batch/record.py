@@ -1,37 +1,45 @@
-"""What became of one row: a line of the manifest."""
+"""Records of rows: the lines of the manifest, and the metadata of the images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import io
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["BatchRecord"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGES = "pictures"
+"""The name of the folder of the images in the output folder."""
 
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """What became of one row.
+    """The result of one row.
 
     Args:
         id: the row's id.
-        row_id: what the file calls the row; empty where it does not say.
-        prompt: its prompt.
-        negative_prompt: what the picture should not show.
-        seed: the seed that it was drawn with; None where the row cannot be read.
-        width: of the picture, in pixels; None where there is none.
-        height: of the picture, in pixels; None where there is none.
-        settings: what all rows have in common, as JSON.
-        model: what tells the model from others.
-        path: of the picture, from the folder; empty where there is none.
-        sha256: of the picture's file, in hexadecimal digits; empty where there is none.
-        bytes: length of the picture's file; 0 where there is none.
-        seconds: the pipeline's, as this picture's share of its batch; None where there is no picture, or where it was
-            found without its record because the run that drew it was cut off.
-        batch: rows that were drawn together, with those that filled the batch up; None where `seconds` is None.
+        row_id: the row's id in the prompt file; empty if it has none.
+        prompt: the prompt.
+        negative_prompt: the negative prompt.
+        seed: the seed of the image; None if the row cannot be read.
+        width: width of the image in pixels; None if there is no image.
+        height: height of the image in pixels; None if there is no image.
+        settings: the settings shared by all rows, as JSON.
+        model: a hash of the model.
+        path: path of the image in the output folder; empty if there is no image.
+        sha256: SHA-256 of the image file in hexadecimal; empty if there is no image.
+        bytes: size of the image file; 0 if there is no image.
+        seconds: the image's share of the duration of the pipeline call; None if there is no image, or if the run was
+            killed before it could write the record.
+        batch: rows in the pipeline call, including those that filled it up; None if `seconds` is None.
         full_steps: steps that ran the whole U-Net.
         shallow_steps: steps that ran only the layers above the skip branch.
-        skipped_steps: steps at which no layer of the U-Net ran.
-        host: the machine that drew it; empty where `seconds` is None.
-        error: why there is no picture; else empty.
+        skipped_steps: steps that ran no layer of the U-Net.
+        host: the machine that generated the image; empty if `seconds` is None.
+        error: why there is no image; empty if there is one.
     """
 
     id: str
@@ -53,3 +61,62 @@ class BatchRecord:
     skipped_steps: int | None = None
     host: str = ""
     error: str = ""
+
+
+def image_path(row_id: str) -> str:
+    """The path of a row's image in the output folder, in one of 256 folders because large folders are slow.
+
+    Example:
+        >>> image_path("0123456789ab")
+        'pictures/01/0123456789ab.png'
+    """
+    return f"{IMAGES}/{row_id[:2]}/{row_id}.png"
+
+
+def encode_image(image: Image, record: BatchRecord, versions: dict[str, str]) -> bytes:
+    """The PNG file of an image, whose metadata depend on its row, the settings and the versions alone."""
+    from DeepCache.generation.metadata import with_notes
+
+    names = ("id", "row_id", "prompt", "negative_prompt", "model", "seed", "settings")
+    steps = {"full": record.full_steps, "shallow": record.shallow_steps, "skipped": record.skipped_steps}
+    notes = {name: getattr(record, name) for name in names} | {"steps": steps, "versions": versions}
+    file = io.BytesIO()
+    image.save(file, format="PNG", **with_notes("PNG", notes))
+    return file.getvalue()
+
+
+def decode_record(data: bytes, row_id: str) -> BatchRecord | None:
+    """The record in an image file; None if it is not a complete image of this row."""
+    from PIL import Image
+
+    # PIL accepts files without their last chunk.
+    if not data.endswith(b"\0\0\0\0IEND\xaeB`\x82"):
+        return None
+    try:
+        # Each of the two misses some damage.
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            notes: dict[Any, Any] = image.info
+        steps = json.loads(notes["steps"])
+        record = BatchRecord(
+            **{name: notes[name] for name in ("id", "row_id", "prompt", "negative_prompt", "settings", "model")},
+            seed=int(notes["seed"]),
+            width=image.width,
+            height=image.height,
+            full_steps=steps["full"],
+            shallow_steps=steps["shallow"],
+            # Not in the images of earlier versions.
+            skipped_steps=steps.get("skipped", 0),
+        )
+    # PIL raises a SyntaxError for some damage.
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError):
+        return None
+    return with_file(record, data) if record.id == row_id else None
+
+
+def with_file(record: BatchRecord, data: bytes) -> BatchRecord:
+    """The record with the path, the hash and the size of its image file."""
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(record, path=image_path(record.id), sha256=digest, bytes=len(data))

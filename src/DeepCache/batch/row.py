@@ -1,4 +1,4 @@
-"""One row of a batch: what to draw, and the id that stays with it."""
+"""Rows of a batch and their ids."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from dataclasses import dataclass
 from DeepCache.generation.prompt_row import prompt_row, values_of
 from DeepCache.prompts.rows import PROMPT_NAMES, Row
 
-__all__ = ["BatchRow", "batch_row"]
-
 _ID_LENGTH = 24
 
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One row to draw.
+    """One row to generate.
 
     Args:
-        id: a hash of all that the row says, which names its picture.
-        row_id: what the file calls the row; empty where it does not say.
-        prompt: what to draw.
-        negative_prompt: what not to show; None for that of the settings.
-        seed: its seed; None for one made of the id and the seed of the settings.
+        id: a hash of all values of the row; the name of its image.
+        row_id: its id in the prompt file; empty if it has none.
+        prompt: the prompt.
+        negative_prompt: the negative prompt; None for that of the settings.
+        seed: the seed; None for one derived from the id and the seed of the settings.
         size: width and height in pixels; None for that of the settings.
-        error: why the row cannot be drawn, in which case the rest is what can be read of it; else empty.
+        error: why the row cannot be used; empty if it can.
     """
 
     id: str
@@ -43,31 +41,27 @@ class BatchRow:
 
     @classmethod
     def from_json(cls, text: str) -> BatchRow:
-        """The row that `to_json` made this of."""
+        """The inverse of `to_json`."""
         values = json.loads(text)
         size = values.pop("size")
         return cls(**values, size=None if size is None else tuple(size))
 
     def seed_for(self, seed: int) -> int:
-        """The seed to draw with.
-
-        Args:
-            seed: the seed of the settings, on which rows without one of their own depend.
-        """
+        """The seed of the image; rows without one derive it from the `seed` of the settings."""
         if self.seed is not None:
             return self.seed
         return int(hashlib.sha256(f"{seed} {self.id}".encode()).hexdigest()[:8], 16)
 
 
 def batch_row(row: Row, copy: int = 0) -> BatchRow:
-    """What a row of a prompt file asks for. What cannot be used is told in its `error`.
+    """Reads a row of a prompt file. A row that cannot be used has an `error`.
 
-    Beside the prompt a row may have an `id`, a `seed`, a `negative_prompt` (or `negative`), and a `size` such as
-    `512x768` or a `width` and a `height`; whatever is empty counts as not there.
+    Besides the prompt, a row may have an `id`, a `seed`, a `negative_prompt` (or `negative`), and a `size` such as
+    `512x768` or a `width` and a `height`. Empty values are ignored.
 
     Args:
-        row: a row of a prompt file.
-        copy: how many rows with the same values came before it; such rows differ in their ids, and so in their seeds.
+        row: the row of a prompt file.
+        copy: the number of identical rows before it, which gives each of them its own id and seed.
 
     Example:
         >>> row = batch_row(Row("line 1", {"prompt": "a red circle", "size": "64"}))
@@ -78,21 +72,16 @@ def batch_row(row: Row, copy: int = 0) -> BatchRow:
         found = prompt_row(row)
     except ValueError as error:
         values = values_of(row)
-        said = (_said(values, "id"), next((_said(values, name) for name in PROMPT_NAMES if name in values), ""))
-        return BatchRow(_hash([row.place, *said, str(error), copy]), *said, error=str(error))
-    asked = {
-        "id": found.id,
-        "prompt": found.prompt,
-        "negative_prompt": found.negative_prompt,
-        "seed": found.seed,
-        "size": found.size,
-        "copy": copy,
-    }
-    return BatchRow(_hash(asked), found.id, found.prompt, found.negative_prompt, found.seed, found.size)
+        name = next((name for name in PROMPT_NAMES if name in values), "")
+        row_id, prompt = _readable(values, "id"), _readable(values, name)
+        return BatchRow(_hash([row.place, row_id, prompt, str(error), copy]), row_id, prompt, error=str(error))
+    names = ("id", "prompt", "negative_prompt", "seed", "size")
+    row_hash = _hash({name: getattr(found, name) for name in names} | {"copy": copy})
+    return BatchRow(row_hash, found.id, found.prompt, found.negative_prompt, found.seed, found.size)
 
 
-def _said(values: Mapping[str, object], name: str) -> str:
-    """What a row says, as far as it can be written down, for people who look for it."""
+def _readable(values: Mapping[str, object], name: str) -> str:
+    """A value of a wrong row for the manifest, where it can be written."""
     value = values.get(name)
     return str(value).encode(errors="replace").decode() if isinstance(value, str | int) else ""
 
