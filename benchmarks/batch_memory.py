@@ -25,12 +25,11 @@ from typing import Any
 
 import psutil
 
+from DeepCache.batch.engine import LocalEngine
 from DeepCache.batch.folder import BatchFolder
 from DeepCache.batch.job import run_batch
-from DeepCache.batch.local_engine import LocalEngine
-from DeepCache.batch.picture import filed, picture_path
 from DeepCache.batch.ray_engine import RayEngine
-from DeepCache.batch.record import BatchRecord
+from DeepCache.batch.record import BatchRecord, image_path, with_file
 from DeepCache.batch.row import BatchRow
 
 ROWS = (10_000, 100_000)
@@ -86,16 +85,16 @@ class Dummy:
         self.facts: dict[str, Any] = {"model": "dummy"}
         self._folder = folder
 
-    def draw(self, rows: Sequence[BatchRow]) -> list[BatchRecord]:
+    def generate(self, rows: Sequence[BatchRow]) -> list[BatchRecord]:
         return [self._drawn(row) for row in rows]
 
     def _drawn(self, row: BatchRow) -> BatchRecord:
         data = row.id.encode()
-        path = Path(self._folder.path(picture_path(row.id)))
+        path = Path(self._folder.path(image_path(row.id)))
         # Without bringing it to the disk, which is what a picture takes longest for.
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        return filed(BatchRecord(row.id, row.row_id, row.prompt, seed=row.seed_for(0), settings="{}"), data)
+        return with_file(BatchRecord(row.id, row.row_id, row.prompt, seed=row.seed_for(0), settings="{}"), data)
 
 
 class Sampler:
@@ -165,7 +164,7 @@ def measured(engine: str, rows: int) -> dict[str, Any]:
     assert summary.done == rows, summary
     samples = sampler.samples
     # Not after the last row, when Ray's processes end.
-    drawing = [sample for sample in samples if sample["stage"] == "drawing" and sample["rows"] < rows]
+    drawing = [sample for sample in samples if sample["stage"] == "generating" and sample["rows"] < rows]
     step = -(-len(samples) // POINTS)
     return {
         "engine": engine,

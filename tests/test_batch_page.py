@@ -55,7 +55,7 @@ def test_the_first_command_and_every_python_block_run(prompts, capsys):
     for block in blocks("python"):
         exec(compile(block, BATCH.name, "exec"), {})
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last == "4 drawn, 0 failed"
+    assert last == "4 done, 0 failed"
     assert [line.split()[0] for line in lines[-4:-2]] == ["1", "2"]
 
 

@@ -330,6 +330,6 @@ def test_batch_without_tiny(examples, monkeypatch):
         loaded.append((model, dtype, device))
         return HUB[model]()
 
-    monkeypatch.setattr("DeepCache.batch.worker.load_pipeline", load)
+    monkeypatch.setattr("DeepCache.generation.prepare.load_pipeline", load)
     assert examples.run("batch")[0] == "4 rows: 4 done, 0 failed; 4 in this run"
     assert loaded == [("stable-diffusion-v1-5/stable-diffusion-v1-5", "auto", "cuda")]

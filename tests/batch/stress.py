@@ -1,8 +1,7 @@
-"""Batches that are killed, stopped and run out of disk at random moments, until they finish; then what is there is
-counted. For Linux.
+"""Batch jobs that are killed, stopped and run out of disk space at random moments until they finish. For Linux.
 
-Every round is a job of its own. Its command is run again and again, each time with a fault, and at last without. What
-is counted is read from the prompt file, the manifest and the pictures with nothing of `DeepCache.batch`.
+Every round is a job. Its command runs repeatedly, each time with a fault, and at the end without. Then the rows are
+counted in the prompt file, the manifest and the images, without `DeepCache.batch`.
 
     python -m tests.batch.stress --output benchmarks/batch_stress.json
 """
@@ -44,20 +43,18 @@ from tests.batch.faulty_run import (
     TAG,
     Faults,
     kill_all,
-    painted,
+    pixels_of,
     tagged,
 )
 
 SECONDS_FOR_A_RUN = 90.0
-SECONDS_FOR_WHAT_IS_LEFT = 30.0
-# Where its server is killed, Ray's agents look for it for a minute, and then end. They do no work.
+SECONDS_FOR_REMAINS = 30.0
+# After its server is killed, Ray's agents search for it for a minute and end. They do not work on rows.
 AGENTS, SECONDS_FOR_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent"), 90.0
 
-# Of what comes from outside: whether the engine has such a process.
+# Faults from outside, and the engines that they apply to.
 SIGNALS = {
     "kill -9 of a worker": ("ray",),
-    "kill -9 of the read task": ("ray",),
-    "kill -9 of the feed": ("ray",),
     "kill -9 of the raylet": ("ray",),
     "kill -9 of the driver": ("local", "ray"),
     "kill -9 of the whole tree": ("local", "ray"),
@@ -66,17 +63,12 @@ SIGNALS = {
     "SIGTERM": ("local", "ray"),
     "full disk": ("local", "ray"),
 }
-PROCESSES = {
-    "kill -9 of a worker": "ray::MapWorker",
-    "kill -9 of the read task": "ray::ReadFedRows",
-    "kill -9 of the feed": "ray::_Feed",
-    "kill -9 of the raylet": "raylet",
-}
-# Of what comes at a moment of its own: what may happen then.
+PROCESSES = {"kill -9 of a worker": "ray::_RayWorker", "kill -9 of the raylet": "raylet"}
+# Faults at moments of a run.
 MOMENTS = {
-    "drawing": ("kill", "exception"),
-    **{f"picture {when}": ("kill", "kill all", "full disk") for when in ("half written", "before rename")},
-    "picture after rename": ("kill", "kill all"),
+    "generating": ("kill", "exception"),
+    **{f"image {when}": ("kill", "kill all", "full disk") for when in ("half written", "before rename")},
+    "image after rename": ("kill", "kill all"),
     **{
         f"{name} {when}": ("kill all", "full disk")
         for name in ("journal", "manifest", "job")
@@ -84,18 +76,12 @@ MOMENTS = {
     },
     **{f"{name} after rename": ("kill all",) for name in ("journal", "manifest", "job")},
 }
-DAMAGE = ("picture truncated", "picture emptied", "partial file left")
+DAMAGE = ("image truncated", "image emptied", "partial file left")
 STOPS = ("SIGINT", "SIGINT of the group", "SIGTERM")
 
 
 class Stress:
-    """The rounds, and what came of them.
-
-    Args:
-        work: an empty folder.
-        disk: a folder in it that is a small disk of its own; None where no disk can be made.
-        seed: of all that is random.
-    """
+    """The rounds and their results, in an empty folder `work`, which may contain a small `disk`."""
 
     def __init__(self, work: Path, disk: Path | None, seed: int) -> None:
         self._work = work
@@ -111,21 +97,15 @@ class Stress:
         self.longest = {"run": 0.0, "processes of a killed run": 0.0}
 
     def round(self, engine: str, faults: int, shipped: bool = False) -> None:
-        """One job with so many faults.
-
-        Args:
-            engine: `local` or `ray`.
-            faults: how many.
-            shipped: whether it is the command line that runs, with the model that is shipped.
-        """
+        """Runs one job with so many faults; `shipped` jobs are commands with the bundled model."""
         self._round += 1
-        place, folder = self._work / f"{self._round}", (self._disk or self._work) / f"pictures-{self._round}"
-        job = (_ShippedModelJob if shipped else _Job)(place, folder, engine, self._random)
+        place, folder = self._work / f"{self._round}", (self._disk or self._work) / f"images-{self._round}"
+        job = (_CommandJob if shipped else _Job)(place, folder, engine, self._random)
         wanted = self._choose(engine, faults, shipped)
         for number in range(faults):
             finished = self._run(job, wanted.pop(), f"round {self._round}, run {number + 1}") == FINISHED
             if finished and wanted:
-                # Some more, so that what is left to go wrong has something to go wrong with.
+                # The remaining faults need rows.
                 job.more_rows()
         last = self._run(job, ("none", "none"), f"round {self._round}, last run")
         if last != FINISHED:
@@ -140,7 +120,7 @@ class Stress:
         job.remove()
 
     def wait_for_agents(self) -> None:
-        """Waits until nothing at all is left of any run."""
+        """Waits for the last processes of all runs."""
         end = time.monotonic() + SECONDS_FOR_AGENTS
         while left := [pid for tag in self._ended for pid in tagged(tag)]:
             if time.monotonic() > end:
@@ -151,7 +131,7 @@ class Stress:
             kill_all(tag)
 
     def add(self, other: Stress) -> None:
-        """Adds what came of other rounds."""
+        """Adds the results of other rounds."""
         self.faults += other.faults
         self.counts += other.counts
         self.runs += other.runs
@@ -162,14 +142,14 @@ class Stress:
         every = [(kind, "outside") for kind, engines in SIGNALS.items() if engine in engines]
         if not shipped:
             every += [(what, moment) for moment, whats in MOMENTS.items() for what in whats]
-        # Those that came least often so far, so that all come.
+        # The rarest faults so far, so that all occur.
         self._random.shuffle(every)
         every.sort(key=lambda fault: self.came[(engine, *fault)])
-        # The file of the job is written once: what is to go wrong with it comes first, and last what leaves it there.
+        # The file of the job is written once, so its faults come first, and of these the one that leaves it last.
         return sorted(every[:number], key=lambda fault: (fault[1].startswith("job"), fault[1] != "job after rename"))
 
     def _run(self, job: _Job, fault: tuple[str, str], name: str) -> int:
-        """Runs the command once with a fault; gives its exit status."""
+        """Runs the command once with a fault and returns its exit status."""
         what, moment = fault
         start = time.monotonic()
         job.begin(f"{name}".replace(" ", "-").replace(",", ""))
@@ -177,7 +157,7 @@ class Stress:
         if moment == "outside":
             came, stage = self._from_outside(job, what)
         elif moment != "none":
-            spread = 25 if moment.startswith(("picture", "drawing")) else 3 if moment.startswith("journal") else 1
+            spread = 25 if moment.startswith(("image", "generating")) else 3 if moment.startswith("journal") else 1
             Faults.ask(job.place, moment, what, self._random.randrange(spread))
         status = job.end(SECONDS_FOR_A_RUN)
         if moment not in ("outside", "none"):
@@ -188,7 +168,7 @@ class Stress:
         self.longest["run"] = max(self.longest["run"], time.monotonic() - start)
         self.runs[f"{what}: {_ending(status)}" if came else "no fault: " + _ending(status)] += 1
         self._judge(job, what if came else "none", status, name)
-        waited = self._wait_for_what_is_left(job, name)
+        waited = self._wait_for_remains(job, name)
         if came:
             print(f"{name:22} {job.engine:5} {what:25} {stage:28} {_ending(status):20} {waited:.0f} s", flush=True)
         if status not in (FINISHED, STOPPED) and self._random.random() < 0.6:
@@ -207,19 +187,19 @@ class Stress:
             if self._disk is None:
                 return 0, ""
             if self._random.random() < 0.8:
-                job.wait_to_draw()
+                job.wait_for_images()
             time.sleep(self._random.uniform(0, 0.8))
             stage = job.stage()
             fill(self._disk / "filler", self._random.randrange(600))
             return int(job.lives()), stage
         else:
-            # SIGTERM and Ctrl-C before the command has said how to take them end it at once, as any other command.
+            # Signals end the command at once until it handles them.
             if what in STOPS:
                 job.wait_to_begin()
-            drawing = self._random.random() < 0.7
-            if drawing:
-                job.wait_to_draw()
-            time.sleep(self._random.uniform(0, 1.2 if drawing else 4.0 if job.engine == "ray" else 0.5))
+            running = self._random.random() < 0.7
+            if running:
+                job.wait_for_images()
+            time.sleep(self._random.uniform(0, 1.2 if running else 4.0 if job.engine == "ray" else 0.5))
             victims = [job.pid]
         stage = job.stage()
         if not victims or not job.lives():
@@ -237,7 +217,7 @@ class Stress:
         return 0, stage
 
     def _judge(self, job: _Job, what: str, status: int, name: str) -> None:
-        """Whether a run ended as it should."""
+        """Checks the exit status of a run."""
         allowed = {
             "none": {FINISHED},
             "full disk": {FINISHED, DISK},
@@ -245,8 +225,6 @@ class Stress:
             "kill": {FINISHED} if job.engine == "ray" else {-signal.SIGKILL},
             "kill all": {-signal.SIGKILL},
             "kill -9 of a worker": {FINISHED},
-            "kill -9 of the read task": {FINISHED},
-            "kill -9 of the feed": {FINISHED, RUNTIME},
             "kill -9 of the driver": {-signal.SIGKILL},
             "kill -9 of the whole tree": {-signal.SIGKILL},
             **{stop: {FINISHED, STOPPED} for stop in STOPS},
@@ -255,17 +233,17 @@ class Stress:
             self.wrong.append(f"{name} ({job.engine}, {what}) ended with {_ending(status)}: {job.said()}")
             print(self.wrong[-1], flush=True)
         if what in STOPS and status in (FINISHED, STOPPED):
-            self.wrong += [f"{name} ({job.engine}, {what}): {each}" for each in job.not_drained()]
+            self.wrong += [f"{name} ({job.engine}, {what}): {each}" for each in job.stopped_wrongly()]
 
-    def _wait_for_what_is_left(self, job: _Job, name: str) -> float:
-        """Of a killed run, processes may go on for a while; half of the time the next run begins beside them."""
+    def _wait_for_remains(self, job: _Job, name: str) -> float:
+        """Waits for processes that outlive a killed run. Half of the time the next run starts at once."""
         if self._disk is not None:
             (self._disk / "filler").unlink(missing_ok=True)
         start = time.monotonic()
         if self._random.random() < 0.5:
             return 0.0
         while left := [pid for pid in tagged(job.tag) if not _words(pid).startswith(AGENTS)]:
-            if time.monotonic() - start > SECONDS_FOR_WHAT_IS_LEFT:
+            if time.monotonic() - start > SECONDS_FOR_REMAINS:
                 self.wrong.append(
                     f"{name} ({job.engine}): these processes are left after it: {list(map(_words, left))}"
                 )
@@ -279,14 +257,7 @@ class Stress:
 
 
 class _Job:
-    """A prompt file, its folder, and the command as it runs.
-
-    Args:
-        place: for all but the pictures.
-        folder: for the pictures.
-        engine: `local` or `ray`.
-        chance: all that is random.
-    """
+    """A prompt file, the output folder, and the command that runs."""
 
     HANGS = 999
 
@@ -301,12 +272,12 @@ class _Job:
         self.tags: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self.tag = ""
-        self._drawn_before = 0
-        self._pictures_before: set[str] = set()
+        self._size_before = 0
+        self._images_before: set[str] = set()
         self.more_rows()
 
     def more_rows(self) -> None:
-        """Adds rows to the file: good ones of several sizes, bad ones, and some that were there before."""
+        """Adds rows to the file: good ones of several sizes, bad ones, and copies of others."""
         for _ in range(self._random.randrange(40, 120) if self.engine == "local" else self._random.randrange(80, 200)):
             chance = self._random.random()
             if self._lines and chance < 0.06:
@@ -314,7 +285,7 @@ class _Job:
                 self._rows.append(self._rows[number])
                 self._lines.append(self._lines[number])
                 continue
-            row: dict[str, Any] = {"prompt": f"a picture, number {len(self._rows)}", "good": True}
+            row: dict[str, Any] = {"prompt": f"an image, number {len(self._rows)}", "good": True}
             if self._random.random() < 0.7:
                 row["id"] = f"row {len(self._rows)}"
             if self._random.random() < 0.3:
@@ -325,7 +296,7 @@ class _Job:
                 row["good"] = False
                 spoil = self._random.choice(("size", "prompt", "worker", "line"))
                 row |= {"size": "9x"} if spoil == "size" else {"prompt": ""} if spoil == "prompt" else {}
-                row |= {"prompt": f"a row that cannot be painted, {len(self._rows)}"} if spoil == "worker" else {}
+                row |= {"prompt": f"a row that cannot be generated, {len(self._rows)}"} if spoil == "worker" else {}
                 if spoil == "line":
                     self._rows.append({"good": False})
                     self._lines.append(f'{{"prompt": "no end {len(self._rows)}')
@@ -333,8 +304,6 @@ class _Job:
             self._rows.append(row)
             self._lines.append(json.dumps({name: value for name, value in row.items() if name != "good"}))
         (self.place / "prompts.jsonl").write_text("\n".join(self._lines) + "\n")
-
-    # A run
 
     @property
     def pid(self) -> int:
@@ -345,8 +314,8 @@ class _Job:
         self.tag = f"{self.place.parent.name}-{name}-{time.monotonic_ns()}"
         self.tags.append(self.tag)
         (self.place / "stage").unlink(missing_ok=True)
-        self._drawn_before = self._drawn()
-        self._pictures_before = self._pictures()
+        self._size_before = self._progress()
+        self._images_before = self._images()
         temporary = self.place / "tmp"
         temporary.mkdir(exist_ok=True)
         with (self.place / "said").open("wb") as said:
@@ -394,8 +363,8 @@ class _Job:
     def wait_to_begin(self) -> None:
         self._wait(lambda: self.stage() != "starting", 40.0)
 
-    def wait_to_draw(self) -> None:
-        self._wait(lambda: self._drawn() > self._drawn_before, 40.0)
+    def wait_for_images(self) -> None:
+        self._wait(lambda: self._progress() > self._size_before, 40.0)
 
     def wait_for(self, role: str, seconds: float) -> list[int]:
         self._wait(lambda: bool(self.processes(role)), seconds)
@@ -411,14 +380,14 @@ class _Job:
         return found
 
     def forget_fault(self, moment: str) -> int:
-        """Whether a fault came that was asked for."""
+        """Withdraws a request, and returns 1 if the fault has occurred."""
         try:
             (self.place / f"{moment}.fault").unlink()
         except FileNotFoundError:
             return 1
         return 0
 
-    def _drawn(self) -> int:
+    def _progress(self) -> int:
         with suppress(FileNotFoundError):
             return (self.place / "log").stat().st_size
         return 0
@@ -428,43 +397,41 @@ class _Job:
         while time.monotonic() < end and self.lives() and not there():
             time.sleep(0.01)
 
-    # What is there
-
     def damage(self, kind: str) -> bool:
-        """Does what a power cut may do to a folder; says whether there was anything to do it to."""
-        pictures = sorted((self.folder / "pictures").glob("*/*.png"))
-        if not pictures:
+        """Damages an image as a power cut may do, and returns whether there was one."""
+        images = sorted((self.folder / "pictures").glob("*/*.png"))
+        if not images:
             return False
-        picture = self._random.choice(pictures)
-        data = picture.read_bytes()
+        image = self._random.choice(images)
+        data = image.read_bytes()
         if kind == "partial file left":
-            picture.with_name(f".{picture.name}.{self._random.getrandbits(64):x}.partial").write_bytes(data[:50])
-        elif kind == "picture emptied":
-            picture.write_bytes(b"")
+            image.with_name(f".{image.name}.{self._random.getrandbits(64):x}.partial").write_bytes(data[:50])
+        elif kind == "image emptied":
+            image.write_bytes(b"")
         else:
-            # At the very end no less often than anywhere.
+            # At the end as often as anywhere else.
             cut = self._random.choice((self._random.randrange(1, 20), self._random.randrange(1, len(data) + 1)))
-            picture.write_bytes(data[:-cut])
+            image.write_bytes(data[:-cut])
         return True
 
-    def not_drained(self) -> list[str]:
-        """What is not as it should be after a run that was asked to stop."""
-        there = self._pictures()
-        # What an earlier run left without a record is found when its row's turn comes.
-        drawn = there - self._pictures_before
+    def stopped_wrongly(self) -> list[str]:
+        """The errors in the folder after a run that was stopped."""
+        there = self._images()
+        # Images without a record of an earlier run are found when the engine reaches their rows.
+        new = there - self._images_before
         if not (self.folder / "manifest.parquet").exists():
-            return ["pictures, and no manifest"] if drawn else []
+            return ["images, and no manifest"] if new else []
         lines = pq.read_table(self.folder / "manifest.parquet", columns=["path"]).column("path").to_pylist()
-        told = {path for path in lines if path}
-        alone = (told - there) | (drawn - told)
-        wrong = [f"{len(alone)} pictures in the manifest or the folder alone"] if alone else []
+        recorded = {path for path in lines if path}
+        alone = (recorded - there) | (new - recorded)
+        wrong = [f"{len(alone)} images in the manifest or the folder alone"] if alone else []
         return wrong + self._left_over()
 
-    def _pictures(self) -> set[str]:
+    def _images(self) -> set[str]:
         return {path.relative_to(self.folder).as_posix() for path in self.folder.glob("pictures/*/*.png")}
 
     def count(self) -> dict[str, Any]:
-        """Rows that are lost or there twice, and whatever else is wrong."""
+        """Counts rows that are lost or duplicated, and lists all errors."""
         counts: Counter[str] = Counter(rows=len(self._rows))
         wrong: list[str] = self._left_over()
         lines = pq.read_table(self.folder / "manifest.parquet").to_pylist()
@@ -480,13 +447,13 @@ class _Job:
                 wrong.append(f"row {number}: {reason}")
             else:
                 counts["pictures" if row["good"] else "bad_rows"] += 1
-        told = {line["path"] for line in lines if line["path"]}
+        recorded = {line["path"] for line in lines if line["path"]}
         there = {
             path.relative_to(self.folder).as_posix() for path in self.folder.glob("pictures/*/*") if path.is_file()
         }
-        counts["rows_twice"] += len(there - told)
-        wrong += [f"{path} is in no line" for path in sorted(there - told)]
-        drawn: dict[str, set[str]] = {}
+        counts["rows_twice"] += len(there - recorded)
+        wrong += [f"{path} is not in the manifest" for path in sorted(there - recorded)]
+        results: dict[str, set[str]] = {}
         log = self.place / "log"
         for text in log.read_text().splitlines() if log.exists() else ():
             entry = json.loads(text)
@@ -494,30 +461,30 @@ class _Job:
             counts["rows_twice"] += entry["there"]
             counts["drawn_by_two_at_once"] += entry["at_once"] and not entry["there"]
             if entry["there"]:
-                wrong.append(f"{entry['id']} was drawn though its picture was there")
-            drawn.setdefault(entry["id"], set()).add(entry["sha256"])
-        wrong += [f"{name} was drawn with {len(every)} results" for name, every in drawn.items() if len(every) > 1]
+                wrong.append(f"{entry['id']} was generated although its image existed")
+            results.setdefault(entry["id"], set()).add(entry["sha256"])
+        wrong += [f"{name} has {len(every)} results" for name, every in results.items() if len(every) > 1]
         return {"counts": counts, "wrong": wrong}
 
     def _wrong_with(self, row: dict[str, Any], line: dict[str, Any]) -> str:
-        """What is wrong with what became of a row; empty where nothing is."""
+        """The error in the result of a row; empty if there is none."""
         if "prompt" in row and row["prompt"] and (row["prompt"], row.get("id", "")) != (line["prompt"], line["row_id"]):
-            return f"the manifest has {line['prompt']!r} there"
+            return f"the manifest has {line['prompt']!r} instead"
         if not row["good"]:
-            return "" if line["error"] and not line["path"] else "it is bad, and the manifest has no error"
+            return "" if line["error"] and not line["path"] else "it is wrong, and the manifest has no error"
         if line["error"]:
             return line["error"]
         data = (self.folder / line["path"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != line["sha256"] or len(data) != line["bytes"]:
-            return "the picture is not that of the manifest"
+            return "the image is not that of the manifest"
         other = self._pixels_differ(row, line, data) or not data.endswith(b"IEND\xaeB`\x82")
-        return "the picture is not the one to expect" if other else ""
+        return "the image has other pixels" if other else ""
 
     def _pixels_differ(self, row: dict[str, Any], line: dict[str, Any], data: bytes) -> bool:
         seed = row.get("seed", int(hashlib.sha256(f"{SEED} {line['id']}".encode()).hexdigest()[:8], 16))
         width, height = map(int, row["size"].split("x")) if "size" in row else SIZE
         with Image.open(io.BytesIO(data)) as image:
-            return image.tobytes() != painted(row["prompt"], seed, (width, height))
+            return image.tobytes() != pixels_of(row["prompt"], seed, (width, height))
 
     def _left_over(self) -> list[str]:
         partial = [path.name for path in self.folder.rglob("*.partial")]
@@ -529,9 +496,8 @@ class _Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class _ShippedModelJob(_Job):
-    """A job of the command line with the model that is shipped. The pictures to expect are those of a run without
-    faults."""
+class _CommandJob(_Job):
+    """A job of the command line with the bundled model. The expected images are those of a run without faults."""
 
     def more_rows(self) -> None:
         if self._rows:
@@ -550,7 +516,7 @@ class _ShippedModelJob(_Job):
 
     def end(self, seconds: float) -> int:
         status = super().end(seconds)
-        # The command has one exit status for all that goes wrong.
+        # The command has one exit status for all errors.
         return status if status != 2 else RUNTIME if "Ray" in self.said() else DISK
 
     def stage(self) -> str:
@@ -566,7 +532,7 @@ class _ShippedModelJob(_Job):
         words += ["--output", str(self.folder), "--steps", "60", "--engine", self.engine, "--device", "cpu"]
         return words + (["--workers", "2"] if self.engine == "ray" else [])
 
-    def _drawn(self) -> int:
+    def _progress(self) -> int:
         return len(list(self.folder.glob("pictures/*/*.png")))
 
     def _pixels_differ(self, row: dict[str, Any], line: dict[str, Any], data: bytes) -> bool:
@@ -574,7 +540,7 @@ class _ShippedModelJob(_Job):
 
 
 def fill(path: Path, room: int) -> None:
-    """Fills a disk but for some bytes."""
+    """Fills a disk except for some bytes."""
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(64 * 1024))
@@ -594,18 +560,12 @@ def _ending(status: int) -> str:
 
 
 class Lane(threading.Thread):
-    """The rounds of one engine, in a folder that is removed at the end.
-
-    Args:
-        engine: `local` or `ray`.
-        rounds: how many.
-        options: those of the command.
-    """
+    """The rounds of one engine, in a folder that is removed at the end."""
 
     def __init__(self, engine: str, rounds: int, options: argparse.Namespace) -> None:
         super().__init__()
         self._engine, self._rounds, self._options = engine, rounds, options
-        # Ray's sockets must have short paths.
+        # Ray's sockets need short paths.
         self._work = Path(tempfile.mkdtemp(prefix="dcs-", dir="/tmp"))
         self.disk = small_disk(self._work / "disk")
         self.stress = Stress(self._work, self.disk, options.seed)
@@ -633,7 +593,7 @@ def main() -> None:
     }
     result["versions"] |= {name: version(name) for name in ("ray", "pyarrow")}
     start = time.monotonic()
-    # Side by side, since Ray's start is mostly waiting. Each has a disk of its own, which it fills.
+    # In parallel, because Ray mostly waits when it starts. Each lane fills a disk of its own.
     lanes = [Lane("local", options.local, options), Lane("ray", options.ray, options)]
     for lane in lanes:
         lane.start()
@@ -671,7 +631,7 @@ def _sum(stress: Stress, part: int) -> Counter[str]:
 
 
 def small_disk(path: Path) -> Path | None:
-    """A disk that a test may fill; None where this user cannot make one."""
+    """A small disk to fill; None if this user cannot create one."""
     path.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=False, capture_output=True)
     return path if made.returncode == 0 else None
@@ -682,7 +642,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--local", type=int, default=14, help="rounds of the local engine")
     parser.add_argument("--ray", type=int, default=4, help="rounds of Ray")
-    parser.add_argument("--command", type=int, default=1, help="rounds of each with the command and the shipped model")
+    parser.add_argument(
+        "--command", type=int, default=1, help="rounds of each engine with the command and the bundled model"
+    )
     parser.add_argument("--faults", type=int, default=12, help="faults in each round")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -44,7 +44,7 @@ def test_every_row_becomes_an_image(run, prompts):
     assert len(images()) == 3
     assert {row["path"] for row in manifest()} == {f"pictures/{name[:2]}/{name}" for name in images()}
     stages = [line.split(" …")[0] for line in result.stderr.splitlines()]
-    assert stages[:4] == ["reading the prompts", "looking at what is there", "loading the model", "drawing"]
+    assert stages[:4] == ["reading the prompts", "checking existing images", "loading the model", "generating"]
     assert "writing the manifest: 3 of 3" in stages[-1]
 
 
@@ -94,8 +94,8 @@ def test_failed_rows_give_status_1_and_are_retried_with_the_option(run):
 def test_other_settings_are_refused(run, prompts):
     run("batch", prompts, "-o", "out", *QUICK)
     before = images(), manifest()
-    complain(run("batch", prompts, "-o", "out", "--steps", 4), "'out'", "steps is 3 there and 4 here", "another folder")
-    complain(run("batch", prompts, "-o", "out", *QUICK, "-i", 5), "cache_interval is 3 there and 5 here")
+    complain(run("batch", prompts, "-o", "out", "--steps", 4), "'out'", "steps was 3 and is 4 now", "another folder")
+    complain(run("batch", prompts, "-o", "out", *QUICK, "-i", 5), "cache_interval was 3 and is 5 now")
     complain(run("batch", prompts, "-o", "out", *QUICK, "--scheduler", "ddpm"), "DDIMScheduler", "DDPMScheduler")
     assert (images(), manifest()) == before
 
@@ -106,15 +106,15 @@ def test_another_vae_is_refused(run, prompts, tmp_path):
     assert run("batch", prompts, "-o", "out", *QUICK, "--vae", "tiny").exit_code == 0
     before = images()
     assert json.loads((tmp_path / "out" / "job.json").read_text(encoding="utf-8"))["asked"]["vae"] == "tiny"
-    complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "vae is 'tiny' there and None here")
-    complain(run("batch", prompts, "-o", "out", *QUICK, "--vae", "other"), "vae is 'tiny' there and 'other' here")
+    complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "vae was 'tiny' and is None now")
+    complain(run("batch", prompts, "-o", "out", *QUICK, "--vae", "other"), "vae was 'tiny' and is 'other' now")
     # Another spelling of the same path.
     assert run("batch", prompts, "-o", "out", *QUICK, "--vae", "./tiny").exit_code == 0
     assert images() == before
     run("batch", prompts, "-o", "own", *QUICK)
     assert images("own").keys() == before.keys()
     assert images("own") != before
-    complain(run("batch", prompts, "-o", "own", *QUICK, "--vae", "tiny"), "vae is None there and 'tiny' here")
+    complain(run("batch", prompts, "-o", "own", *QUICK, "--vae", "tiny"), "vae was None and is 'tiny' now")
 
 
 def test_another_lora_or_embedding_is_refused(run, prompts, tmp_path):
@@ -132,9 +132,9 @@ def test_another_lora_or_embedding_is_refused(run, prompts, tmp_path):
     assert run("batch", prompts, *QUICK, "-o", "plain").exit_code == 0
     assert images("plain").keys() == before.keys()
     assert images("plain") != before
-    complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "loras is", "embeddings is", "and None here")
-    complain(run("batch", prompts, "-o", "plain", *QUICK, "--lora", first), "loras is None there and")
-    complain(run(*options[:-3], second, *options[-2:], "-o", "out"), "what is asked for: loras is [['")
+    complain(run("batch", prompts, "-o", "out", *QUICK), "'out'", "loras was", "embeddings was", "and is None now")
+    complain(run("batch", prompts, "-o", "plain", *QUICK, "--lora", first), "loras was None and is")
+    complain(run(*options[:-3], second, *options[-2:], "-o", "out"), "requested: loras was [['")
     assert run(*options, "-o", "out").exit_code == 0
     assert images() == before
 
@@ -150,7 +150,7 @@ def test_a_preset_depends_on_the_guidance_scale_and_the_scheduler(run, prompts, 
     # The same settings without the preset resume.
     assert run("batch", prompts, "-o", "out", *QUICK, *options, *words).exit_code == 0
     if options:
-        complain(run("batch", prompts, "-o", "out", *QUICK, "--preset", "balanced"), "forecast is 'response' there")
+        complain(run("batch", prompts, "-o", "out", *QUICK, "--preset", "balanced"), "forecast was 'response'")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_a_preset_depends_on_the_guidance_scale_and_the_scheduler(run, prompts, 
         (("--gpus-per-worker", 1), ["--gpus-per-worker", "--engine ray"]),
         (("--ray-address", "auto"), ["--ray-address", "--engine ray"]),
         (("--engine", "spark"), ["--engine must be local or ray, got 'spark'"]),
-        (("--engine", "ray", "--workers", 0), ["workers must be 1 or more", "0"]),
-        (("--engine", "ray", "--workers", 2, "--most-workers", 1), ["most workers", "2 or more"]),
-        (("--batch", 0), ["batch must be 1 or more", "0"]),
-        (("--threads", 0), ["threads must be 1 or more", "0"]),
+        (("--engine", "ray", "--workers", 0), ["workers must be >= 1", "0"]),
+        (("--engine", "ray", "--workers", 2, "--most-workers", 1), ["most_workers must be >= workers (2)", "1"]),
+        (("--batch", 0), ["batch must be >= 1", "0"]),
+        (("--threads", 0), ["threads must be >= 1", "0"]),
         (("--steps", 0), ["steps", "0"]),
         (("--seed", -1), ["seed", "-1"]),
         (("--size", "big"), ["'big'", "512x768"]),
@@ -214,7 +214,7 @@ def test_missing_prompts_are_refused_and_create_no_folder(run):
 
 
 def test_an_output_that_is_not_a_folder_is_refused(run, prompts):
-    complain(run("batch", prompts, "-o", prompts), "cannot make the folder 'prompts.txt'")
+    complain(run("batch", prompts, "-o", prompts), "cannot create the folder 'prompts.txt'")
     complain(run("batch", prompts, "-o", "nowhere://x"), "nowhere")
     complain(run("batch", prompts), "--output")
 
@@ -238,25 +238,25 @@ def test_a_failed_worker_is_reported_in_one_line(run, prompts, monkeypatch):
     from DeepCache.batch.worker import PipelineWorker
 
     def broken(*_):
-        raise RuntimeError("8 rows in succession cannot be drawn")
+        raise RuntimeError("8 consecutive rows failed")
 
-    monkeypatch.setattr(PipelineWorker, "draw", broken)
-    complain(run("batch", prompts, "-o", "out", *QUICK), "8 rows in succession")
+    monkeypatch.setattr(PipelineWorker, "generate", broken)
+    complain(run("batch", prompts, "-o", "out", *QUICK), "8 consecutive rows failed")
 
 
 def test_the_second_ctrl_c_stops_at_once_and_keeps_finished_images(run, prompts, monkeypatch):
     from DeepCache.batch.worker import PipelineWorker
 
-    draw = PipelineWorker.draw
+    generate = PipelineWorker.generate
 
     def interrupted(self, rows):
         if rows[0].prompt == "a blue star":
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        return draw(self, rows)
+        return generate(self, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PipelineWorker, "draw", interrupted)
+        patch.setattr(PipelineWorker, "generate", interrupted)
         result = run("batch", prompts, "-o", "out", *QUICK)
     assert result.exit_code == 130
     assert "Stopped. Finished images are kept" in result.stderr
@@ -269,15 +269,15 @@ def test_the_second_ctrl_c_stops_at_once_and_keeps_finished_images(run, prompts,
 def test_a_signal_finishes_the_current_batch(run, prompts, monkeypatch, number):
     from DeepCache.batch.worker import PipelineWorker
 
-    draw = PipelineWorker.draw
+    generate = PipelineWorker.generate
 
     def interrupted(self, rows):
         if rows[0].prompt == "a blue star":
             signal.raise_signal(number)
-        return draw(self, rows)
+        return generate(self, rows)
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(PipelineWorker, "draw", interrupted)
+    monkeypatch.setattr(PipelineWorker, "generate", interrupted)
     result = run("batch", prompts, "-o", "out", *QUICK)
     assert result.exit_code == 130
     assert signal.getsignal(number) == before

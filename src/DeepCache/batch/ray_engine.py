@@ -10,6 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from DeepCache.batch.engine import Worker, WorkerMaker
@@ -33,7 +34,7 @@ class RayEngine:
 
     Args:
         workers: the number of workers; by default as many as fit on the GPUs, or else the CPUs.
-        most_workers: the size up to which the pool grows with the cluster; `workers` by default.
+        most_workers: the number of workers on a cluster that grows; `workers` by default.
         cpus: CPUs per worker, the number of its threads on the CPU.
         gpus: GPUs per worker, such as 1 or 0.5; by default 1 if there are any, else 0.
         address: the cluster as `host:port`, or `auto` on one of its machines; by default the environment variable
@@ -184,7 +185,9 @@ class _Pool:
         import ray
 
         self._batches = iter(batches)
-        for _ in range(self._size):
+        # No more actors than batches.
+        self._waiting.extend(islice(self._batches, self._size))
+        for _ in self._waiting:
             self._add_actor()
         while self._has_work():
             ((task,), _) = ray.wait(list(self._tasks), num_returns=1)

@@ -27,7 +27,7 @@ _ROOM_FOR_OTHER_COLUMNS = 44
 _LONGEST_PLAIN_PATTERN = 60
 _LINE_EVERY_SECONDS = 30.0
 _MOST_BARS = 6
-_GENERATING = ("drawing", "generating")
+_GENERATING = "generating"
 _STEPS = {"F": ("F", "bold green"), "-": ("-", "yellow")}
 
 
@@ -126,7 +126,7 @@ class BatchDisplay(_Display):
         self.update(self._bar, description=now.stage, completed=finished, total=now.rows or None, more=more)
         if self.console.is_terminal:
             return
-        is_due = now.stage in _GENERATING and time.monotonic() - self._printed_at >= _LINE_EVERY_SECONDS
+        is_due = now.stage == _GENERATING and time.monotonic() - self._printed_at >= _LINE_EVERY_SECONDS
         if is_due or now.stage != self._stage:
             self._printed_at = time.monotonic()
             self.note(f"{now.stage}: {finished} of {now.rows}, {more}" if more else f"{now.stage} …")
@@ -137,7 +137,7 @@ def _more(now: BatchProgress) -> str:
     if not now.drawn:
         return ""
     parts = [f"{now.per_second:.2f} a second", f"{now.done} done", f"{now.failed} failed"]
-    if now.stage in _GENERATING and now.seconds_left is not None:
+    if now.stage == _GENERATING and now.seconds_left is not None:
         parts.append(f"{timedelta(seconds=round(now.seconds_left))} left")
     return ", ".join(parts)
 
