@@ -259,7 +259,7 @@ class _Run:
         index.add_files((PurePosixPath(name).stem, size) for name, size in folder.files(IMAGES))
         index.forget(errors=retry_errors)
         self._rows, self._done, self._failed = index.counts()
-        self._drawn = 0
+        self._finished = 0
         self._unwritten: list[BatchRecord] = []
         self._written_at = self._start = time.perf_counter()
 
@@ -283,14 +283,14 @@ class _Run:
         failed = sum(bool(record.error) for record in records)
         self._failed += failed
         self._done += len(records) - failed
-        self._drawn += len(records)
+        self._finished += len(records)
         due = time.perf_counter() - self._written_at >= _JOURNAL_SECONDS
         if due or len(self._unwritten) >= _JOURNAL_ROWS:
             self._write()
         self.report("generating")
 
     def end(self) -> None:
-        if not self._drawn and self._folder.read(JOB) is None:
+        if not self._finished and self._folder.read(JOB) is None:
             return
         self._write()
         self.report("writing the manifest")
@@ -299,10 +299,10 @@ class _Run:
 
     def report(self, stage: str) -> None:
         seconds = time.perf_counter() - self._start
-        self._tell(BatchProgress(stage, self._rows, self._done, self._failed, self._drawn, seconds))
+        self._tell(BatchProgress(stage, self._rows, self._done, self._failed, self._finished, seconds))
 
     def summary(self) -> BatchSummary:
-        return BatchSummary(*self._index.counts(), self._drawn, time.perf_counter() - self._start)
+        return BatchSummary(*self._index.counts(), self._finished, time.perf_counter() - self._start)
 
     def _write(self) -> None:
         if self._unwritten:

@@ -76,7 +76,7 @@ class RayEngine:
 
         self._connect()
         self._fit()
-        new_actor: Callable[[], Any] = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(_RayWorker).remote
+        new_actor: Callable[[], Any] = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus or 0)(_RayWorker).remote
         # Not in this process, whose machine may have neither the device nor the memory for the model.
         actor = new_actor()
         try:

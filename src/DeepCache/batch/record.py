@@ -25,21 +25,21 @@ class BatchRecord:
         prompt: the prompt.
         negative_prompt: the negative prompt.
         seed: the seed of the image; None if the row cannot be read.
-        width: width of the image in pixels; None if there is no image.
-        height: height of the image in pixels; None if there is no image.
+        width: width of the image in pixels; None without an image.
+        height: height of the image in pixels; None without an image.
         settings: the settings shared by all rows, as JSON.
         model: a hash of the model.
-        path: path of the image in the output folder; empty if there is no image.
-        sha256: SHA-256 of the image file in hexadecimal; empty if there is no image.
-        bytes: size of the image file; 0 if there is no image.
-        seconds: the image's share of the duration of the pipeline call; None if there is no image, or if the run was
-            killed before it could write the record.
+        path: path of the image in the output folder; empty without an image.
+        sha256: SHA-256 of the image file in hexadecimal; empty without an image.
+        bytes: size of the image file; 0 without an image.
+        seconds: the image's share of the duration of the pipeline call; None without an image, or if the run was killed
+            before it wrote the record.
         batch: rows in the pipeline call, including those that filled it up; None if `seconds` is None.
         full_steps: steps that ran the whole U-Net.
         shallow_steps: steps that ran only the layers above the skip branch.
         skipped_steps: steps that ran no layer of the U-Net.
         host: the machine that generated the image; empty if `seconds` is None.
-        error: why there is no image; empty if there is one.
+        error: why the row failed; empty if it has an image.
     """
 
     id: str

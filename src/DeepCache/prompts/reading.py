@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from typing import BinaryIO, TextIO
 
 from DeepCache.prompts.json_files import COCO_EXPECTED, coco_rows, json_line_rows
@@ -148,11 +148,11 @@ _FORMATS: dict[str, tuple[_Rows, str]] = {
 
 
 def _format(path: str | Path) -> tuple[_Rows, str]:
-    place = _located(path)
-    if isinstance(place, str):
+    place = str(_located(path))
+    if "://" in place:
         # A query, or after :: the archive, may follow the path.
-        place = PurePosixPath(re.split(r"\?|::", place.partition("://")[2], maxsplit=1)[0])
-    return _FORMATS.get(place.suffix.lower(), _TEXT)
+        place = re.split(r"\?|::", place.partition("://")[2], maxsplit=1)[0]
+    return _FORMATS.get(PurePath(place).suffix.lower(), _TEXT)
 
 
 def _located(path: str | Path) -> str | Path:

@@ -103,8 +103,8 @@ def _parquet_names(schema: Any) -> dict[str, str]:
     """The columns to read, and their names in the rows."""
     from pyarrow import types
 
-    kinds = (types.is_string, types.is_large_string, types.is_string_view)
-    kinds += (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
+    texts = [types.is_string, types.is_large_string, types.is_string_view]
+    kinds = [*texts, types.is_integer, types.is_floating, types.is_boolean, types.is_null]
     columns = []
     for field in schema:
         kind = field.type.value_type if types.is_dictionary(field.type) else field.type
