@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from types import FrameType
@@ -97,13 +97,12 @@ def batch_command(
 
     Example: deepcache batch prompts.txt --output pictures
     """
-    from DeepCache.batch import BatchSettings, generate_batch
+    from DeepCache.batch import generate_batch
     from DeepCache.cli.loading import quiet_libraries
 
     settings = options.settings(caching.config_for(options.compile_mode), seed=seed)
     if options.preset is not None:
         settings = options.with_preset(settings, _without_weights(options))
-    shared = BatchSettings(**{each.name: getattr(settings, each.name) for each in fields(BatchSettings)})
     chosen_engine = _engine(engine, workers, most_workers, threads, gpus, ray_address)
     with BatchDisplay() as display, stop_on_signal(display.note) as stop:
         try:
@@ -111,7 +110,7 @@ def batch_command(
                 summary = generate_batch(
                     prompts,
                     output,
-                    shared,
+                    settings,
                     batch=batch,
                     threads=threads,
                     device=options.device,
