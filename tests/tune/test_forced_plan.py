@@ -9,8 +9,7 @@ import torch
 from DeepCache import DeepCacheConfig, apply_deepcache
 from DeepCache.plan import Plan
 from DeepCache.schedule import Step, StepSchedule, pattern_of
-from tests.engine.tiny_pipeline import generate as draw
-from tests.engine.tiny_pipeline import tiny_pipeline
+from tests.engine.tiny_pipeline import generate, tiny_pipeline
 
 REUSE = Step(False, 1, "linear", guidance_reuse=True)
 FULL_REUSE = Step(True, forecast="linear", guidance_reuse=True)
@@ -117,7 +116,7 @@ def test_a_forced_plan_generates_with_another_number_of_steps(steps):
     pipe = tiny_pipeline()
     schedule = StepSchedule((Step(True), REUSE, REUSE, Step(True), REUSE))
     engine = apply_deepcache(pipe, config(schedule, force_plan=True))
-    forced = draw(pipe, steps)
+    forced = generate(pipe, steps)
     assert engine.stats.pattern == schedule.stretched(steps).pattern(steps)
     apply_deepcache(pipe, DeepCacheConfig(schedule=schedule.stretched(steps)))
-    assert torch.equal(draw(pipe, steps), forced)
+    assert torch.equal(generate(pipe, steps), forced)
