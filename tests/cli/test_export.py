@@ -41,7 +41,7 @@ def test_export_writes_graphs_that_generate_images(run, tmp_path):
     again = run("export", "shapes", *options, "--output", "graphs")
     assert again.exit_code == 2
     assert again.stderr.splitlines()[-1] == (
-        "deepcache: the folder 'graphs' holds graphs already. Name another folder, or overwrite it"
+        "deepcache: the folder 'graphs' contains graphs already. Choose another folder, or overwrite it"
     ).replace("'graphs'", repr(str(tmp_path / "graphs")))
 
 
