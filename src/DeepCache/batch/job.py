@@ -136,6 +136,7 @@ def generate_batch(
         ImportError: a package is missing.
 
     Example:
+        >>> from pathlib import Path
         >>> from DeepCache.batch import BatchSettings, generate_batch
         >>> _ = Path("prompts.txt").write_text("a red circle\\na blue star\\n")
         >>> generate_batch("prompts.txt", "output", BatchSettings(steps=6)).done
