@@ -194,7 +194,7 @@ def test_pictures_that_were_not_kept_or_are_gone_are_told_and_the_figures_are_th
     found = {label: other.choose(group, label) for label in ("I=3 B=0", "I=5 B=0", REUSED[1])}
     assert [len(choice.samples) for choice in found.values()] == [0, 0, 4]
     assert found["I=3 B=0"].note == "No pictures: those of I=3 B=0 were not kept."
-    assert found["I=5 B=0"].note == "No pictures: the file 'samples/gone.png' is not there."
+    assert found["I=5 B=0"].note == "No pictures: the file 'samples/gone.png' does not exist."
     assert found[REUSED[1]].note == "No pictures of fewer steps: those of 12 steps were not kept."
     assert found[REUSED[1]].samples[0].fewer_steps is None
     assert all(choice.rows for choice in found.values())
@@ -205,7 +205,7 @@ def test_a_damaged_picture_is_told(changed):
     explorer = Explorer.from_file(path)
     (path.parent / "samples/0/I=3_B=0.png").write_text("no picture")
     choice = explorer.choose(explorer.groups[0], "I=3 B=0")
-    assert choice.note == "No pictures: 'samples/0/I=3_B=0.png' is damaged, or no PNG."
+    assert choice.note == "No pictures: 'samples/0/I=3_B=0.png' is damaged or not a PNG."
 
 
 def test_a_file_that_is_reached_by_a_link_has_its_pictures(path, tmp_path):

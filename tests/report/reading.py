@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -68,6 +69,17 @@ def parse(text: str) -> Element:
     parser.close()
     assert parser.open == [parser.root]
     return parser.root
+
+
+def charts(page: Element) -> dict[str, list[str]]:
+    """The words of every chart, by the title of the chart."""
+    found = {}
+    for image in page.all("img"):
+        kind, _, data = image.attributes["src"].partition(";base64,")
+        if kind == "data:image/svg+xml":
+            svg = parse(base64.b64decode(data).decode())
+            found[image.attributes["alt"].partition(". ")[0]] = [text.text for text in svg.all("text")]
+    return found
 
 
 def rows(table: Element) -> list[list[str]]:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from DeepCache.cli import app
-from DeepCache.report import wandb_run, write_report
+from DeepCache.report import html, wandb_run, write_report
 from tests.report.made_up_results import benchmark, find_row, wait, write
 
 
@@ -46,7 +46,7 @@ def test_a_page_that_is_there_is_replaced(run):
 
 def test_a_page_that_cannot_be_made_leaves_the_old_one(run, monkeypatch):
     Path("report.html").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("DeepCache.report.writing.render_page", lambda *_: 1 / 0)
+    monkeypatch.setattr("DeepCache.report.page.render_page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(["result.json"], "report.html")
     assert Path("report.html").read_text(encoding="utf-8") == "old"
@@ -106,13 +106,14 @@ def test_an_output_that_is_a_result(run):
 
 
 @pytest.mark.parametrize("module", ["jinja2", "matplotlib", "jsonschema"])
-def test_a_package_that_is_not_installed_is_named_with_the_remedy(run, monkeypatch, module):
+def test_a_missing_package_is_named_with_the_install_command(run, monkeypatch, module):
     import sys
 
     write(benchmark(), Path("result.json"))
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(html, "_environment", html._environment.__wrapped__)
     complain(run("result.json"), module, "pip install 'DeepCache[report]'")
 
 

@@ -210,7 +210,7 @@ class Explorer:
     def _pictures(self, group: ExploredGroup, label: str, name: str | None) -> list[Image.Image]:
         if name is None:
             raise ValueError(f"those of {label} were not kept")
-        return [picture.image for picture in read_strip(self.source, name, group.images)]
+        return read_strip(self.source, name, group.images)
 
 
 def _titles(groups: Sequence[FidelityGroup]) -> list[str]:

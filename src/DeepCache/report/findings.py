@@ -1,141 +1,144 @@
-"""The main findings of a report in words, and nothing in them that the results do not say."""
+"""The findings of a report: headline numbers of each result, and verdicts on each group of an ablation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-from DeepCache.bench.ablation_cells import guidance_in_words
-from DeepCache.report.fidelity import FidelityGroup, fidelity_groups, unfinished_groups
-from DeepCache.report.numerals import decibels, per_cent
+from DeepCache.bench.summary import paired
+from DeepCache.report.fidelity import FidelityGroup, fidelity_groups
+from DeepCache.report.heat_map import Cell
+from DeepCache.report.numerals import decibels, of_range, per_cent, seconds, times
 from DeepCache.report.sources import Source
-from DeepCache.report.speed import SpeedCell, SpeedTable, is_measured, speed_tables, unfinished_cells
-from DeepCache.report.verdicts import fewer_steps_win
+from DeepCache.report.speed import is_measured, speed_tables
 
-__all__ = ["finding"]
+__all__ = ["headline", "verdicts"]
 
-# The setting of the published example, which is what people compare with.
-_FAMOUS = "I=3 B=0"
-_NOT_FINISHED = " The measurement is not finished, and what is missing may change this."
-
-
-def finding(source: Source) -> str:
-    """What a result comes to, in a few sentences.
-
-    Args:
-        source: a benchmark or an ablation.
-    """
-    return _speed(source) if source.is_benchmark else _fidelity(source)
+_CHANGED = 30.0  # below this PSNR, in dB, the difference is easy to see
+_PUBLISHED = "I=3 B=0"
+_AT_MOST = 6
 
 
-def _speed(source: Source) -> str:
-    # The whole pipeline is what people wait for.
-    tables = sorted(speed_tables(source), key=lambda table: table.scope != "pipeline")
-    found = next(((table, *choice) for table in tables for choice in _measured(table)), None)
-    unfinished = _NOT_FINISHED if unfinished_cells(source) else ""
-    if found is None:
-        state = "is measured yet" if unfinished else "could be measured"
-        return f"On {source.device}, nothing of DeepCache on {source.model} {state}."
-    table, cell, name, row = found
-    weights = " (random weights)" if source.result["settings"]["random_weights"] else ""
-    text = (
-        f"On {source.device}, {name} made {source.model}{weights} {row['speed_up']:.2f} times as fast at {cell.size} "
-        f"px: {table.scope_in_words}, batch {cell.cell['batch']}, {table.dtype}, {table.mode}, {table.steps} steps."
-    )
+def headline(source: Source) -> list[tuple[str, str]]:
+    """The main numbers of a result, each with a description; empty if DeepCache was not measured."""
+    if source.is_benchmark:
+        return list(_speed(source))
+    scales: dict[float | None, FidelityGroup] = {}
+    for group in fidelity_groups(source):
+        if any(cell["psnr"] is not None for cell in group.deepcache):
+            scales.setdefault(group.guidance, group)
+    return [number for group in scales.values() for number in _fidelity(group)]
+
+
+def _speed(source: Source) -> Iterator[tuple[str, str]]:
+    """The whole pipeline before the U-Net, the published setting before others, the smallest batch first."""
+    measured = [
+        (table, cell, variant.name, row)
+        for table in sorted(speed_tables(source), key=lambda table: table.scope != "pipeline")
+        for variant in sorted(table.variants, key=lambda variant: variant.name != _PUBLISHED)
+        for cell, row in sorted(table.measured(variant.name), key=lambda pair: pair[0].batch)
+    ]
+    if not measured:
+        return
+    table, cell, name, row = measured[0]
+    scope = "whole pipeline" if table.scope == "pipeline" else "U-Net alone"
+    place = f"{scope}, {cell.size} px, batch {cell.batch}, {table.dtype}, {table.mode}, {table.steps} steps"
+    yield times(row["speed_up"]), f"as fast with {name}: {place}"
+    original = cell.row("no caching")
+    if is_measured(original):
+        yield f"{seconds(row['median'])} s", f"instead of {seconds(original['median'])} s"
     if row["share_of_limit"] is not None:
-        text += f" That is {per_cent(row['share_of_limit'])} of what the multiply-accumulates of its U-Net allow."
+        yield per_cent(row["share_of_limit"]), "of the limit by the multiply-accumulates of the U-Net"
     fewer = cell.fewer_steps_like(name)
     if is_measured(fewer):
-        text += (
-            f" {_words(fewer['variant'])} without caching, at {per_cent(fewer['mac_share'])} of the "
-            f"multiply-accumulates against {per_cent(row['mac_share'])}, were {fewer['speed_up']:.2f} times as fast."
-        )
-    reference = cell.reference(name)
+        cost = f"at {per_cent(fewer['mac_share'])} of the multiply-accumulates against {per_cent(row['mac_share'])}"
+        yield times(fewer["speed_up"]), f"as fast with {_words(fewer['variant'])} and no caching, {cost}"
+    reference = cell.row("reference package", name)
     if is_measured(reference):
-        text += f" The reference package was {reference['speed_up']:.2f} times as fast with the same settings."
-    others = [each["speed_up"] for _, each in _all_of(table, name)]
-    if len(others) > 1:
-        low, high = f"{min(others):.2f}", f"{max(others):.2f}"
-        text += (
-            f" Over the {len(others)} sizes and batches measured, {name} was "
-            f"{low if low == high else f'{low} to {high}'} times as fast."
-        )
-    return text + unfinished
+        yield times(reference["speed_up"]), "as fast with the reference package, same settings"
+    all_times = [each["speed_up"] for _, each in table.measured(name)]
+    if len(all_times) > 1:
+        ends = [min(all_times), max(all_times)]
+        yield of_range(ends, times), f"over the {len(all_times)} sizes and batches measured"
 
 
-def _measured(table: SpeedTable) -> Iterator[tuple[SpeedCell, str, Mapping[str, Any]]]:
-    """What DeepCache was measured with: the famous setting before all others, the smallest batch first."""
-    names = sorted((variant.name for variant in table.variants), key=lambda name: name != _FAMOUS)
-    for name in names:
-        for cell, row in sorted(_all_of(table, name), key=lambda pair: pair[0].cell["batch"]):
-            yield cell, name, row
+def _fidelity(group: FidelityGroup) -> Iterator[tuple[str, str]]:
+    """The published setting, or the closest at half of the cost or less, or the cheapest."""
+    measured = [cell for cell in group.deepcache if cell["psnr"] is not None]
+    cheap = [cell for cell in measured if cell["mac_share"] <= 0.5]
+    cheap.sort(key=lambda cell: -float(cell["psnr"]["mean"]))
+    published = [cell for cell in measured if cell["label"] == _PUBLISHED]
+    cell = [*published, *cheap, *measured][0]
 
+    def psnr(cell: Cell) -> str:
+        return f"{decibels(cell['psnr']['mean'])} dB"
 
-def _all_of(table: SpeedTable, name: str) -> Iterator[tuple[SpeedCell, Mapping[str, Any]]]:
-    for cell in table.cells:
-        row = cell.deepcache(name)
-        if is_measured(row):
-            yield cell, row
-
-
-def _fidelity(source: Source) -> str:
-    groups = fidelity_groups(source)
-    unfinished = _NOT_FINISHED if unfinished_groups(source) else ""
-    found: dict[float | None, tuple[FidelityGroup, Mapping[str, Any]]] = {}
-    for group in groups:
-        cell = _famous(group)
-        if cell is not None:
-            found.setdefault(group.guidance, (group, cell))
-    if not found:
-        return f"Nothing of DeepCache on {source.model} is drawn yet."
-    return " ".join(_of_group(source, group, cell) for group, cell in found.values()) + unfinished
-
-
-def _of_group(source: Source, group: FidelityGroup, cell: Mapping[str, Any]) -> str:
-    """One setting of a group, with fewer steps at that cost and the best that there is for it."""
-    in_title = len(source.result["settings"]["guidances"]) > 1
-    guidance = "" if in_title else guidance_in_words(group.guidance)
-    text = (
-        f"On {source.model} ({group.title}{guidance}, {group.images} images), {cell['label']} takes "
-        f"{per_cent(cell['mac_share'])} of the multiply-accumulates and comes to {decibels(cell['psnr']['mean'])} dB "
-        "PSNR against the images without caching."
-    )
+    cost = f"{per_cent(cell['mac_share'])} of the multiply-accumulates"
+    yield psnr(cell), f"PSNR with {cell['label']} at {cost} ({group.title}, {group.images} images)"
     fewer = group.fewer_steps_like(cell)
     if fewer is not None:
-        text += (
-            f" {_words(fewer['label'])} without caching, at {per_cent(fewer['mac_share'])}, come to "
-            f"{decibels(fewer['psnr']['mean'])} dB"
-            + (": fewer steps win here." if fewer_steps_win(group, cell) else ".")
-        )
-    best = _best_at_that_cost(group, cell)
-    if best is not None and best is not cell:
-        text += (
-            f" The closest at that cost or less is {best['label']}: {decibels(best['psnr']['mean'])} dB at "
-            f"{per_cent(best['mac_share'])}."
-        )
-    elif best is cell:
-        text += " Nothing else that was generated is closer at that cost or less."
+        win = "; fewer steps win here" if group.fewer_steps_win(cell) else ""
+        yield psnr(fewer), f"with {_words(fewer['label'])} and no caching at {per_cent(fewer['mac_share'])}{win}"
+    allowed = [other for other in group.cells if other["psnr"] is not None and other["mac_share"] <= cell["mac_share"]]
+    # Of equals, the setting itself.
+    best = max(allowed, key=lambda other: (other["psnr"]["mean"], other is cell))
+    if best is not cell:
+        yield psnr(best), f"with the best at that cost or less, {best['label']} at {per_cent(best['mac_share'])}"
     original = (group.reference or {}).get("right")
     if original is not None and cell["right"] is not None:
-        text += f" Right objects: {per_cent(cell['right']['mean'])}, without caching {per_cent(original['mean'])}."
-    return text
+        yield per_cent(cell["right"]["mean"]), f"right objects; {per_cent(original['mean'])} without caching"
 
 
-def _famous(group: FidelityGroup) -> Mapping[str, Any] | None:
-    """The famous setting; where it was not drawn, the nearest that takes half of the cost or less, or the cheapest."""
-    drawn = [cell for cell in group.deepcache if cell["psnr"] is not None]
-    named = [cell for cell in drawn if cell["label"] == _FAMOUS]
-    cheap = [cell for cell in drawn if cell["mac_share"] <= 0.5]
-    cheap.sort(key=lambda cell: -cell["psnr"]["mean"])
-    return next(iter([*named, *cheap, *drawn]), None)
+def verdicts(group: FidelityGroup) -> list[str]:
+    """Where fewer steps win, and which settings change the image but not its rightness.
+
+    A difference counts if its 95 % confidence interval, image by image, is on one side of 0.
+    """
+    return [*_against_fewer_steps(group), *_rightness(group)]
 
 
-def _best_at_that_cost(group: FidelityGroup, cell: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    allowed = [other for other in group.cells if other["psnr"] is not None and other["mac_share"] <= cell["mac_share"]]
-    # Of equals the one that was asked about.
-    return max(allowed, key=lambda other: (other["psnr"]["mean"], other is cell), default=None)
+def _against_fewer_steps(group: FidelityGroup) -> Iterator[str]:
+    gains = {cell["label"]: gain for cell in group.deepcache if (gain := group.over_fewer_steps(cell)) is not None}
+    losing = [label for label, gain in gains.items() if gain["confidence"][1] < 0]
+    losing.sort(key=lambda label: float(gains[label]["mean"]))
+    start = "Fewer steps at the closest cost win against"
+    if losing:
+        text = f"{start} {len(losing)} of {len(gains)} settings of DeepCache: " + _listed(
+            f"{label} ({gains[label]['label']} are {decibels(-gains[label]['mean'])} dB closer)" for label in losing
+        )
+        yield f"{text}. Use fewer steps here." if len(losing) == len(gains) else f"{text}."
+    elif gains:
+        yield f"{start} none of the {len(gains)} settings of DeepCache."
+
+
+def _rightness(group: FidelityGroup) -> Iterator[str]:
+    original = (group.reference or {}).get("right")
+    judged = [cell for cell in group.cells if cell["right"] is not None and cell["psnr"] is not None]
+    if original is None or not judged:
+        return
+    lost = {cell["label"]: paired(cell["right"]["values"], original["values"]) for cell in judged}
+    broken = [cell for cell in judged if lost[cell["label"]]["confidence"][1] < 0]
+    changed = [cell for cell in judged if cell["psnr"]["mean"] < _CHANGED and cell not in broken]
+    yield f"Right objects without caching: {per_cent(original['mean'])}."
+    if broken:
+        yield f"Fewer objects are right with {_listed(map(_with_share, broken))}."
+    if changed:
+        yield (
+            f"These change the image (PSNR below {_CHANGED:g} dB) but not its rightness, as far as {group.images} "
+            f"images can show: {_listed(map(_with_share, changed))}."
+        )
+    if not broken and not changed:
+        yield "No setting changes the image visibly or makes fewer objects right."
+
+
+def _with_share(cell: Cell) -> str:
+    return f"{cell['label']} ({per_cent(cell['right']['mean'])} right)"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    found = list(parts)
+    more = len(found) - _AT_MOST
+    return "; ".join(found[:_AT_MOST]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _words(label: str) -> str:
-    """`1 steps` is one step."""
     return "1 step" if label == "1 steps" else label

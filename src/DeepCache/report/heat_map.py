@@ -1,103 +1,104 @@
-"""Heat maps of an ablation: interval by branch, of PSNR and of cost."""
+"""Heat maps of an ablation: PSNR and cost by interval and branch, as tables of HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from DeepCache.report.drawing import INK, Chart, new_figure
-from DeepCache.report.fidelity import IDENTICAL, FidelityGroup, HeatMap
+from DeepCache.report.html import render
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["heat_map_charts"]
+__all__ = ["IDENTICAL", "SHADES", "HeatMap", "Kind", "heat_maps"]
 
 Cell = Mapping[str, Any]
 
-_ROW = 22
-_AROUND = 66
+IDENTICAL = 120.0
+"""The PSNR that identical images count as, in dB."""
+
+SHADES = 9
+"""The number of colours: classes `shade-0` (lowest PSNR of the group) to `shade-8` in `heat_map.css`."""
+
+
+class Kind(NamedTuple):
+    """The settings that all cells of a heat map share.
+
+    Args:
+        forecast, skip_mode, guidance_reuse, between: as in `DeepCacheConfig`.
+        threshold: None unless the schedule is adaptive.
+
+    Example:
+        >>> Kind("response", "uniform", guidance_reuse=True, between="skipped").title
+        'response forecast, uniform, skipped steps, guidance reuse'
+    """
+
+    forecast: str
+    skip_mode: str
+    guidance_reuse: bool
+    between: str = "shallow"
+    threshold: float | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Kind:
+        """The kind of settings that `DeepCacheConfig.to_dict` returned."""
+        threshold = config["threshold"] if config["skip_mode"] == "adaptive" else None
+        # Earlier versions had only shallow steps.
+        between = config.get("between", "shallow")
+        return cls(config["forecast"], config["skip_mode"], bool(config["guidance_reuse"]), between, threshold)
+
+    @property
+    def title(self) -> str:
+        """The kind in words."""
+        words = ["re-use" if self.forecast == "none" else f"{self.forecast} forecast"]
+        words += [self.skip_mode if self.threshold is None else f"{self.skip_mode} with threshold {self.threshold:g}"]
+        words += [] if self.between == "shallow" else [f"{self.between} steps"]
+        return ", ".join([*words, "guidance reuse"] if self.guidance_reuse else words)
 
 
 @dataclass(frozen=True)
-class _Quantity:
-    name: str
-    key: str
-    value: Callable[[Cell], float]
+class HeatMap:
+    """Cells of a result file by interval and branch. `psnr_range` is that of all heat maps of the group, without
+    identical images, so that colours can be compared."""
+
+    kind: Kind
+    cells: Mapping[tuple[int, int], Cell]
+    psnr_range: tuple[float, float]
+
+    @property
+    def intervals(self) -> list[int]:
+        """The columns."""
+        return sorted({interval for interval, _ in self.cells})
+
+    @property
+    def branches(self) -> list[int]:
+        """The rows."""
+        return sorted({branch for _, branch in self.cells})
+
+    def html(self, chosen: str | None = None) -> str:
+        """An accessible table; styles are in `heat_map.css`.
+
+        Args:
+            chosen: makes every cell a button, of which the one with this label is pressed.
+        """
+        return render("heat_map.html", heat_map=self, chosen=chosen, identical=IDENTICAL)
+
+    def shade(self, cell: Cell) -> int:
+        """The number of the colour of a cell."""
+        low, high = self.psnr_range
+        psnr = float(cell["psnr"]["mean"])
+        # One shade for all where the range is empty.
+        place = (psnr - low) / ((high - low) or math.inf)
+        return min(SHADES - 1, math.floor(SHADES * place))
 
 
-_QUANTITIES = (
-    _Quantity("PSNR, dB", "psnr", lambda cell: float(cell["psnr"]["mean"])),
-    _Quantity("cost, % of the multiply-accumulates", "cost", lambda cell: 100 * float(cell["mac_share"])),
-)
-
-
-def heat_map_charts(group: FidelityGroup, name: str) -> list[Chart]:
-    """Two charts, PSNR and cost, for all settings of a group that differ in interval and branch alone.
-
-    Args:
-        group: the group.
-        name: what the names of the charts begin with.
-    """
-    maps = group.heat_maps
-    charts = []
-    for number, heat_map in enumerate(maps, start=1):
-        for quantity in _QUANTITIES:
-            # One scale for all of a group, so that they can be compared.
-            values = [quantity.value(cell) for each in maps for cell in each.cells.values()]
-            scale = [value for value in values if quantity.key != "psnr" or value < IDENTICAL] or [0.0]
-            charts.append(
-                Chart(
-                    f"{name}-map-{number}-{quantity.key}",
-                    f"{quantity.name}: {heat_map.title}",
-                    f"A grid of {len(heat_map.branches)} branches by {len(heat_map.intervals)} intervals with the "
-                    "number in each cell; the numbers are also in the table of all settings.",
-                    partial(_draw, heat_map, quantity, (min(scale), max(scale))),
-                )
-            )
-    return charts
-
-
-def _draw(heat_map: HeatMap, quantity: _Quantity, scale: tuple[float, float]) -> Figure:
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-    from matplotlib.patches import Rectangle
-
-    colours, norm = colormaps["cividis"], Normalize(*scale, clip=True)
-    figure = new_figure(_ROW * len(heat_map.branches) + _AROUND, w_pad=0.02, h_pad=0.02)
-    axes = figure.subplots()
-    for row, branch in enumerate(heat_map.branches):
-        for column, interval in enumerate(heat_map.intervals):
-            cell = heat_map.cells.get((interval, branch))
-            if cell is None:
-                _write(axes, column, row, "–", INK)
-                continue
-            value = quantity.value(cell)
-            colour = colours(norm(value))
-            axes.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, edgecolor="none"))
-            bright = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] > 0.45
-            _write(axes, column, row, f"{value:.1f}", "#000000" if bright else "#ffffff")
-    axes.set_xlim(0, len(heat_map.intervals))
-    axes.set_ylim(len(heat_map.branches), 0)
-    axes.set_xticks([column + 0.5 for column in range(len(heat_map.intervals))], map(str, heat_map.intervals))
-    axes.set_yticks([row + 0.5 for row in range(len(heat_map.branches))], map(str, heat_map.branches))
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xlabel("interval")
-    axes.set_ylabel("branch")
-    axes.set_title(f"{heat_map.title}\n{quantity.name}", loc="left")
-    return figure
-
-
-def _write(axes: Any, column: int, row: int, text: str, colour: str) -> None:
-    axes.text(
-        column + 0.5,
-        row + 0.5,
-        text,
-        color=colour,
-        horizontalalignment="center",
-        verticalalignment="center",
-    )
+def heat_maps(cells: Sequence[Cell]) -> list[HeatMap]:
+    """A heat map for each kind of settings, in the order of the cells. Plans and explicit schedules are in none."""
+    found: dict[Kind, dict[tuple[int, int], Cell]] = {}
+    for cell in cells:
+        config = cell["config"]
+        if config is not None and config["plan"] is None and config["schedule"] is None and cell["psnr"] is not None:
+            place = config["cache_interval"], config["cache_branch_id"]
+            found.setdefault(Kind.of(config), {})[place] = cell
+    values = [cell["psnr"]["mean"] for cells in found.values() for cell in cells.values()]
+    values = [value for value in values if value < IDENTICAL] or [IDENTICAL]
+    return [HeatMap(kind, cells, (min(values), max(values))) for kind, cells in found.items()]

@@ -1,59 +1,35 @@
-"""The speed-ups in the documentation of diffusers, to stand beside measured ones."""
+"""The speed-ups in the diffusers documentation, to compare with measured ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = [
-    "PUBLISHED",
-    "PUBLISHED_ON",
-    "PUBLISHED_PAGE",
-    "PUBLISHED_STEPS",
-    "PublishedRow",
-    "PublishedTime",
-    "is_published_model",
-    "published_time",
-]
+__all__ = ["PUBLISHED", "PUBLISHED_ON", "PUBLISHED_PAGE", "PUBLISHED_STEPS", "is_published_model", "published_time"]
 
 PUBLISHED_STEPS = 50
 PUBLISHED_ON = f"SD 2.1, RTX A5000, {PUBLISHED_STEPS} steps"
 PUBLISHED_PAGE = "https://huggingface.co/docs/diffusers/optimization/deepcache"
 
 
-@dataclass(frozen=True)
-class PublishedTime:
-    """What was published of one setting.
-
-    Args:
-        seconds: for a batch.
-        speed_up: how many times as fast as without caching.
-    """
+class PublishedTime(NamedTuple):
+    """Seconds for a batch, and the speed-up over no caching."""
 
     seconds: float
     speed_up: float
 
 
-@dataclass(frozen=True)
-class PublishedRow:
-    """A row of the published table.
-
-    Args:
-        original: seconds for a batch without caching.
-        by_setting: with DeepCache, by interval and branch.
-    """
+class PublishedRow(NamedTuple):
+    """Seconds for a batch without caching, and the times with DeepCache by interval and branch."""
 
     original: float
     by_setting: Mapping[tuple[int, int], PublishedTime]
 
 
-_SETTINGS = ((3, 0), (5, 0), (5, 1))
-
-
 def _row(original: float, *times: tuple[float, float]) -> PublishedRow:
-    return PublishedRow(original, {key: PublishedTime(*time) for key, time in zip(_SETTINGS, times, strict=True)})
+    settings = ((3, 0), (5, 0), (5, 1))
+    return PublishedRow(original, {key: PublishedTime(*time) for key, time in zip(settings, times, strict=True)})
 
 
 PUBLISHED = {
@@ -69,36 +45,23 @@ PUBLISHED = {
 }
 """The published table, by side in pixels and batch size."""
 
-# Stable Diffusion 1.5 counts as well: its U-Net costs what that of 2.1 costs.
-_NAMES = ("sd21", "sd15")
-_PARTS = ("stable-diffusion-2-1", "stable-diffusion-v1-5")
-
 
 def is_published_model(model: str) -> bool:
-    """Whether the published table is of this model, or of one whose U-Net costs the same.
-
-    Args:
-        model: a name of `deepcache`, a hub id or a folder.
+    """Whether the published table applies to a model (a name, hub id or folder): SD 2.1, or SD 1.5, whose U-Net has the
+    same cost.
 
     Example:
         >>> is_published_model("stabilityai/stable-diffusion-2-1"), is_published_model("sdxl")
         (True, False)
     """
     last = PurePath(model).name.lower()
-    return model in _NAMES or any(part in last for part in _PARTS)
+    return model in ("sd21", "sd15") or "stable-diffusion-2-1" in last or "stable-diffusion-v1-5" in last
 
 
 def published_time(
     model: str, width: int, height: int, batch: int, config: Mapping[str, Any] | None
 ) -> PublishedTime | None:
-    """What was published of a measurement; None where nothing was.
-
-    Args:
-        model: a name of `deepcache`, a hub id or a folder.
-        width: in pixels.
-        height: in pixels.
-        batch: pictures in one pipeline call.
-        config: the settings, as `DeepCacheConfig.to_dict` gives them.
+    """The published time of a measurement, if any; `config` is as `DeepCacheConfig.to_dict` returns it.
 
     Example:
         >>> config = {"cache_interval": 3, "cache_branch_id": 0, "skip_mode": "uniform", "forecast": "none"}

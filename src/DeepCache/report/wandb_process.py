@@ -1,4 +1,4 @@
-"""The process that logs to Weights & Biases; `log_to_wandb` starts it, and says what to log on its standard input."""
+"""The process that logs to Weights & Biases. `log_to_wandb` starts it and writes the job to its standard input."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import wandb
 from PIL import Image
 
+from DeepCache.report.charts import Chart, frontier_chart, speed_charts
 from DeepCache.report.fidelity import fidelity_groups
-from DeepCache.report.findings import finding
-from DeepCache.report.frontier_chart import frontier_chart
+from DeepCache.report.findings import headline
 from DeepCache.report.gallery import AMPLIFIED, Gallery, gallery
-from DeepCache.report.heat_map import heat_map_charts
 from DeepCache.report.numerals import seconds
+from DeepCache.report.page import default_title
 from DeepCache.report.sources import Source, read_sources
 from DeepCache.report.speed import speed_tables
-from DeepCache.report.speed_chart import speed_charts
 from DeepCache.report.tables import Table, fidelity_table, measurements_table, speed_table
-from DeepCache.report.writing import default_title
 
 __all__: list[str] = []
 
@@ -46,13 +45,13 @@ def _main() -> None:
     run = wandb.init(
         project=job["project"],
         name=job["title"] or default_title(sources),
-        notes="\n\n".join(map(finding, sources)),
+        notes="\n".join(f"{number} {words}" for source in sources for number, words in headline(source)),
         job_type="report",
         dir=job["folder"],
         config={"results": {source.name: {key: source.result[key] for key in _ORIGIN} for source in sources}},
         settings=settings,
     )
-    # One step, whatever the number of results.
+    # One step, regardless of the number of results.
     run.log({_key(source.name, *place): value for source in sources for place, value in _logged(source)})
     url = None if run.offline else run.url
     folder = Path(run.dir).parent
@@ -61,56 +60,59 @@ def _main() -> None:
 
 
 def _key(*names: str) -> str:
-    """A name for the panels and a path for the files of wandb, which no name in a result leads out of the folder."""
+    """A name for panels and a path for files, which no name in a result leads out of the folder."""
     return "/".join(re.sub(r"[^\w ,=-]+", "-", name) for name in names)
 
 
 def _logged(source: Source) -> Iterator[tuple[tuple[str, str], Any]]:
-    """All of a result, each with the table or group that it belongs to and its own name."""
+    """The values of a result, each with the title of its table or group and its own name."""
     if source.is_benchmark:
-        for number, table in enumerate(speed_tables(source), start=1):
+        for table in speed_tables(source):
             yield (table.title, "speed"), _table(speed_table(table))
             yield (table.title, "every measurement"), _table(measurements_table(table))
-            for chart in speed_charts(table, f"chart-{number}"):
-                yield (table.title, chart.title), _picture(chart.png(), chart.title)
+            for chart in speed_charts(table):
+                yield (table.title, chart.title), _picture(chart)
         return
-    for number, group in enumerate(fidelity_groups(source), start=1):
+    style = (files("DeepCache.report") / "templates" / "heat_map.css").read_text(encoding="utf-8")
+    for group in fidelity_groups(source):
         if group.reference is None:
             continue
-        yield (group.title, "every setting"), _table(fidelity_table(group))
-        frontier = frontier_chart(group, f"frontier-{number}")
-        for chart in [*([frontier] if frontier is not None else []), *heat_map_charts(group, f"map-{number}")]:
-            yield (group.title, chart.title), _picture(chart.png(), chart.title)
-        pictures = list(_samples(gallery(source, group)))
-        if pictures:
-            yield (group.title, "samples"), pictures
+        yield (group.title, "every setting"), _table(fidelity_table(group, "", group.cells))
+        frontier = frontier_chart(group)
+        if frontier is not None:
+            yield (group.title, frontier.title), _picture(frontier)
+        maps = "".join(each.html() for each in group.heat_maps)
+        if maps:
+            yield (group.title, "interval by branch"), wandb.Html(f"<style>{style}</style>{maps}", inject=False)
+        samples = list(_samples(gallery(source, group)))
+        if samples:
+            yield (group.title, "samples"), samples
 
 
 def _table(table: Table) -> wandb.Table:
-    return wandb.Table(columns=list(table.columns), data=table.rows)
+    columns, rows = table.plain()
+    return wandb.Table(columns=list(columns), data=rows)
 
 
-def _picture(png: bytes, caption: str) -> wandb.Image:
-    with Image.open(io.BytesIO(png)) as image:
-        return wandb.Image(image.convert("RGB"), caption=caption)
+def _picture(chart: Chart) -> wandb.Image:
+    with Image.open(io.BytesIO(chart.png())) as image:
+        return wandb.Image(image.convert("RGB"), caption=chart.title)
 
 
 def _samples(found: Gallery) -> Iterator[wandb.Image]:
     for prompt in found.prompts:
-        drawn = f"{prompt.text} (seed {prompt.seed})"
+        name = f"{prompt.text} (seed {prompt.seed})"
         assert found.original_seconds is not None
-        yield wandb.Image(
-            prompt.original.image, caption=f"{drawn}: original, {seconds(found.original_seconds)} s per image"
-        )
+        yield wandb.Image(prompt.original, caption=f"{name}: original, {seconds(found.original_seconds)} s per image")
         for sample in prompt.samples:
-            named = f"{drawn}: {sample.label}"
-            yield wandb.Image(sample.cached.image, caption=f"{named}, {seconds(sample.seconds)} s per image")
-            yield wandb.Image(sample.difference.image, caption=f"{named}, difference × {AMPLIFIED}")
+            caption = f"{name}: {sample.label}"
+            yield wandb.Image(sample.cached, caption=f"{caption}, {seconds(sample.seconds)} s per image")
+            yield wandb.Image(sample.difference, caption=f"{caption}, difference × {AMPLIFIED}")
 
 
 if __name__ == "__main__":
     try:
         _main()
-    # Whatever it is, the process that waits for this one tells it in a line.
+    # The process that waits for this one shows the error in one line.
     except Exception as error:
         sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))

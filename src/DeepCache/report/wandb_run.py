@@ -8,17 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 __all__ = ["WandbRun", "check_wandb", "log_to_wandb", "wandb_folder"]
 
-_PROJECT = "deepcache"
-_SERVER = "https://api.wandb.ai"
-# What wandb writes and where: without these, some of it goes into the home folder or the working directory.
+# Folders that wandb writes to; without these variables some of it goes to the home folder or the working directory.
 _FOLDERS = {
     "WANDB_DIR": ".",
     "WANDB_ARTIFACT_DIR": "artifacts",
@@ -31,13 +29,12 @@ _FOLDERS = {
 }
 
 
-@dataclass(frozen=True)
-class WandbRun:
+class WandbRun(NamedTuple):
     """A run of Weights & Biases.
 
     Args:
         folder: the folder of the run.
-        url: its page; None where it is on this machine alone, and `wandb sync FOLDER` uploads it.
+        url: its page; None if it is offline, and `wandb sync FOLDER` uploads it.
     """
 
     folder: Path
@@ -51,17 +48,17 @@ def log_to_wandb(
     project: str | None = None,
     title: str | None = None,
 ) -> WandbRun:
-    """Logs what `write_report` shows as one run of Weights & Biases: tables, sample images, charts, and as its
-    configuration the settings and provenance of every result.
+    """Logs the content of a report as one run of Weights & Biases: tables, sample images, charts, and the settings and
+    provenance of every result as its configuration.
 
-    It works without an account and never asks for one. `WANDB_MODE` is respected; where it is not set and no key is
-    known (`WANDB_API_KEY`, `.netrc`), the run is offline. A server of your own is named by `WANDB_BASE_URL`.
+    It needs no account and never asks for one. `WANDB_MODE` is respected; if it is not set and no key is found
+    (`WANDB_API_KEY`, `.netrc`), the run is offline. `WANDB_BASE_URL` selects another server.
 
     Args:
-        paths: result files, as `write_report` takes them.
-        folder: where all that wandb writes goes, and nothing goes elsewhere; made if it is not there.
-        project: the project; `WANDB_PROJECT` or `deepcache` by default.
-        title: the name of the run; the models by default.
+        paths: result files, as for `write_report`.
+        folder: the folder for everything that wandb writes; created if it does not exist.
+        project: the project; defaults to `WANDB_PROJECT` or `deepcache`.
+        title: the name of the run; defaults to the models.
 
     Raises:
         ValueError: as `write_report`, or `WANDB_MODE` is `disabled`.
@@ -82,11 +79,11 @@ def log_to_wandb(
     job = {
         "paths": [os.fspath(path) for path in paths],
         "folder": str(place),
-        "project": project or os.environ.get("WANDB_PROJECT") or _PROJECT,
+        "project": project or os.environ.get("WANDB_PROJECT") or "deepcache",
         "title": title,
     }
-    # In a process of its own: wandb has its folders from the environment, once for all, and what else the program that
-    # calls this does with wandb is not touched.
+    # In a separate process: wandb reads its folders from the environment once, and other uses of wandb in the program
+    # that calls this are not affected.
     done = subprocess.run(
         [sys.executable, "-m", "DeepCache.report.wandb_process"],
         input=json.dumps(job),
@@ -98,45 +95,33 @@ def log_to_wandb(
     )
     shutil.rmtree(place / "tmp", ignore_errors=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it says nothing"]
+        lines = done.stderr.strip().splitlines() or ["no error message"]
         raise OSError(f"logging to Weights & Biases failed: {lines[-1]}; WANDB_MODE=offline needs no network")
     answer = json.loads(done.stdout.splitlines()[-1])
     return WandbRun(Path(folder) / Path(answer["folder"]).relative_to(place), answer["url"])
 
 
 def check_wandb() -> None:
-    """Refuses early what could not be logged.
-
-    Raises:
-        ImportError: wandb is not installed.
-        ValueError: it is switched off.
-    """
+    """Raises `ImportError` if wandb is not installed, and `ValueError` if it is disabled."""
     if find_spec("wandb") is None:
-        raise ImportError("logging to Weights & Biases takes wandb: pip install 'DeepCache[wandb]'")
+        raise ImportError("logging to Weights & Biases requires wandb: pip install 'DeepCache[wandb]'")
     if os.environ.get("WANDB_MODE") == "disabled":
-        raise ValueError("WANDB_MODE is 'disabled', so that nothing can be logged; unset it, or set it to 'offline'")
+        raise ValueError("WANDB_MODE is 'disabled', so nothing can be logged; unset it, or set it to 'offline'")
 
 
 def wandb_folder(report: Path) -> Path:
-    """The folder for a report's run: beside it.
-
-    Example:
-        >>> wandb_folder(Path("out/report.html")).name
-        'report-wandb'
-    """
+    """The folder for the run of a report, such as `out/report-wandb` for `out/report.html`."""
     return report.with_name(f"{report.stem}-wandb")
 
 
 def _has_key() -> bool:
-    """Whether wandb knows an account, so that it does not ask for one."""
+    """Whether wandb knows an account."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    server = urlsplit(os.environ.get("WANDB_BASE_URL") or _SERVER).netloc
-    file = os.environ.get("NETRC")
-    places = [Path(file)] if file else [Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()]
-    for place in places:
+    server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    for path in [os.environ.get("NETRC")] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         try:
-            if netrc(place).authenticators(server) is not None:
+            if netrc(Path(str(path)).expanduser()).authenticators(server) is not None:
                 return True
         except (OSError, NetrcParseError):
             continue
