@@ -1,6 +1,6 @@
-"""Makes the pictures that README.md and docs show of single runs, and writes down the figures in them: side by side, as
-`deepcache generate --compare` puts them, and the page of `deepcache app` in Chromium. What docs/start.md prints comes
-from here too.
+"""Makes the images of single runs in README.md and docs, and records their figures: side by side, by
+`deepcache generate --compare`, and the page of `deepcache app` in Chromium. The output in docs/start.md and the example
+on the page come from here too.
 
     python -m benchmarks.pictures
 """
@@ -8,10 +8,12 @@ from here too.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +23,8 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from DeepCache.app.easel import Easel
+from DeepCache.app.comparison_view import EXAMPLE
+from DeepCache.app.render_worker import Comparison, RenderWorker
 from DeepCache.app.server import AppSettings, address, build_app, listen
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
@@ -31,7 +34,7 @@ IMAGES = HERE.parent / "docs" / "images"
 RESULT = HERE / "pictures.json"
 SHOWN = "a big striped red circle left of a blue square, with a yellow star below"
 FIRST = "a red circle left of a blue square"
-INTERVAL = 5  # on the page
+PAGE_EXAMPLE = HERE.parent / "src" / "DeepCache" / "app" / "example"
 
 
 def main() -> None:
@@ -64,33 +67,31 @@ def _compare(prompt: str, path: Path | None) -> dict[str, Any]:
 
 
 def _page(path: Path) -> dict[str, Any]:
-    """What the page shows of a picture."""
-    settings = AppSettings(device="cpu")
+    """The example on the page, and a screenshot of the page that shows it."""
     listening = listen("127.0.0.1", 0)
-    with Easel(settings.models, device="cpu") as easel, sync_playwright() as playwright:
-        easel.load("shapes")
-        server = uvicorn.Server(uvicorn.Config(build_app(settings, easel), log_level="error"))
+    with RenderWorker(AppSettings(device="cpu")) as worker, sync_playwright() as playwright:
+        *_, found = worker.run(EXAMPLE, threading.Event())
+        assert isinstance(found, Comparison), found
+        comparison = asdict(found)
+        (PAGE_EXAMPLE / "image.png").write_bytes(comparison.pop("png"))
+        (PAGE_EXAMPLE / "original.png").write_bytes(comparison.pop("original_png"))
+        figures = {"threads": torch.get_num_threads(), "comparison": comparison}
+        (PAGE_EXAMPLE / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        server = uvicorn.Server(uvicorn.Config(build_app(worker), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1180, "height": 900})
         page.goto(address(listening))
-        page.fill("#interval input", str(INTERVAL))
-        page.fill("#prompt textarea", SHOWN)
-        page.click("#draw")
         page.wait_for_selector(".comparison")
-        page.mouse.move(0, 0)
         page.wait_for_timeout(500)
         page.screenshot(path=path, full_page=True)
-        figures = page.eval_on_selector_all(
-            ".measured tr", "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
-        )
         browser.close()
         server.should_exit = True
         thread.join()
     # Two hundred colours are enough for a page, and a quarter of the bytes.
     Image.open(path).convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
-    return {"prompt": SHOWN, "interval": INTERVAL, "figures": [row[:2] for row in figures], **picture(path)}
+    return {"date": provenance(seed=0)["date"], **figures, **picture(path)}
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ import pytest
 import DeepCache
 
 DOCUMENTED = (
-    "DeepCache.app.drawing_request",
-    "DeepCache.app.easel",
     "DeepCache.app.explorer",
-    "DeepCache.app.grid_table",
-    "DeepCache.app.loopback",
-    "DeepCache.app.measured_group",
-    "DeepCache.app.model_defaults",
+    "DeepCache.app.form",
+    "DeepCache.app.guard",
     "DeepCache.app.python_lines",
     "DeepCache.app.recommendation",
+    "DeepCache.app.render_worker",
     "DeepCache.app.step_strip",
     "DeepCache.batch.folder",
     "DeepCache.batch.job",

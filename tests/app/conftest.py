@@ -1,4 +1,4 @@
-"""The real server with the model in the box, and a real browser."""
+"""The real server with the bundled model, and a real browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 import uvicorn
 
 from DeepCache import DeepCacheConfig, apply_deepcache
-from DeepCache.app.easel import Easel
+from DeepCache.app.render_worker import RenderWorker
 from DeepCache.app.server import AppSettings, build_app, listen
 from DeepCache.models import load_pipeline, set_scheduler
 from tests.app.shown import MILLISECONDS
@@ -29,19 +29,19 @@ class Served:
     """The page as it is served."""
 
     address: str
-    easel: Easel
+    worker: RenderWorker
     connected_to: list[Any]
 
     @contextmanager
     def held(self) -> Iterator[threading.Event]:
-        """Holds the easel at the first U-Net call until the event is set."""
+        """Holds the worker at the first U-Net call until the event is set."""
         reached, release = threading.Event(), threading.Event()
 
         def wait(*_: Any) -> None:
             reached.set()
             assert release.wait(60)
 
-        handle = self.easel.load("shapes").unet.register_forward_pre_hook(wait)
+        handle = self.worker.load("shapes").unet.register_forward_pre_hook(wait)
         try:
             yield release
             assert reached.is_set()
@@ -52,7 +52,6 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    settings = AppSettings(device="cpu")
     connected_to: list[Any] = []
     connect = socket.socket.connect
 
@@ -60,22 +59,21 @@ def served() -> Iterator[Served]:
         connected_to.append(address)
         connect(self, address)
 
-    with pytest.MonkeyPatch.context() as patch, Easel(settings.models, device="cpu") as easel:
+    with pytest.MonkeyPatch.context() as patch, RenderWorker(AppSettings(device="cpu")) as worker:
         patch.setattr(socket.socket, "connect", noted)
         listening = listen("127.0.0.1", 0)
-        config = uvicorn.Config(build_app(settings, easel), log_level="error", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(build_app(worker), log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", easel, connected_to)
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", worker, connected_to)
         server.should_exit = True
         thread.join()
 
 
 @pytest.fixture
 def visit(browser, served) -> Iterator[Callable[..., Any]]:
-    """Opens the page as a new visitor. What it asks for elsewhere is refused and noted, and so is what it complains
-    of."""
+    """Opens the page as a new visitor. Requests to other servers are refused; they and messages of the console fail the
+    test."""
     contexts, complaints, requests = [], [], []
 
     def visit(**options: Any) -> Any:
@@ -93,7 +91,7 @@ def visit(browser, served) -> Iterator[Callable[..., Any]]:
             "**/*", lambda route: route.continue_() if route.request.url.startswith(f"{own}/") else route.abort()
         )
         page.goto(own)
-        page.wait_for_selector("#draw")
+        page.wait_for_selector("#generate")
         return page
 
     yield visit
@@ -106,12 +104,12 @@ def visit(browser, served) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="session")
-def drawn() -> Callable[..., Image.Image]:
-    """Draws with the model in the box and no page."""
+def generated() -> Callable[..., Image.Image]:
+    """Generates an image with the bundled model, without the page."""
     pipe = load_pipeline("shapes", device="cpu")
     pipe.set_progress_bar_config(disable=True)
 
-    def draw(
+    def generated(
         prompt: str,
         *,
         steps: int = 50,
@@ -127,4 +125,4 @@ def drawn() -> Callable[..., Image.Image]:
         call |= {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generator}
         return pipe(prompt, **call).images[0]
 
-    return draw
+    return generated

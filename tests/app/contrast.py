@@ -1,11 +1,11 @@
-"""How well two colours can be told apart."""
+"""The contrast of two colors."""
 
 from __future__ import annotations
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """The relative luminance of `#rrggbb`, as WCAG 2.2 defines it."""
-    shares = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    shares = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

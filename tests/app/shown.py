@@ -1,4 +1,4 @@
-"""What the page shows, taken out of it."""
+"""Reads images and tables from the page."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image, ImageChops
 __all__ = ["MILLISECONDS", "rows", "same", "shown"]
 
 MILLISECONDS = 60_000
-"""What a busy machine may take until something is shown."""
+"""Timeout on a busy machine."""
 
 
 def shown(page: Any, selector: str) -> Image.Image:
-    """The picture of an `img`, out of its address."""
+    """The image of an `img`, from its address."""
     kind, data = page.get_attribute(selector, "src").split(",")
     assert kind == "data:image/png;base64"
     return Image.open(BytesIO(base64.b64decode(data)))
@@ -30,5 +30,5 @@ def rows(page: Any, selector: str) -> list[list[str]]:
 
 
 def same(image: Image.Image, other: Image.Image) -> bool:
-    """Whether two pictures are the same to the last bit."""
+    """Whether two images are identical."""
     return ImageChops.difference(image.convert("RGB"), other.convert("RGB")).getbbox() is None

@@ -1,4 +1,4 @@
-"""Exploring and choosing on the page, and what the page looks like, in a browser."""
+"""The Explore and Choose tabs, and the layout of the page, in a browser."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ GROUPS = {
     (group["scheduler_class"], group["steps"]): {cell["label"]: cell for cell in group["cells"]}
     for group in json.loads(SHIPPED_ABLATION.read_text(encoding="utf-8"))["groups"]
 }
-TABS = ("Draw", "Explore", "Choose")
+TABS = ("Generate", "Explore", "Choose")
 DEFAULT = DeepCacheConfig().forecast
-# How the labels end of the grid that is shown first: that of the default forecast, else the first of the file.
+# The end of the labels in the first grid: that of the default forecast, otherwise the first of the file.
 END = f" {DEFAULT}" if f"I=3 B=0 {DEFAULT}" in GROUPS["DDIMScheduler", 50] else ""
 
 
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
-    page.wait_for_selector({"Draw": "#draw", "Explore": "#grid button", "Choose": "#advice p"}[name])
-    # The font of the lines of code is measured, and a tab slides in.
+    page.wait_for_selector({"Generate": "#generate", "Explore": "#grid button", "Choose": "#advice p"}[name])
+    # The code editor measures its font, and the tab slides in.
     page.wait_for_timeout(200)
 
 
@@ -33,13 +33,13 @@ def pick(page, label, option):
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def test_a_cell_shows_its_pictures_and_figures(visit):
+def test_a_cell_shows_its_images_and_figures(visit):
     page = visit()
     open_tab(page, "Explore")
     cells = GROUPS["DDIMScheduler", 50]
     cell = page.locator("#grid button[data-interval='5'][data-branch='1']")
     assert f"{cells[f'I=5 B=1{END}']['psnr']['mean']:.1f} dB" in cell.inner_text()
-    # Our default settings are shown first.
+    # The default settings are shown first.
     assert page.locator("#grid button[aria-pressed=true]").get_attribute("data-interval") == "3"
     cell.focus()
     page.keyboard.press("Enter")
@@ -51,7 +51,7 @@ def test_a_cell_shows_its_pictures_and_figures(visit):
     ]
     figures = {name: value for name, value, *_ in rows(page, "#choice")}
     measured = cells[f"I=5 B=1{END}"]
-    assert figures["Multiply-accumulates of the U-Net"].replace("\xa0", " ") == f"{100 * measured['mac_share']:.1f} %"
+    assert figures["MACs of the U-Net"].replace("\xa0", " ") == f"{100 * measured['mac_share']:.1f} %"
     assert figures["PSNR, dB, mean ± 95 % confidence interval"].startswith(f"{measured['psnr']['mean']:.2f} ±")
     assert page.locator("#choice .samples figure").count() == 4
     assert page.locator("#choice .sample:first-child img").count() == 12
@@ -60,7 +60,7 @@ def test_a_cell_shows_its_pictures_and_figures(visit):
     assert not same(shown(page, first.format(1)), shown(page, first.format(3)))
 
 
-def test_of_two_quick_clicks_the_last_counts(visit):
+def test_the_last_of_two_quick_clicks_counts(visit):
     page = visit()
     open_tab(page, "Explore")
     page.evaluate(
@@ -73,7 +73,7 @@ def test_of_two_quick_clicks_the_last_counts(visit):
     assert page.locator("#grid button[aria-pressed=true]").get_attribute("data-interval") == "2"
 
 
-def test_another_scheduler_and_forecast(visit):
+def test_the_scheduler_and_forecast_can_be_changed(visit):
     page = visit()
     open_tab(page, "Explore")
     pick(page, "Forecast and schedule", "re-use, non-uniform")
@@ -81,14 +81,17 @@ def test_another_scheduler_and_forecast(visit):
     pick(page, "Scheduler and steps", "DPMSolverMultistepScheduler, 25 steps")
     wanted = GROUPS["DPMSolverMultistepScheduler", 25]["I=2 B=3 non-uniform"]["psnr"]["mean"]
     page.wait_for_selector(f"#grid button[data-interval='2'][data-branch='3'] :text('{wanted:.1f} dB')")
-    # What was chosen is chosen still.
+    # The selection stays.
     assert page.get_by_label("Forecast and schedule").input_value() == "re-use, non-uniform"
 
 
-def test_settings_for_a_wish(visit):
+def test_settings_are_recommended_for_a_goal(visit):
     page = visit()
     open_tab(page, "Choose")
     page.wait_for_selector("#advice :text('For a speed-up of 2 or more: I=3 B=0 quadratic.')")
+    # The chart is above the text.
+    assert page.locator("#chart .plot").bounding_box()["y"] < page.locator("#advice").bounding_box()["y"]
+    assert page.get_attribute("#chart .plot .best", "title").startswith("I=3 B=0 quadratic: 2.37×, 65.24 dB")
     page.wait_for_selector("#advice-lines :text('quadratic')")
     page.fill("#wanted input", "3")
     page.wait_for_selector("#advice :text('For a speed-up of 3 or more: plan ddim-299.')")
@@ -100,32 +103,32 @@ def test_settings_for_a_wish(visit):
     page.locator("#wanted input").press_sequentially("2.75", delay=20)
     page.wait_for_selector("#advice :text('For a speed-up of 2.75 or more')")
     page.fill("#wanted input", "30")
-    page.wait_for_selector("#advice .problem :text('Nothing that was measured on shapes')")
+    page.wait_for_selector("#advice .problem :text('Nothing measured on shapes')")
     page.fill("#wanted input", "")
-    page.wait_for_selector("#advice .problem :text('Write a number.')")
-    page.get_by_label("As fast as can be, at a PSNR of").check()
-    page.wait_for_selector("#advice :text('For 50 dB or more')")
+    page.wait_for_selector("#advice .problem :text('The number is empty.')")
+    page.get_by_label("The highest speed at a PSNR of").check()
+    page.wait_for_selector("#advice :text('For a PSNR of 50 dB or more')")
     assert page.query_selector("#advice .problem") is None
 
 
 def test_no_tab_is_wider_than_the_screen(visit):
     page = visit()
-    page.fill("#steps input", "4")
-    page.click("#draw")
-    page.wait_for_selector(".comparison")
     for width in (360, 390, 768, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         for tab in TABS:
             open_tab(page, tab)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
+            if tab == "Explore" and width >= 390:
+                scrolled = page.evaluate(
+                    "[...document.querySelectorAll('.ablation-grid, .scrolling')]"
+                    ".filter(element => element.scrollWidth > element.clientWidth).length"
+                )
+                assert scrolled == 0, width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_the_page(visit, scheme):
+def test_text_has_enough_contrast(visit, scheme):
     page = visit(color_scheme=scheme)
-    page.fill("#steps input", "4")
-    page.click("#draw")
-    page.wait_for_selector(".comparison")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(dark[:3]) < 150) == (scheme == "dark")
     for tab in TABS:

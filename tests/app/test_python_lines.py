@@ -6,17 +6,18 @@ from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
 from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
-from DeepCache.app.python_lines import command_line, python_lines
+from DeepCache.app.python_lines import command_line, example_prompt, python_lines
 from DeepCache.cli import app
 from DeepCache.engine.fingerprint import fingerprint, scheduler_settings
+from DeepCache.generation import GenerationSettings
 from DeepCache.models import MODELS, load_pipeline, set_scheduler
 from DeepCache.plan import Plan
 from DeepCache.schedule import BranchSchedule, Step, StepSchedule, UniformSchedule
 
-# Some schedulers make an array of a tensor in a way that NumPy 2 would rather have otherwise.
+# Some schedulers make an array of a tensor in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-PROMPT = "a red circle left of a blue square"
+PROMPT = example_prompt("shapes")
 AWKWARD = "it's \"red\"\\n \\ 'blue'\nand \t green ☃ {x} %s $HOME `ls`"
 OTHER = DeepCacheConfig(cache_interval=2, cache_branch_id=1, skip_mode="non-uniform", forecast="none")
 
@@ -29,11 +30,13 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def draw(pipe):
-    """Draws with the settings themselves."""
+def generated(pipe):
+    """Generates an image with the settings themselves."""
     own = pipe.scheduler
 
-    def draw(cache, scheduler=None, guidance=MODELS["shapes"].guidance, seed=0, prompt=PROMPT, size=(64, 64), **call):
+    def generated(
+        cache, scheduler=None, guidance=MODELS["shapes"].guidance, seed=0, prompt=PROMPT, size=(64, 64), **call
+    ):
         pipe.scheduler = own
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
@@ -45,7 +48,7 @@ def draw(pipe):
         finally:
             remove_deepcache(pipe)
 
-    return draw
+    return generated
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,14 @@ def plan(pipe):
     ],
 )
 def test_skipped_steps_and_adaptive_schedules_are_shown(cache, settings, options):
-    assert f"apply_deepcache(pipe, {settings})" in python_lines("shapes", cache, 50, None).splitlines()
-    assert command_line("shapes", cache, 50, None).endswith(f" --steps 50 {options}")
+    assert f"apply_deepcache(pipe, {settings})" in python_lines(request(cache)).splitlines()
+    assert command_line(request(cache)).endswith(f" --steps 50 {options}")
+
+
+def request(cache=None, model="shapes", **values):
+    """Settings of the example prompt of the model."""
+    values = {"prompts": (example_prompt(model),), "steps": 50} | values
+    return GenerationSettings(model=model, cache=cache or DeepCacheConfig(), **values)
 
 
 def identical(one, other):
@@ -81,14 +90,14 @@ def identical(one, other):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, pipe):
-    """Runs the lines, and returns the picture that they saved."""
+    """Runs the lines, and returns the image that they save."""
     monkeypatch.chdir(tmp_path)
 
     def run(lines):
         names = {}
         exec(compile(lines, "lines.py", "exec"), names)
         assert names["pipe"] is not pipe
-        return Image.open(tmp_path / "picture.png").convert("RGB")
+        return Image.open(tmp_path / "image.png").convert("RGB")
 
     return run
 
@@ -102,40 +111,41 @@ def run(tmp_path, monkeypatch, pipe):
         (OTHER, {"guidance": 7.5, "negative_prompt": AWKWARD, "size": (72, 48)}),
     ],
 )
-def test_the_lines_draw_the_same_bits_as_the_settings(run, draw, cache, others):
-    scheduler = others.get("scheduler")
-    given = {"seed": 0} | {name: value for name, value in others.items() if name != "scheduler"}
-    lines = python_lines("shapes", cache, 4, scheduler, **given)
-    assert identical(run(lines), draw(cache, **others))
+def test_the_lines_generate_the_same_image_as_the_settings(run, generated, cache, others):
+    values = {name: value for name, value in others.items() if name != "prompt"}
+    lines = python_lines(request(cache, prompts=(others.get("prompt", PROMPT),), steps=4, **values))
+    assert identical(run(lines), generated(cache, **others))
 
 
-def test_the_settings_make_a_difference_to_the_bits(draw):
-    assert not identical(draw(DeepCacheConfig()), draw(OTHER))
+def test_the_settings_make_a_difference(generated):
+    assert not identical(generated(DeepCacheConfig()), generated(OTHER))
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_plan_is_read_from_its_file(run, draw, plan, tmp_path, force):
+def test_a_plan_is_read_from_its_file(run, generated, plan, tmp_path, force):
     plan.to_file(tmp_path / "plan.json")
     cache = DeepCacheConfig(plan=plan, force_plan=force)
-    # A plan says them all, so that these are of no account.
-    lines = python_lines("shapes", DeepCacheConfig(5, forecast="none", plan=plan, force_plan=force), 4, None, seed=0)
+    # The plan replaces the other settings.
+    lines = python_lines(request(DeepCacheConfig(5, forecast="none", plan=plan, force_plan=force), steps=4))
     assert ('DeepCacheConfig.from_file("plan.json")' in lines) is not force
     assert ("force_plan=True" in lines) is force
     assert "cache_interval" not in lines
-    assert identical(run(lines), draw(cache))
+    assert identical(run(lines), generated(cache))
 
 
-def test_only_what_differs_from_the_defaults_is_said():
-    assert "DeepCacheConfig()" in python_lines("shapes", DeepCacheConfig(), 50, None)
+def test_the_lines_have_only_values_that_differ_from_the_defaults():
+    assert "DeepCacheConfig()" in python_lines(request())
     assert 'DeepCacheConfig(cache_interval=2, cache_branch_id=1, skip_mode="non-uniform", forecast="none")' in (
-        python_lines("shapes", OTHER, 50, None)
+        python_lines(request(OTHER))
     )
-    assert 'DeepCacheConfig(compile="default")' in python_lines("shapes", DeepCacheConfig(compile="default"), 50, None)
+    assert 'DeepCacheConfig(compile="default")' in python_lines(request(DeepCacheConfig(compile="default")))
 
 
-def test_without_a_seed_or_a_scheduler_the_lines_have_none():
-    lines = python_lines("sd15-tiny", DeepCacheConfig(), 30, None)
+def test_without_a_scheduler_or_a_guidance_scale_the_lines_have_none():
+    lines = python_lines(request(model="sd15-tiny", steps=30))
     assert lines == (
+        "import torch\n"
+        "\n"
         "from DeepCache import DeepCacheConfig, apply_deepcache\n"
         "from DeepCache.models import load_pipeline\n"
         "\n"
@@ -144,13 +154,14 @@ def test_without_a_seed_or_a_scheduler_the_lines_have_none():
         "image = pipe(\n"
         '    "a photo of an astronaut on a moon",\n'
         "    num_inference_steps=30,\n"
+        '    generator=torch.Generator("cpu").manual_seed(0),\n'
         ").images[0]\n"
-        'image.save("picture.png")\n'
+        'image.save("image.png")\n'
     )
 
 
 @pytest.mark.parametrize("model", ["owner/name", "./folder", '/a/it\'s "mine"'])
-def test_models_of_the_hub_and_folders_are_loaded_with_nothing_but_their_names(run, draw, monkeypatch, model):
+def test_models_of_the_hub_and_folders_are_loaded_by_their_names(run, generated, monkeypatch, model):
     asked = []
 
     def load(*arguments, **options):
@@ -158,28 +169,28 @@ def test_models_of_the_hub_and_folders_are_loaded_with_nothing_but_their_names(r
         return load_pipeline("shapes", device="cpu")
 
     monkeypatch.setattr("DeepCache.models.load_pipeline", load)
-    picture = run(python_lines(model, DeepCacheConfig(), 4, "ddim", seed=0, prompt=PROMPT))
+    image = run(python_lines(request(model=model, prompts=(PROMPT,), steps=4, scheduler="ddim")))
     assert asked == [((model,), {})]
-    # Where no guidance scale is recommended, the pipeline takes its own.
-    assert identical(picture, draw(DeepCacheConfig(), "ddim", guidance=7.5))
+    # Without a recommended guidance scale, the pipeline uses its own.
+    assert identical(image, generated(DeepCacheConfig(), "ddim", guidance=7.5))
 
 
-def test_the_command_draws_the_same_bits_as_the_settings(draw, tmp_path, monkeypatch):
+def test_the_command_generates_the_same_image_as_the_settings(generated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = command_line("shapes", OTHER, 4, "euler")
-    assert identical(command_picture(line, tmp_path), draw(OTHER, "euler"))
+    line = command_line(request(OTHER, steps=4, scheduler="euler"))
+    assert identical(command_image(line, tmp_path), generated(OTHER, "euler"))
 
 
-def test_the_command_reads_a_plan(draw, plan, tmp_path, monkeypatch):
+def test_the_command_reads_a_plan(generated, plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan.to_file("plan.json")
     cache = DeepCacheConfig(plan=plan, force_plan=True)
-    line = command_line("shapes", cache, 4, None)
+    line = command_line(request(cache, steps=4))
     assert line == f"deepcache generate '{PROMPT}' --model shapes --steps 4 --plan plan.json --force-plan"
-    assert identical(command_picture(line, tmp_path), draw(cache))
+    assert identical(command_image(line, tmp_path), generated(cache))
 
 
-def command_picture(line, folder):
+def command_image(line, folder):
     program, *arguments = shlex.split(line)
     assert program == "deepcache"
     result = CliRunner().invoke(app, arguments)
@@ -188,24 +199,23 @@ def command_picture(line, folder):
     return Image.open(path).convert("RGB")
 
 
-def test_only_what_differs_from_the_defaults_is_in_the_command():
-    assert command_line("shapes", DeepCacheConfig(), 50, None) == (
-        f"deepcache generate '{PROMPT}' --model shapes --steps 50"
-    )
+def test_the_command_has_only_values_that_differ_from_the_defaults():
+    assert command_line(request()) == f"deepcache generate '{PROMPT}' --model shapes --steps 50"
     cache = DeepCacheConfig(5, 1, "non-uniform", "quadratic", True, compile="default")
-    assert command_line("it's/c", cache, 25, "dpm++") == (
+    assert command_line(request(cache, "it's/c", steps=25, scheduler="dpm++")) == (
         "deepcache generate 'a photo of an astronaut on a moon' --model 'it'\"'\"'s/c' --scheduler dpm++ --steps 25 "
         "--interval 5 --branch 1 --skip-mode non-uniform --forecast quadratic --guidance-reuse --compile default"
     )
 
 
-def test_without_deepcache_nothing_is_imported_from_it_but_the_model():
-    lines = python_lines("shapes", None, 20, "ddim", guidance=7.5)
+def test_without_caching_only_the_model_is_imported():
+    settings = request(DeepCacheConfig(cache_interval=1), steps=20, scheduler="ddim", guidance=7.5)
+    lines = python_lines(settings)
     assert "apply_deepcache" not in lines
     assert "DeepCacheConfig" not in lines
     assert "guidance_scale=7.5" in lines
-    assert command_line("shapes", None, 20, "ddim") == (
-        f"deepcache generate '{PROMPT}' --model shapes --scheduler ddim --steps 20 --interval 1"
+    assert command_line(settings) == (
+        f"deepcache generate '{PROMPT}' --model shapes --scheduler ddim --steps 20 --guidance 7.5 --interval 1"
     )
 
 
@@ -213,11 +223,11 @@ def test_without_deepcache_nothing_is_imported_from_it_but_the_model():
     ("model", "guidance", "option"),
     [("shapes", None, ""), ("shapes", 2.0, ""), ("shapes", 7.5, " --guidance 7.5"), ("m", 7.5, " --guidance 7.5")],
 )
-def test_the_command_has_the_guidance_that_is_not_the_recommended_one(model, guidance, option):
-    line = command_line(model, DeepCacheConfig(), 50, None, guidance=guidance)
+def test_the_command_has_a_guidance_scale_that_is_not_the_recommended_one(model, guidance, option):
+    line = command_line(request(model=model, guidance=guidance))
     assert line.endswith(f"--model {model} --steps 50{option}")
 
 
-def test_a_schedule_is_more_than_the_command_takes():
-    with pytest.raises(ValueError, match="`deepcache generate` takes no schedule of its own"):
-        command_line("shapes", DeepCacheConfig(schedule=UniformSchedule(3)), 50, None)
+def test_the_command_has_no_option_for_an_explicit_schedule():
+    with pytest.raises(ValueError, match="`deepcache generate` has no option for an explicit schedule"):
+        command_line(request(DeepCacheConfig(schedule=UniformSchedule(3))))

@@ -1,4 +1,4 @@
-"""What the server answers, and what it refuses."""
+"""The requests that the server answers and refuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from uuid import uuid4
 import pytest
 
 from DeepCache.app.explorer import SHIPPED_ABLATION
-from DeepCache.app.guard import LARGEST_BODY, Guard
-from DeepCache.app.loopback import is_loopback
+from DeepCache.app.guard import MAX_BODY, Guard, is_loopback
 from DeepCache.app.server import AppSettings, address, listen, serve
 
 
@@ -29,7 +28,7 @@ def ask(url, data=None, **headers):
             return error.code, error.read().decode(), error.headers
 
 
-def test_the_page_lets_the_browser_ask_nobody_else(served):
+def test_the_browser_may_contact_this_server_only(served):
     status, page, headers = ask(served.address)
     assert status == 200
     assert "default-src 'self'" in headers["Content-Security-Policy"]
@@ -47,7 +46,7 @@ def test_another_name_for_this_machine_is_refused(served):
         assert ask(served.address, Host=name)[0] == 200, name
 
 
-def test_pages_elsewhere_are_not_answered(served):
+def test_requests_of_other_pages_are_refused(served):
     url, kind = f"{served.address}/gradio_api/queue/join", {"Content-Type": "application/json"}
     body = json.dumps({"data": [], "fn_index": 0, "session_hash": "somebody"}).encode()
     for origin in ("https://example.org", "null", "http://127.0.0.1.example.org", "http://127.0.0.1:1", "http://[x"):
@@ -56,7 +55,7 @@ def test_pages_elsewhere_are_not_answered(served):
     assert ask(url, body, **kind)[0] == 200
 
 
-def test_a_page_for_others_answers_to_any_name_but_to_no_other_page():
+def test_a_page_for_other_machines_accepts_any_host_but_no_other_page():
     status = []
 
     async def application(scope, receive, send):
@@ -72,9 +71,9 @@ def test_a_page_for_others_answers_to_any_name_but_to_no_other_page():
     assert [each for each in status if each] == [200, 200, 400]
 
 
-def test_bodies_have_an_end(served):
+def test_large_bodies_are_refused(served):
     url, kind = f"{served.address}/gradio_api/queue/join", {"Content-Type": "application/json"}
-    body = json.dumps({"data": ["x" * LARGEST_BODY], "fn_index": 0, "session_hash": "somebody"}).encode()
+    body = json.dumps({"data": ["x" * MAX_BODY], "fn_index": 0, "session_hash": "somebody"}).encode()
     try:
         status = ask(url, body, **kind)[0]
     except OSError:
@@ -101,30 +100,30 @@ def test_bodies_have_an_end(served):
         "/monitoring",
     ],
 )
-def test_no_file_of_this_machine_is_given_out(served, path):
+def test_no_file_of_this_machine_is_served(served, path):
     status, text, _ = ask(served.address + path)
     assert status >= 400
     assert "root:" not in text
     assert "DeepCache ablation" not in text
 
 
-def test_it_offers_no_interface_to_programs(served):
+def test_there_is_no_interface_for_programs(served):
     status, text, _ = ask(f"{served.address}/gradio_api/info")
     assert status == 200
     assert json.loads(text) == {"named_endpoints": {}, "unnamed_endpoints": {}}
 
 
-def test_it_takes_no_files(served):
+def test_uploads_are_refused(served):
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="plan.json"\r\n\r\n{}\r\n--x--\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     assert ask(f"{served.address}/gradio_api/upload", form, **kind)[0] == 404
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt", "model", "scheduler", "plan"])
-def test_a_file_of_this_machine_in_the_place_of_a_value_is_not_read(served, tmp_path, field):
-    """A visitor who sends what Gradio has for an uploaded file."""
+def test_a_file_of_this_machine_named_instead_of_a_value_is_not_read(served, tmp_path, field):
+    """A visitor sends a value that Gradio uses for an uploaded file."""
     secret = tmp_path / "secret.json"
-    secret.write_text('{"format": "told to nobody"}')
+    secret.write_text('{"format": "nobody sees this"}')
     named = {"path": str(secret), "orig_name": "secret.json", "meta": {"_type": "gradio.FileData"}}
     values = {
         "prompt": "a red circle",
@@ -145,15 +144,15 @@ def test_a_file_of_this_machine_in_the_place_of_a_value_is_not_read(served, tmp_
         "guidance_reuse": False,
         "plan": "",
     }
-    stream = drawn(served, list((values | {field: named}).values()))
-    assert "told to nobody" not in stream
+    stream = submitted(served, list((values | {field: named}).values()))
+    assert "nobody sees this" not in stream
     assert '"success":false' in stream
-    # The same with the value that belongs there is drawn.
-    assert "With DeepCache" in drawn(served, list(values.values()))
+    # With the right value, an image is generated.
+    assert "With DeepCache" in submitted(served, list(values.values()))
 
 
-def drawn(served, values):
-    """What the server answers to the button, with these values in the form."""
+def submitted(served, values):
+    """The answer of the server to the button, with these values in the form."""
     _, page, _ = ask(served.address)
     config = json.loads(page.split("window.gradio_config = ")[1].split(";</script>")[0])
     button = next(each for each in config["dependencies"] if len(each["inputs"]) == len(values))
@@ -164,20 +163,20 @@ def drawn(served, values):
     return ask(f"{served.address}/gradio_api/queue/data?session_hash={visitor}")[1]
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_in_use_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"cannot listen at '127.0.0.1' on port {port} .*; give another with --port"):
+        with pytest.raises(OSError, match=f"cannot listen on port {port} of '127.0.0.1' .* Choose another with --port"):
             listen("127.0.0.1", port)
 
 
-def test_without_a_port_the_first_free_one_is_taken():
+def test_the_default_port_is_the_first_free_one():
     with listen("127.0.0.1", None) as first, listen("127.0.0.1", None) as second:
         assert first.getsockname()[1] < second.getsockname()[1] <= 7879
         assert address(first) == f"http://127.0.0.1:{first.getsockname()[1]}"
 
 
-def test_the_address_of_the_sixth_version():
+def test_an_ipv6_address():
     try:
         listening = listen("::1", 0)
     except OSError:
@@ -186,13 +185,13 @@ def test_the_address_of_the_sixth_version():
         assert address(listening) == f"http://[::1]:{listening.getsockname()[1]}"
 
 
-def test_an_address_that_is_not_of_this_machine_is_told():
-    with pytest.raises(OSError, match=r"'192\.0\.2\.1' is no address of this machine; give another with --host"):
+def test_an_address_of_another_machine_is_an_error():
+    with pytest.raises(OSError, match=r"'192\.0\.2\.1' is not an address of this machine. Choose another with --host"):
         listen("192.0.2.1", 0)
 
 
-def test_a_name_that_nobody_has_is_told():
-    with pytest.raises(OSError, match="there is no address 'no such name'; give another with --host"):
+def test_an_unknown_host_is_an_error():
+    with pytest.raises(OSError, match=r"unknown host 'no such name'\. Choose another with --host"):
         listen("no such name", 0)
 
 
@@ -202,13 +201,13 @@ def test_loopback():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="the page needs a model to draw with"):
+    with pytest.raises(ValueError, match="the page needs one or more models, got none"):
         AppSettings(models=())
-    with pytest.raises(ValueError, match="port must be from 0 to 65535, got 70000"):
+    with pytest.raises(ValueError, match="port must be between 0 and 65535, got 70000"):
         AppSettings(port=70000)
 
 
-def test_without_gradio_it_says_what_to_install(monkeypatch):
+def test_without_gradio_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match=r"pip install 'DeepCache\[app\]'"):
         serve(AppSettings())

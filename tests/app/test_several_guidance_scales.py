@@ -1,12 +1,13 @@
-"""An ablation with several guidance scales: what the tabs offer, and what they show of each."""
+"""The tabs for an ablation with several guidance scales."""
 
 from __future__ import annotations
 
 import pytest
 
-from DeepCache.app.easel import Easel
 from DeepCache.app.explorer import Explorer
 from DeepCache.app.page import build_page
+from DeepCache.app.render_worker import RenderWorker
+from DeepCache.app.server import AppSettings
 from tests.report.made_up_results import ablation, in_format_1, write
 
 LABELS = [f"I={interval} B=0{more}" for interval in (2, 3, 5) for more in ("", " linear")]
@@ -27,21 +28,21 @@ def explorer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(explorer):
-    with Easel(("shapes",), device="cpu") as easel:
-        yield build_page(easel, explorer, ("shapes",))
+    with RenderWorker(AppSettings(device="cpu")) as worker:
+        yield build_page(worker, explorer)
 
 
-def called(page, name, number=0):
-    """What the page calls under this name; the second tab comes before the third."""
-    return [each.fn for each in page.fns.values() if each.name == name][number]
+def called(page, name):
+    """A function of the page by its name."""
+    return next(each.fn for each in page.fns.values() if each.name == name)
 
 
 def shown(update):
-    """What becomes of each field and text, by its label or identifier."""
+    """The new value of each field and text, by its label or id."""
     return {part.label or part.elem_id: value for part, value in update.items()}
 
 
-def test_each_scale_has_groups_of_its_own(explorer):
+def test_each_scale_has_its_own_groups(explorer):
     assert explorer.guidance_scales == [2.0, 7.5]
     assert [(group.title, group.guidance) for group in explorer.groups] == [(DDIM, 2.0), (DPM, 2.0), (DDIM, 7.5)]
     assert [group.where for group in explorer.groups] == [
@@ -52,14 +53,14 @@ def test_each_scale_has_groups_of_its_own(explorer):
     assert explorer.group(DDIM) is explorer.groups[0]
 
 
-def test_a_file_without_the_key_has_the_scale_of_its_settings(tmp_path):
+def test_an_older_file_has_the_scale_of_its_settings(tmp_path):
     result = in_format_1(ablation(labels=LABELS, samples=1, guidances=(4.0,)))
     older = Explorer.from_file(write(result, tmp_path / "result.json"))
     assert older.guidance_scales == [4.0]
     assert older.groups[0].where == f"{DDIM}, guidance 4"
 
 
-def test_the_scale_is_asked_for_only_where_there_are_several(page, explorer):
+def test_the_scale_can_be_selected_if_there_are_several(page, explorer):
     def asked(page):
         fields = [block for block in page.blocks.values() if block.elem_id in ("explore-guidance", "choose-guidance")]
         return {field.elem_id: (field.visible, field.choices) for field in fields}
@@ -67,8 +68,8 @@ def test_the_scale_is_asked_for_only_where_there_are_several(page, explorer):
     several = [("2", 2.0), ("7.5", 7.5)]
     assert asked(page) == {"explore-guidance": (True, several), "choose-guidance": (True, several)}
     one = Explorer(explorer.source, explorer.groups[:2])
-    with Easel(("shapes",), device="cpu") as easel:
-        page_of_one = build_page(easel, one, ("shapes",))
+    with RenderWorker(AppSettings(device="cpu")) as worker:
+        page_of_one = build_page(worker, one)
     assert {visible for visible, _ in asked(page_of_one).values()} == {False}
 
 
@@ -77,18 +78,18 @@ def test_the_grid_of_another_scale(page, explorer):
     # That scheduler was not measured at this scale.
     assert (update["Scheduler and steps"]["choices"], update["Scheduler and steps"]["value"]) == ([DDIM], DDIM)
     assert update["Forecast and schedule"]["value"] == "linear forecast, uniform"
-    measured = explorer.groups[2].named("I=5 B=0 linear").psnr
+    measured = explorer.groups[2].named("I=5 B=0 linear")["psnr"]["mean"]
     assert f"<b>{measured:.1f} dB</b>" in update["grid"]
     assert f"<b>{measured:.1f} dB</b>" not in shown(called(page, "on_group")(2.0, DDIM, "re-use, uniform"))["grid"]
 
 
-def test_the_page_says_which_scales_were_measured(page):
+def test_the_page_names_the_measured_scales(page):
     texts = [str(block.value) for block in page.blocks.values() if getattr(block, "value", None)]
     assert any("at guidance 2, 7.5:" in text for text in texts)
 
 
-def test_the_advice_of_each_scale_and_its_lines(page):
-    choose = called(page, "on_group", 1)
+def test_each_scale_has_its_own_recommendation(page):
+    choose = called(page, "on_change")
     at_two = shown(choose(2.0, DDIM, "speed-up", 2.0))
     assert "For a speed-up of 2 or more: I=" in at_two["advice"]
     assert "guidance_scale=2.0" in at_two["In Python"]

@@ -2,10 +2,8 @@ import re
 
 import pytest
 
-from DeepCache.app.rendering import asset
+from DeepCache.app.server import asset
 from DeepCache.app.step_strip import step_strip
-from DeepCache.config import DeepCacheConfig
-from DeepCache.schedule import Step
 from tests.app.contrast import contrast
 from tests.report.reading import parse
 
@@ -19,7 +17,7 @@ def cells(html):
     return "".join(re.findall(r"<[bis]>(.)</[bis]>", html))
 
 
-def test_full_and_shallow_steps_have_elements_and_letters_of_their_own():
+def test_full_and_shallow_steps_have_different_elements_and_letters():
     html = step_strip("F..F.")
     assert cells(html) == "F..F."
     assert re.findall(r"<b>(.)</b>", html) == ["F", "F"]
@@ -27,23 +25,14 @@ def test_full_and_shallow_steps_have_elements_and_letters_of_their_own():
     assert "to-come" not in html
 
 
-def test_skipped_steps_have_an_element_of_their_own():
+def test_skipped_steps_have_another_element():
     html = step_strip("F.-F-", done=3)
     assert cells(html) == "F.-F-"
     assert re.findall(r"<s>(.)</s>", html) == ["-", "-"]
-    skipped = Step(False, skipped=True)
-    assert step_strip([Step(True), Step(False), skipped, Step(True), skipped], done=3) == html
-
-
-def test_steps_and_their_pattern_give_the_same_strip():
-    config = DeepCacheConfig(cache_interval=3)
-    assert step_strip(config.steps(50)) == step_strip("F.." * 16 + "F.")
-    several = [Step(True), Step(False, branch=0), Step(False, branch=12)]
-    assert step_strip(several) == step_strip("F0c")
 
 
 @pytest.mark.parametrize("count", [1, 2, 50, 100, 101, 250, 1000])
-def test_every_step_is_a_cell_however_many_there_are(count):
+def test_every_step_has_a_cell(count):
     pattern = ("F" + "." * 6) * 143
     html = step_strip(pattern[:count], done=count // 2)
     assert cells(html) == pattern[:count]
@@ -55,7 +44,7 @@ def test_every_step_is_a_cell_however_many_there_are(count):
 @pytest.mark.parametrize(
     ("pattern", "done", "words"),
     [
-        ("F", None, "1 full and 0 shallow steps: full step 1"),
+        ("F", None, "1 full step: full step 1"),
         ("F.", None, "1 full and 1 shallow step: full step 1"),
         ("F..F.", None, "2 full and 3 shallow steps: full steps 1, 4"),
         ("F..F.", 0, "2 full and 3 shallow steps: full steps 1, 4; 0 of 5 steps are done"),
@@ -72,24 +61,24 @@ def test_every_step_is_a_cell_however_many_there_are(count):
         ("F." * 10, None, "10 full and 10 shallow steps: full steps 1, 3, 5, 7, 9, 11, 13, 15, 17, 19"),
     ],
 )
-def test_in_words(pattern, done, words):
+def test_the_label_describes_the_steps(pattern, done, words):
     assert strip_of(step_strip(pattern, done)).attributes["aria-label"] == words
 
 
 @pytest.mark.parametrize("pattern", ["", "F<b>", "F..X", 'F"', "F. "])
-def test_what_is_no_pattern_is_refused(pattern):
-    with pytest.raises(ValueError, match=r"a pattern has one character a step: F, \., - or that of a branch, got"):
+def test_an_invalid_pattern_is_refused(pattern):
+    with pytest.raises(ValueError, match=r"a pattern has one character per step: F, \., - or a branch, got"):
         step_strip(pattern)
 
 
 @pytest.mark.parametrize("done", [-1, 6])
-def test_more_steps_than_there_are_cannot_be_done(done):
-    with pytest.raises(ValueError, match=f"of 5 steps 0 to 5 can be done, got {done}"):
+def test_done_must_be_within_the_steps(done):
+    with pytest.raises(ValueError, match=f"done must be between 0 and 5, got {done}"):
         step_strip("F..F.", done)
 
 
 @pytest.mark.parametrize(("selector", "page"), [(".step-strip", "#ffffff"), (".dark .step-strip", "#0b0f19")])
-def test_the_colours_can_be_told_from_the_page_and_the_letters_be_read(selector, page):
+def test_colors_and_letters_have_enough_contrast(selector, page):
     rules = dict(re.findall(r"^([^{}\n]+) \{ ([^}]*) \}$", asset("step_strip.css"), re.MULTILINE))
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", rules[".step-strip"]))
     colours |= dict(re.findall(r"--([\w-]+): (#\w{6})", rules[selector]))

@@ -32,7 +32,7 @@ def test_the_address_is_printed_and_ctrl_c_stops_the_server():
     ("options", "message"),
     [
         (["--model", "shape"], "there is no model 'shape' (did you mean shapes?)"),
-        (["--port", "70000"], "port must be from 0 to 65535, got 70000"),
+        (["--port", "70000"], "port must be between 0 and 65535, got 70000"),
         (["--ablation", "nowhere.json"], "'nowhere.json'"),
         (["--device", "abacus"], "'abacus'"),
         (["--offload", "disk"], "offload must be one of model, sequential, group, got 'disk'"),

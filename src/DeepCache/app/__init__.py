@@ -1,4 +1,4 @@
-"""A local page: pictures with and without DeepCache side by side, an ablation to explore, and settings to take."""
+"""A local page: images with and without DeepCache side by side, an ablation to explore, and recommended settings."""
 
 from DeepCache.app.server import AppSettings, serve
 

@@ -1,27 +1,26 @@
-"""Stands before Gradio: answers what the page asks for and nothing else, and keeps the browser from asking others."""
+"""Restricts Gradio to the requests of the page, and the browser to this server."""
 
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from DeepCache.app.loopback import is_loopback
+__all__ = ["MAX_BODY", "Guard", "is_loopback"]
 
-__all__ = ["LARGEST_BODY", "Guard"]
+MAX_BODY = 5_000_000
+"""Bytes of a request: a plan, whose characters may have four bytes each, and the other fields."""
 
-LARGEST_BODY = 5_000_000
-"""The bytes of a request: a plan, in which every character may be four of them, and a little more."""
-
-# What the page asks for. Gradio answers more: it takes files, hands them out and fetches them from elsewhere.
-_ANSWERED = re.compile(
+# The requests of the page. Gradio has more: uploads, downloads, and a proxy.
+_ALLOWED = re.compile(
     r"/(config|theme\.css|manifest\.json|favicon\.ico|(static|assets)/.*"
     r"|gradio_api/(info|startup-events|queue/(join|data)|cancel|reset|heartbeat/.*))?"
 )
-# Gradio's page has scripts and styles in it and makes functions of text; what it may not do is ask anybody else.
+# Gradio's page contains scripts and styles, and builds functions from text. It must not reach any other server.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
@@ -32,14 +31,12 @@ _HEADERS = {
 
 
 class Guard:
-    """ASGI middleware.
-
-    Requests from the pages of others are refused: they could have pictures drawn here.
+    """ASGI middleware. Refuses requests from other pages, which could generate images here.
 
     Args:
-        app: the application behind it.
-        for_this_machine: whether only requests to a loopback address are answered. Else any page on the web could give
-            this machine a name of its own, and read what it answers.
+        app: the application.
+        for_this_machine: whether to answer only requests to a loopback address. Otherwise a page on the web could give
+            this machine a host name of its own, and read the answers.
     """
 
     def __init__(self, app: ASGIApp, for_this_machine: bool) -> None:
@@ -58,25 +55,38 @@ class Guard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        taken = 0
+        received = 0
 
-        async def receive_no_more() -> Message:
-            nonlocal taken
+        async def receive_limited() -> Message:
+            nonlocal received
             message = await receive()
-            taken += len(message.get("body", b""))
-            return message if taken <= LARGEST_BODY else {"type": "http.disconnect"}
+            received += len(message.get("body", b""))
+            return message if received <= MAX_BODY else {"type": "http.disconnect"}
 
         headers = Headers(scope=scope)
         answer: ASGIApp = self._app
-        if not self._is_ours(headers.get("host", ""), headers.get("origin")):
-            answer = Response("This page answers to itself alone.", status_code=400)
-        elif _ANSWERED.fullmatch(scope["path"]) is None:
-            answer = Response("There is nothing here.", status_code=404)
-        await answer(scope, receive_no_more, send_with_headers)
+        if not self._is_own(headers.get("host", ""), headers.get("origin")):
+            answer = Response("Only this page may send requests.", status_code=400)
+        elif _ALLOWED.fullmatch(scope["path"]) is None:
+            answer = Response("Not found.", status_code=404)
+        await answer(scope, receive_limited, send_with_headers)
 
-    def _is_ours(self, host: str, origin: str | None) -> bool:
+    def _is_own(self, host: str, origin: str | None) -> bool:
         try:
             own, other = urlsplit(f"//{host}"), urlsplit(origin or f"http://{host}")
         except ValueError:
             return False
         return other.netloc == host and not (self._for_this_machine and not is_loopback(own.hostname or ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

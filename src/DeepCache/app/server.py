@@ -1,4 +1,4 @@
-"""Serves the page on this machine, and nothing but the page."""
+"""Serves the page on this machine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from DeepCache.app.explorer import SHIPPED_ABLATION, Explorer
-from DeepCache.app.loopback import is_loopback
 from DeepCache.config import DeepCacheConfig
 from DeepCache.models.memory import check_offload
 from DeepCache.runtime import check_runtime
@@ -20,39 +20,27 @@ from DeepCache.runtime import check_runtime
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from DeepCache.app.easel import Easel
+    from DeepCache.app.render_worker import RenderWorker
 
-__all__ = ["AppSettings", "build_app", "serve"]
+__all__ = ["AppSettings", "asset", "build_app", "serve"]
 
 _FIRST_PORT, _LAST_PORT = 7860, 7879
-_STYLES = ("page.css", "explorer.css", "step_strip.css")
 
 
 @dataclass(frozen=True)
 class AppSettings:
-    """What the page offers, and where.
+    """Settings of the page.
 
     Args:
-        models (`tuple` of `str`, defaults to `("shapes",)`):
-            The models that visitors may draw with, as `load_pipeline` takes them.
-        ablation (path):
-            The result of `deepcache ablate` to explore; one of the model in the box by default.
-        host (`str`, defaults to `"127.0.0.1"`):
-            The address of this machine to listen at. Any but a loopback address lets others in.
-        port (`int`, *optional*):
-            The port; by default the first that is free from 7860 to 7879.
-        dtype (`str`, defaults to `"auto"`):
-            As `load_pipeline` takes it.
-        device (`str`, defaults to `"auto"`):
-            As `load_pipeline` takes it.
-        runtime (`str`, defaults to `"torch"`):
-            What the U-Net runs in, see `DeepCache.export.use_runtime`.
-        offload (`str`, *optional*):
-            As `load_pipeline` takes it.
+        models: the models that visitors can choose.
+        ablation: the result of `deepcache ablate` to explore; by default one of the bundled model.
+        host: the address to listen on. Any but a loopback address lets other machines in.
+        port: the port; by default the first free one from 7860 to 7879.
+        dtype, device, offload: as `load_pipeline` accepts them, for all models.
+        runtime: runtime of the U-Net, see `DeepCache.export.use_runtime`.
 
     Raises:
-        ValueError: no model is named, the port is out of its range, or the kind of offloading is unknown or does not
-            go with the runtime.
+        ValueError: `models` is empty, the port is out of range, or the offloading is not supported.
     """
 
     models: tuple[str, ...] = ("shapes",)
@@ -66,81 +54,61 @@ class AppSettings:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise ValueError("the page needs a model to draw with: name one or more")
+            raise ValueError("the page needs one or more models, got none")
         if self.port is not None and not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be from 0 to 65535, got {self.port}")
+            raise ValueError(f"port must be between 0 and 65535, got {self.port}")
         check_runtime(self.runtime, DeepCacheConfig())
         check_offload(self.offload, self.runtime)
 
 
-def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda where: None) -> NoReturn:
+def serve(settings: AppSettings, on_ready: Callable[[str], None] = lambda address: None) -> NoReturn:
     """Serves the page until it is interrupted, which raises `KeyboardInterrupt`.
 
     Args:
-        settings: what the page offers, and where.
-        on_ready: called with the address once the page can be opened.
+        settings: settings of the page.
+        on_ready: called with the address when the page can be opened.
 
     Raises:
         ImportError: Gradio is not installed.
-        OSError: the first model or the ablation cannot be read, or the port is taken.
-        ValueError, TypeError: the first model is unknown, or none that DeepCache works on; the ablation is no result.
+        OSError: the first model or the ablation cannot be read, or the port is in use.
+        ValueError, TypeError: the first model is unknown or not supported, or the file is not an ablation.
     """
     prepare_gradio()
     import uvicorn
 
-    from DeepCache.app.easel import Easel
+    from DeepCache.app.guard import is_loopback
+    from DeepCache.app.render_worker import RenderWorker
 
-    with (
-        listen(settings.host, settings.port) as listening,
-        Easel(
-            settings.models,
-            dtype=settings.dtype,
-            device=settings.device,
-            runtime=settings.runtime,
-            offload=settings.offload,
-        ) as easel,
-    ):
-        app = build_app(settings, easel, for_this_machine=is_loopback(listening.getsockname()[0]))
-        # Pages that are open keep a connection each, which would never end by itself.
+    with listen(settings.host, settings.port) as listening, RenderWorker(settings) as worker:
+        app = build_app(worker, for_this_machine=is_loopback(listening.getsockname()[0]))
+        # Every open page keeps a connection, which would never end.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
         on_ready(address(listening))
         uvicorn.Server(config).run(sockets=[listening])
-    # Only Ctrl-C ends it, which uvicorn hands on as a rule, but not under load.
+    # Only Ctrl-C ends it. uvicorn usually raises this itself, but not under load.
     raise KeyboardInterrupt
 
 
-def build_app(settings: AppSettings, easel: Easel, *, for_this_machine: bool = True) -> FastAPI:
-    """The page as an ASGI application; the first model is loaded.
-
-    Args:
-        settings: what the page offers.
-        easel: where pictures are drawn.
-        for_this_machine: whether it answers only to the names of a loopback address.
-
-    Raises:
-        ImportError: Gradio is not installed.
-        OSError: the first model or the ablation cannot be read.
-        ValueError, TypeError: the first model is unknown, or none that DeepCache works on; the ablation is no result.
-    """
+def build_app(worker: RenderWorker, *, for_this_machine: bool = True) -> FastAPI:
+    """The page as an ASGI application, with the first model loaded; `for_this_machine` is that of `Guard`."""
     prepare_gradio()
     import gradio as gr
     from fastapi import FastAPI
 
     from DeepCache.app.guard import Guard
     from DeepCache.app.page import build_page, page_theme
-    from DeepCache.app.rendering import asset
 
-    explorer = Explorer.from_file(settings.ablation)
-    # The form shows what this model generates with. What is wrong with it is reported before anybody opens the page.
-    easel.load(settings.models[0])
-    page = build_page(easel, explorer, settings.models)
+    explorer = Explorer.from_file(worker.settings.ablation)
+    # The form shows the defaults of this model, and errors are reported before the page is opened.
+    worker.load(worker.settings.models[0])
+    page = build_page(worker, explorer)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, for_this_machine=for_this_machine)
     gr.mount_gradio_app(
         app,
         page,
         path="/",
-        server_name=settings.host,
+        server_name=worker.settings.host,
         footer_links=[],
         run_history=False,
         show_error=True,
@@ -148,59 +116,51 @@ def build_app(settings: AppSettings, easel: Easel, *, for_this_machine: bool = T
         enable_monitoring=False,
         mcp_server=False,
         theme=page_theme(),
-        css="\n".join(asset(name) for name in _STYLES),
+        css=asset("heat_map.css", "DeepCache.report", "templates") + asset("step_strip.css") + asset("page.css"),
     )
-    # Only with this does Gradio refuse to read a file of this machine that a visitor names in the place of a value.
+    # Without this, Gradio reads a file of this machine that a visitor names instead of a value.
     page.has_launched = True
     return app
 
 
-def prepare_gradio() -> None:
-    """Keeps Gradio and the hub's library from telling others that they are used; to be called before their import.
+def asset(name: str, package: str = "DeepCache.app", folder: str = "assets") -> str:
+    """A style sheet or script of the page."""
+    return (files(package) / folder / name).read_text(encoding="utf-8")
 
-    Raises:
-        ImportError: Gradio is not installed.
+
+def prepare_gradio() -> None:
+    """Disables the telemetry of Gradio and huggingface_hub; call it before they are imported.
+
+    Raises `ImportError` if Gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise ImportError("the page takes Gradio: pip install 'DeepCache[app]'") from error
+        raise ImportError("the page requires Gradio. Run pip install 'DeepCache[app]'") from error
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket at the address, on the first free port where none is given.
-
-    Args:
-        host: an address or a name of this machine.
-        port: the port; 0 for any that is free, None for the first from 7860 on.
-
-    Raises:
-        OSError: the port is taken, or this machine has no such address.
-    """
+    """A socket at an address or name of this machine; port 0 is any free one, None the first free one from 7860."""
     try:
         family, _, _, _, (numeric, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise OSError(f"there is no address {host!r}; give another with --host") from error
+        raise OSError(f"unknown host {host!r}. Choose another with --host") from error
     ports = range(_FIRST_PORT, _LAST_PORT + 1) if port is None else (port,)
     for number in ports:
         try:
             return socket.create_server((numeric, number), family=family)
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
-                raise OSError(f"{host!r} is no address of this machine; give another with --host") from error
+                raise OSError(f"{host!r} is not an address of this machine. Choose another with --host") from error
             reason = os.strerror(error.errno or 0)
     where = f"port {port}" if port is not None else f"any port from {_FIRST_PORT} to {_LAST_PORT}"
-    raise OSError(f"cannot listen at {host!r} on {where} ({reason}); give another with --port")
+    raise OSError(f"cannot listen on {where} of {host!r} ({reason}). Choose another with --port")
 
 
 def address(listening: socket.socket) -> str:
-    """The address to open in a browser.
-
-    Args:
-        listening: what `listen` returned.
-    """
+    """The URL of the page."""
     host, port = listening.getsockname()[:2]
     if ip_address(host).is_unspecified:
         host = socket.gethostname()

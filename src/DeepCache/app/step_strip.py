@@ -1,36 +1,27 @@
-"""The strip of steps: which were full, shallow or skipped, and which are to come."""
+"""The steps of a denoising run as a strip of HTML."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from html import escape
 
-from DeepCache.schedule import Step, pattern_of
-
-__all__ = ["step_strip"]
+__all__ = ["kinds_of_steps", "step_strip"]
 
 _LONG = 100
 _LISTED = 10
 _CELLS = {"F": "<b>F</b>", "-": "<s>-</s>"}
 
 
-def step_strip(steps: Sequence[Step] | str, done: int | None = None) -> str:
-    """The steps of a trajectory as a strip of HTML; the styles are in `step_strip.css`.
+def step_strip(pattern: str, done: int | None = None) -> str:
+    """The steps as cells of HTML, with a label in words; styles are in `step_strip.css`.
 
-    Full steps are high and have an F, shallow ones are low and have the number of their branch where there are several,
-    skipped ones are flat and have a `-`. Steps to come are hollow.
+    Full steps are high and contain an F. Shallow steps are low and contain the number of their branch if there are
+    several. Skipped steps are flat and contain a `-`. Steps still to come are hollow.
 
     Args:
-        steps: the steps, or their pattern (see `DeepCache.schedule.pattern_of`).
-        done: how many are done; all by default.
-
-    Returns:
-        HTML with a cell for each step, which says in words what they are.
-
-    Raises:
-        ValueError: there is no step, the pattern has another character, or fewer or more are done than there are.
+        pattern: one character per step, see `DeepCache.schedule.pattern_of`.
+        done: the number of steps that are done; all by default.
 
     Example:
         >>> print(step_strip("F."))
@@ -38,37 +29,43 @@ def step_strip(steps: Sequence[Step] | str, done: int | None = None) -> str:
         >>> print(step_strip("F-"))
         <div class="step-strip" role="img" aria-label="1 full and 1 skipped step: full step 1"><b>F</b><s>-</s></div>
     """
-    pattern = steps if isinstance(steps, str) else pattern_of(steps)
     if re.fullmatch(r"[F.0-9a-z-]+", pattern) is None:
-        raise ValueError(f"a pattern has one character a step: F, ., - or that of a branch, got {pattern[:100]!r}")
-    if done is None:
-        done = len(pattern)
+        raise ValueError(f"a pattern has one character per step: F, ., - or a branch, got {pattern[:100]!r}")
+    done = len(pattern) if done is None else done
     if not 0 <= done <= len(pattern):
-        raise ValueError(f"of {len(pattern)} steps 0 to {len(pattern)} can be done, got {done}")
+        raise ValueError(f"done must be between 0 and {len(pattern)}, got {done}")
     kind = "step-strip long" if len(pattern) > _LONG else "step-strip"
     to_come = f'<span class="to-come">{_cells(pattern[done:])}</span>' if done < len(pattern) else ""
     label = escape(_in_words(pattern, done))
     return f'<div class="{kind}" role="img" aria-label="{label}">{_cells(pattern[:done])}{to_come}</div>'
 
 
+def kinds_of_steps(pattern: str) -> str:
+    """How many steps are of each kind.
+
+    Example:
+        >>> kinds_of_steps("F..F-"), kinds_of_steps("F")
+        ('2 full, 2 shallow, 1 skipped', '1 full')
+    """
+    full, skipped = pattern.count("F"), pattern.count("-")
+    kinds = {"full": full, "shallow": len(pattern) - full - skipped, "skipped": skipped}
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+
+
 def _cells(pattern: str) -> str:
-    # Short elements: a strip of a thousand steps is sent after every one of them.
+    # Short elements: a strip of a thousand steps is sent after each of them.
     return "".join(_CELLS.get(sign, f"<i>{sign}</i>") for sign in pattern)
 
 
 def _in_words(pattern: str, done: int) -> str:
-    full = [str(number) for number, sign in enumerate(pattern, start=1) if sign == "F"]
-    shallow, skipped = Counter(sign for sign in pattern if sign not in "F-"), pattern.count("-")
-    branches = [f"{count} at branch {int(sign, 36)}" for sign, count in sorted(shallow.items()) if sign != "."]
-    kinds = [f"{len(full)} full"]
-    if shallow or not skipped:
-        kinds.append(f"{shallow.total()} shallow")
-    if skipped:
-        kinds.append(f"{skipped} skipped")
-    *before, last = kinds
-    words = f"{', '.join(before)} and {last} step{'' if last.startswith('1 ') else 's'}"
-    if branches:
+    *before, last = kinds_of_steps(pattern).split(", ")
+    words = " and ".join([", ".join(before), last] if before else [last])
+    words += " step" if last.startswith("1 ") else " steps"
+    shallow = Counter(sign for sign in pattern if sign not in "F-.")
+    if shallow:
+        branches = [f"{count} at branch {int(sign, 36)}" for sign, count in sorted(shallow.items())]
         words += f" ({', '.join(branches)})"
+    full = [str(number) for number, sign in enumerate(pattern, start=1) if sign == "F"]
     if full:
         shown = full if len(full) <= _LISTED else [*full[: _LISTED - 1], "…", full[-1]]
         words += f": full step{'s' if len(full) > 1 else ''} {', '.join(shown)}"

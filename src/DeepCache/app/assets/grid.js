@@ -1,4 +1,4 @@
-// A cell is chosen; the table stays as it is, so that the keyboard does not lose its place.
+// Selects a cell. The table stays the same, so that the keyboard focus does not move.
 element.addEventListener("click", event => {
   const chosen = event.target.closest("button[data-interval]");
   if (!chosen) return;

@@ -1,5 +1,5 @@
-// The file of a plan is read here, in the browser: the server is sent its text, and takes no files.
-const MOST = 1000001;  // bytes: one more than are taken, so that a larger file is told to be too large
+// Reads the file of a plan in the browser: the server receives its text only, and accepts no files.
+const MOST = 1000001;  // bytes: one more than the limit, so that a larger file is refused
 const field = () => element.querySelector("input");
 const remove = () => element.querySelector("button");
 let chosen = "";

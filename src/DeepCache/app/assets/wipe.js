@@ -1,4 +1,4 @@
-// The slider over the two pictures. The next pictures are looked at in the same place.
+// The slider over the two images. It keeps its position for the next images.
 let position = 50;
 const place = () => {
   for (const slider of element.querySelectorAll(".wipe-position")) {
