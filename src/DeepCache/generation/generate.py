@@ -101,11 +101,6 @@ class GeneratedImage:
     ssim: float | None = None
 
     @property
-    def drawing(self) -> GeneratedFile:
-        """Temporary: until all call sites use `accelerated`."""
-        return self.accelerated
-
-    @property
     def speed_up(self) -> float | None:
         """Seconds without DeepCache over seconds with it; None without a comparison."""
         return None if self.original is None else self.original.seconds / self.accelerated.seconds
