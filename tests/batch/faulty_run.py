@@ -23,10 +23,9 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from DeepCache.batch import job
+from DeepCache.batch import job, ray_engine
 from DeepCache.batch.engine import LocalEngine
 from DeepCache.batch.folder import BatchFolder
-from DeepCache.batch.ray_engine import RayEngine
 from DeepCache.batch.record import BatchRecord, decode_record, encode_image, image_path, with_file
 from DeepCache.batch.row import BatchRow
 from DeepCache.cli.batch import stop_on_signal
@@ -184,8 +183,9 @@ class SlowWorker:
 def main() -> None:
     options = _options()
     SlowWorker.install_faults(options.place)
-    # Small jobs write journals too.
+    # Small jobs write journals and run several Ray Data pipelines.
     job._JOURNAL_ROWS, job._JOURNAL_SECONDS = 5, 0.2
+    ray_engine._BATCHES_OF_A_WORKER = 50
     folder = BatchFolder(options.folder)
     stage = options.place / "stage"
     with stop_on_signal(print) as stop:
@@ -197,7 +197,7 @@ def main() -> None:
                 {},
                 partial(SlowWorker, folder, options.place, options.pause),
                 batch=options.batch,
-                engine=RayEngine(options.workers) if options.engine == "ray" else LocalEngine(),
+                engine=ray_engine.RayEngine(options.workers) if options.engine == "ray" else LocalEngine(),
                 on_progress=lambda progress: stage.write_text(progress.stage) and None,
                 stop=stop,
             )

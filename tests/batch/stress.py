@@ -55,6 +55,8 @@ AGENTS, SECONDS_FOR_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent"), 90
 # Faults from outside, and the engines that they apply to.
 SIGNALS = {
     "kill -9 of a worker": ("ray",),
+    "kill -9 of the read task": ("ray",),
+    "kill -9 of the feed": ("ray",),
     "kill -9 of the raylet": ("ray",),
     "kill -9 of the driver": ("local", "ray"),
     "kill -9 of the whole tree": ("local", "ray"),
@@ -63,7 +65,12 @@ SIGNALS = {
     "SIGTERM": ("local", "ray"),
     "full disk": ("local", "ray"),
 }
-PROCESSES = {"kill -9 of a worker": "ray::_RayWorker", "kill -9 of the raylet": "raylet"}
+PROCESSES = {
+    "kill -9 of a worker": "ray::MapWorker",
+    "kill -9 of the read task": "ray::ReadFedRows",
+    "kill -9 of the feed": "ray::_Feed",
+    "kill -9 of the raylet": "raylet",
+}
 # Faults at moments of a run.
 MOMENTS = {
     "generating": ("kill", "exception"),
@@ -225,6 +232,8 @@ class Stress:
             "kill": {FINISHED} if job.engine == "ray" else {-signal.SIGKILL},
             "kill all": {-signal.SIGKILL},
             "kill -9 of a worker": {FINISHED},
+            "kill -9 of the read task": {FINISHED},
+            "kill -9 of the feed": {FINISHED, RUNTIME},
             "kill -9 of the driver": {-signal.SIGKILL},
             "kill -9 of the whole tree": {-signal.SIGKILL},
             **{stop: {FINISHED, STOPPED} for stop in STOPS},

@@ -106,17 +106,6 @@ def test_every_row_is_generated_once_if_an_actor_is_killed(two, job, tmp_path, p
     job.check(done=10)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
-def test_actors_that_keep_dying_end_the_run(ray, job, tmp_path, monkeypatch):
-    monkeypatch.setattr("DeepCache.batch.ray_engine._MOST_DEATHS", 2)
-    job.ask({"prompt": "a"})
-    with pytest.raises(RuntimeError, match="Ray cannot continue"):
-        job.run(engine=RayEngine(1), before=Fail("a", tmp_path / "mark", times=100))
-    assert (tmp_path / "mark").stat().st_size == 3
-    assert job.run().done == 1
-    job.check(done=1)
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

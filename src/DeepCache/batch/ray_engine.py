@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any
+from itertools import chain, count, islice
+from typing import TYPE_CHECKING, Any
 
 from DeepCache.batch.engine import Worker, WorkerMaker
 from DeepCache.batch.record import BatchRecord
 from DeepCache.batch.row import BatchRow
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
 # Batches per worker in flight: the one that it generates, and the next one.
 _IN_FLIGHT = 2
-# Processes per worker that may die before any of them finishes a batch.
-_MOST_DEATHS = 10
+# Ray Data keeps about 4 KiB of metadata per batch while a pipeline runs. After this many batches per worker the
+# pipeline is restarted: at one second per batch, every half hour.
+_BATCHES_OF_A_WORKER = 2_000
 # Records pass through Ray's shared memory, images do not.
 _SHARED_MEMORY = 256 * 2**20
-# Errors that keep their type on the way from a worker; the others become a RuntimeError.
-_KINDS = (ValueError, TypeError, MemoryError, ImportError, OSError)
 
 
 class RayEngine:
-    """Runs a batch on a pool of Ray actors with one worker each. See `Engine`.
+    """Runs a batch on a pool of Ray actors with one worker each, through Ray Data. See `Engine`.
 
     If Ray already runs in this process, it is used and left running.
 
     Args:
         workers: the number of workers; by default as many as fit on the GPUs, or else the CPUs.
-        most_workers: the number of workers on a cluster that grows; `workers` by default.
+        most_workers: the number of workers to grow to as a cluster grows; `workers` by default.
         cpus: CPUs per worker, the number of its threads on the CPU.
         gpus: GPUs per worker, such as 1 or 0.5; by default 1 if there are any, else 0.
         address: the cluster as `host:port`, or `auto` on one of its machines; by default the environment variable
@@ -68,7 +72,8 @@ class RayEngine:
         self._workers, self._most_workers, self._cpus, self._gpus = workers, most_workers, cpus, gpus
         # `ray job submit` sets the variable.
         self._address = address or os.environ.get("RAY_ADDRESS")
-        self._pool: _Pool | None = None
+        self._make_worker: WorkerMaker | None = None
+        self._facts: dict[str, Any] = {}
         self._started = False
 
     def start(self, make_worker: WorkerMaker, expected: dict[str, Any] | None) -> dict[str, Any]:
@@ -76,33 +81,61 @@ class RayEngine:
 
         self._connect()
         self._fit()
-        new_actor: Callable[[], Any] = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus or 0)(_RayWorker).remote
+        self._make_worker = make_worker
         # Not in this process, whose machine may have neither the device nor the memory for the model.
-        actor = new_actor()
+        look = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus or 0, max_calls=1)(_facts_of)
         try:
-            facts: dict[str, Any] = ray.get(actor.load.remote(make_worker, expected))
+            self._facts = ray.get(look.remote(make_worker, expected))
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise _error_of_kind(_kind(error.cause), str(error.cause)) from None
         except ray.exceptions.RayError as error:
             raise _cannot_continue(error) from error
-        finally:
-            ray.kill(actor)
-        self._pool = _Pool(new_actor, make_worker, facts, self._most_workers or 1)
-        return facts
+        return self._facts
 
     def draw(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
+        batches = iter(batches)
+        most = _BATCHES_OF_A_WORKER * (self._most_workers or 1)
+        for first in batches:
+            yield from self._run_pipeline(chain([first], islice(batches, most - 1)))
+
+    def _run_pipeline(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
         import ray
 
-        assert self._pool is not None
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        feed: Any = ray.remote(num_cpus=0, label_selector=here)(_Feed).remote()
+        numbered = enumerate(batches)
+        in_flight: set[int] = set()
+
+        def send(most: int) -> None:
+            some = {number: [row.to_json() for row in batch] for number, batch in islice(numbered, most)}
+            in_flight.update(some)
+            # One call at a time: an asynchronous actor may execute calls out of order.
+            ray.get(feed.put.remote(some))
+            if len(some) < most:
+                feed.close.remote()
+
+        failure: Exception | None = None
         try:
-            yield from self._pool.run(batches)
+            send(_IN_FLIGHT * (self._most_workers or 1) + 1)
+            for answer in self._answers(feed, here):
+                # Ray repeats a batch if the process with its result has died.
+                if answer["number"] not in in_flight:
+                    continue
+                in_flight.remove(answer["number"])
+                feed.forget.remote(answer["number"])
+                if answer["error"]:
+                    failure = _error_of_kind(answer["error_kind"], answer["error"])
+                    feed.close.remote()
+                else:
+                    yield [BatchRecord(**values) for values in answer["records"]]
+                if failure is None:
+                    send(1)
         except ray.exceptions.RayError as error:
             raise _cannot_continue(error) from error
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
         if self._started:
             import ray
 
@@ -149,123 +182,138 @@ class RayEngine:
             )
         self._most_workers = max(self._most_workers or 0, self._workers)
 
+    def _answers(self, feed: Any, here: dict[str, str]) -> Iterator[dict[str, Any]]:
+        import ray.data
+        from ray.data import ActorPoolStrategy, DataContext
+
+        # Its import sets a log level.
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        before = DataContext.get_current()
+        context = before.copy()
+        # A batch is returned as soon as it is finished, instead of several at once.
+        context.target_max_block_size = 1
+        context.enable_progress_bars = False
+        DataContext._set_current(context)
+        try:
+            rows: Dataset = ray.data.read_datasource(
+                _fed_rows(feed), override_num_blocks=1, num_cpus=0, label_selector=here
+            )
+            answers = rows.map_batches(
+                _RayWorker,
+                fn_constructor_args=(self._make_worker, self._facts),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(
+                    min_size=self._workers, max_size=self._most_workers, max_tasks_in_flight_per_actor=_IN_FLIGHT
+                ),
+                num_cpus=self._cpus,
+                num_gpus=self._gpus,
+            )
+            block: Any
+            for block in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from (json.loads(text) for text in block.column("answer").to_pylist())
+        finally:
+            DataContext._set_current(before)
+
+
+class _Feed:
+    """Passes batches from this process to Ray Data's source, which requests the next one when it has room."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, list[str]] = {}
+        self._given = 0
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    async def put(self, batches: dict[int, list[str]]) -> None:
+        async with self._changed:
+            self._batches |= batches
+            self._given += len(batches)
+            self._changed.notify_all()
+
+    async def forget(self, number: int) -> None:
+        self._batches.pop(number, None)
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def take(self, number: int) -> list[str] | None:
+        """Waits for the batch of this number; None if there is none. A source that Ray restarts requests all batches
+        again; those that are finished are empty."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: number < self._given or self._closed)
+            return self._batches.get(number, []) if number < self._given else None
+
 
 class _RayWorker:
-    """The process of a worker."""
+    """The worker of one actor, made with the first batch, so that its errors are returned like others."""
 
-    _worker: Worker
+    def __init__(self, make_worker: WorkerMaker, facts: dict[str, Any]) -> None:
+        self._make_worker = make_worker
+        self._facts = facts
+        self._worker: Worker | None = None
 
-    def load(self, make_worker: WorkerMaker, expected: dict[str, Any] | None) -> dict[str, Any]:
-        with _plain_errors():
-            self._worker = make_worker(expected)
-        return self._worker.facts
+    def __call__(self, block: pa.Table) -> pa.Table:
+        import pyarrow as pa
 
-    def generate(self, rows: Sequence[BatchRow]) -> list[BatchRecord]:
-        with _plain_errors():
-            return self._worker.generate(rows)
+        ((number, texts),) = ((row["number"], row["rows"]) for row in block.to_pylist())
+        answer: dict[str, Any] = {"number": number, "error": "", "error_kind": "", "records": []}
+        try:
+            if self._worker is None:
+                self._worker = self._make_worker(self._facts)
+            records = self._worker.generate([BatchRow.from_json(text) for text in texts])
+            answer["records"] = [vars(record) for record in records]
+        # An error that reaches Ray Data ends the job at once, with the batches in flight of other workers.
+        except Exception as error:
+            answer |= {"error": str(error) or type(error).__name__, "error_kind": _kind(error)}
+        return pa.table({"answer": [json.dumps(answer)]})
 
 
-class _Pool:
-    """Actors and the batches in flight. An actor that dies is replaced, and its batches are repeated."""
+def _facts_of(make_worker: WorkerMaker, expected: dict[str, Any] | None) -> dict[str, Any]:
+    return make_worker(expected).facts
 
-    def __init__(
-        self, new_actor: Callable[[], Any], make_worker: WorkerMaker, facts: dict[str, Any], size: int
-    ) -> None:
-        self._new_actor, self._make_worker, self._facts, self._size = new_actor, make_worker, facts, size
-        self._actors: set[Any] = set()
-        self._loaded: set[Any] = set()
-        # The actor and the batch of each task; a task without a batch loads the model.
-        self._tasks: dict[Any, tuple[Any, list[BatchRow] | None]] = {}
-        self._batches: Iterator[list[BatchRow]] = iter(())
-        self._waiting: deque[list[BatchRow]] = deque()
-        self._failure: Exception | None = None
-        self._deaths = 0
 
-    def run(self, batches: Iterable[list[BatchRow]]) -> Iterator[list[BatchRecord]]:
+def _fed_rows(feed: Any) -> Any:
+    """The batches of a feed as a data source with one row per batch."""
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    def read() -> Iterator[Any]:
+        import pyarrow as pa
         import ray
 
-        self._batches = iter(batches)
-        # No more actors than batches.
-        self._waiting.extend(islice(self._batches, self._size))
-        for _ in self._waiting:
-            self._add_actor()
-        while self._has_work():
-            ((task,), _) = ray.wait(list(self._tasks), num_returns=1)
-            actor, batch = self._tasks.pop(task)
-            try:
-                records = ray.get(task)
-            except ray.exceptions.RayTaskError as error:
-                # The batches in flight are finished first.
-                self._failure = error.cause
-            except ray.exceptions.RayError as error:
-                self._replace(actor, batch, error)
-            else:
-                if batch is None:
-                    self._loaded.add(actor)
-                else:
-                    self._deaths = 0
-                    yield records
-            self._send()
-        if self._failure is not None:
-            raise self._failure
+        schema = pa.schema([("number", pa.int64()), ("rows", pa.list_(pa.string()))])
+        for number in count():
+            rows = ray.get(feed.take.remote(number))
+            if rows is None:
+                return
+            yield pa.table({"number": [number], "rows": [rows]}, schema=schema)
 
-    def close(self) -> None:
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
-
-    def _has_work(self) -> bool:
-        if any(batch is not None for _, batch in self._tasks.values()):
-            return True
-        batch = self._next_batch()
-        if batch is not None:
-            self._waiting.append(batch)
-        return batch is not None
-
-    def _next_batch(self) -> list[BatchRow] | None:
-        if self._failure is not None:
+    class FedRows(Datasource):
+        def estimate_inmemory_data_size(self) -> int | None:
             return None
-        return self._waiting.popleft() if self._waiting else next(self._batches, None)
 
-    def _send(self) -> None:
-        in_flight = Counter(actor for actor, _ in self._tasks.values())
-        for actor in self._loaded:
-            for _ in range(_IN_FLIGHT - in_flight[actor]):
-                batch = self._next_batch()
-                if batch is None:
-                    return
-                self._tasks[actor.generate.remote(batch)] = actor, batch
+        def get_read_tasks(
+            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        ) -> list[ReadTask]:
+            return [ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
 
-    def _add_actor(self) -> None:
-        actor = self._new_actor()
-        self._actors.add(actor)
-        self._tasks[actor.load.remote(self._make_worker, self._facts)] = actor, None
-
-    def _replace(self, actor: Any, batch: list[BatchRow] | None, error: Exception) -> None:
-        import ray
-
-        if batch is not None:
-            self._waiting.append(batch)
-        if actor not in self._actors:  # it had another batch in flight
-            return
-        self._deaths += 1
-        if self._deaths > _MOST_DEATHS * self._size:
-            raise _cannot_continue(error) from error
-        ray.kill(actor)
-        self._actors.remove(actor)
-        self._loaded.discard(actor)
-        self._add_actor()
+    return FedRows()  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Replaces errors by built-in ones, which other processes can unpickle."""
-    try:
-        yield
-    except Exception as error:
-        kind = next((kind for kind in _KINDS if isinstance(error, kind)), RuntimeError)
-        raise kind(str(error) or type(error).__name__) from None
+# Errors that keep their type on the way from a worker; the others become a RuntimeError.
+_KINDS = (ValueError, TypeError, MemoryError, ImportError, OSError)
+
+
+def _kind(error: BaseException) -> str:
+    return next((kind.__name__ for kind in _KINDS if isinstance(error, kind)), RuntimeError.__name__)
+
+
+def _error_of_kind(kind: str, message: str) -> Exception:
+    kinds: dict[str, type[Exception]] = {each.__name__: each for each in _KINDS}
+    return kinds.get(kind, RuntimeError)(message)
 
 
 def _cannot_continue(error: Exception) -> RuntimeError:
