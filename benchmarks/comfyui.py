@@ -171,7 +171,7 @@ class _Engine:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/comfyui.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/comfyui.json.gz"))
     parser.add_argument("--prompts", type=Path, default=Path("training/held_out.txt"), help="one prompt a line")
     parser.add_argument("--count", type=int, default=24, help="how many prompts, from the first")
     parser.add_argument("--threads", type=int, default=1)

@@ -26,7 +26,7 @@ def compared_in_comfyui(result: dict[str, Any]) -> str:
         f"The bundled model in the engine of ComfyUI {result['comfyui']}, {len(result['prompts'])} held-out prompts, "
         f"{', '.join(samplers)}: 25 evaluations of the model each. Each cell: the share of the multiply-accumulates of "
         "the U-Net without caching, and the mean PSNR of the images against those without caching with its 95 % "
-        "confidence interval ([comfyui.json](../benchmarks/comfyui.json))."
+        "confidence interval ([comfyui.json.gz](../benchmarks/comfyui.json.gz))."
     )
     return "\n\n".join([lead, *(_table(result, guidance) for guidance in reversed(result["guidance"]))])
 

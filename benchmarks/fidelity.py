@@ -4,7 +4,7 @@ Held-out prompts, the model's recommended guidance, DDIM. Every cell generates t
 the pipeline without caching does; PSNR and SSIM are taken image by image against that. The result file is written
 after every cell, and an interrupted run resumes from there.
 
-    python -m benchmarks.fidelity --output benchmarks/fidelity.json
+    python -m benchmarks.fidelity --output benchmarks/fidelity.json.gz
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from DeepCache import DeepCacheConfig, apply_deepcache, remove_deepcache
 from DeepCache.bench.provenance import provenance
 from DeepCache.bench.result_file import write_result
 from DeepCache.bench.summary import summary
+from DeepCache.files import read_json_text
 from DeepCache.metrics import psnr, ssim
 from DeepCache.models import load_pipeline, recommended_guidance, set_scheduler
 
@@ -144,7 +145,7 @@ def resumed(path: Path, settings: dict[str, Any], seed: int, empty: dict[str, An
     fresh = provenance(seed) | settings | empty
     if not path.is_file():
         return fresh
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(read_json_text(path, "result"))
     kept = [*settings, "seed", "machine", "versions"]
     if any(found.get(key) != fresh[key] for key in kept):
         raise SystemExit(
@@ -168,7 +169,7 @@ def _means(cell: dict[str, Any]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/fidelity.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/fidelity.json.gz"))
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--prompts", type=Path, default=Path("training/held_out.txt"), help="one prompt a line")
     parser.add_argument("--count", type=int, default=64, help="how many prompts, from the first")

@@ -17,6 +17,7 @@ from PIL import Image
 from benchmarks.shallow_unet import shallow_unet_diagram
 from benchmarks.tables import HERE, SCHEDULES, _read
 from DeepCache.app.explorer import SHIPPED_ABLATION
+from DeepCache.files import read_json_text
 
 HOW = HERE.parent / "docs" / "how-it-works.md"
 IMAGES = HERE.parent / "docs" / "images"
@@ -72,7 +73,7 @@ def split(text: str) -> tuple[str, str, str]:
 
 def ablation() -> dict[str, Any]:
     """The ablation that the package has, for the page to explore."""
-    found: dict[str, Any] = json.loads(SHIPPED_ABLATION.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(read_json_text(SHIPPED_ABLATION, "result"))
     return found
 
 
@@ -120,8 +121,8 @@ def choosing(result: dict[str, Any]) -> str:
     settings = result["settings"]
     parts = [
         f"The bundled model, {len(settings['prompts'])} held-out prompts, guidance {settings['guidance']:g}, each "
-        "image against the same one without caching ([ablation.json](../src/DeepCache/app/ablation.json)). I is the "
-        "interval. Left is cheaper, up is closer to the original.",
+        "image against the same one without caching ([ablation.json.gz](../src/DeepCache/app/ablation.json.gz)). I is "
+        "the interval. Left is cheaper, up is closer to the original.",
         "### Forecast, guidance reuse and plan",
         "![PSNR against the share of multiply-accumulates at branch 0, for re-use, linear and quadratic forecasts, "
         "guidance reuse, tuned plans and fewer steps, in four panels](images/forecasts.png)",
@@ -153,7 +154,7 @@ def lost(fidelity: dict[str, Any]) -> str:
     return (
         "As a rule a deeper branch loses less and saves less. At an interval of 5 with re-use, "
         f"{_branch(shallowest)} and {_branch(deepest)} of the multiply-accumulates (DDIM, {fidelity['steps']} steps, "
-        f"guidance {fidelity['guidance']:g}, [fidelity.json](../benchmarks/fidelity.json))."
+        f"guidance {fidelity['guidance']:g}, [fidelity.json.gz](../benchmarks/fidelity.json.gz))."
     )
 
 

@@ -147,7 +147,7 @@ class _Bench:
         self.pipe, self.judge, self.prompts = pipe, judge, prompts
         self.steps = SCHEDULERS[scheduler]
         self.name = f"{scheduler.replace('+', 'p')}-{guidance:g}"
-        self.path = options.output / f"{self.name}.json"
+        self.path = options.output / f"{self.name}.json.gz"
         settings = {
             "model": "shapes",
             "scheduler": scheduler,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from DeepCache.bench.summary import paired
+from DeepCache.files import read_json_text
 
 FOLDER = Path(__file__).parent / "frontier"
 IMAGES = FOLDER.parent.parent / "docs" / "images"
@@ -63,11 +64,11 @@ def results() -> dict[tuple[str, float], dict[str, Any]]:
 
 
 def _path(solver: str, guidance: float) -> Path:
-    return FOLDER / f"{solver}-{guidance:g}.json"
+    return FOLDER / f"{solver}-{guidance:g}.json.gz"
 
 
 def _read(solver: str, guidance: float) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_path(solver, guidance).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(read_json_text(_path(solver, guidance), "result"))
     return found
 
 

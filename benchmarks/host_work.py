@@ -6,7 +6,7 @@ Schedulers' work: a step on the CPU, on the latents of SDXL and on a single valu
 All three are processor time of one thread, which excludes other work on the machine.
 Waits: schedulers and pipelines run on a simulated device (`benchmarks.simulated_device`).
 
-    python -m benchmarks.host_work --output benchmarks/host_work.json
+    python -m benchmarks.host_work --output benchmarks/host_work.json.gz
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _conditions(unet: UNet2DConditionModel) -> dict[str, Any]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json.gz"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

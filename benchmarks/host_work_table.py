@@ -27,7 +27,7 @@ def _own(result: dict[str, Any]) -> str:
     lead = (
         "**DeepCache's own work**, in microseconds of a U-Net call beyond what the call takes without it: median of "
         f"{result['rounds']} runs of 50 steps, and the smallest and largest. The layers of the U-Nets do nothing; "
-        f"processor time, {result['machine']['cpu']} ([host_work.json](../benchmarks/host_work.json))."
+        f"processor time, {result['machine']['cpu']} ([host_work.json.gz](../benchmarks/host_work.json.gz))."
     )
     return lead + "\n\n" + "\n".join(rows)
 

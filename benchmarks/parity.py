@@ -3,7 +3,7 @@
 Every kind of U-Net that the reference package accelerates, tiny and with random weights; every skip branch; intervals
 1 to 6; sizes that are a multiple of the U-Net's factor and sizes that are not.
 
-    python -m benchmarks.parity --output benchmarks/parity.json
+    python -m benchmarks.parity --output benchmarks/parity.json.gz
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _compare(name: str, size: int, branch: int, interval: int, steps: int, seed:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/parity.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/parity.json.gz"))
     parser.add_argument("--unets", nargs="+", choices=list(TINY_UNETS), default=list(TINY_UNETS))
     parser.add_argument("--intervals", nargs="+", type=int, default=[1, 2, 3, 4, 5, 6])
     parser.add_argument("--steps", type=int, default=7)

@@ -521,7 +521,7 @@ def report(result: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/shallow_step.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/shallow_step.json.gz"))
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=2, help="shallow steps of each variant in a round")

@@ -25,7 +25,7 @@ def _spent(result: dict[str, Any]) -> str:
     lead = (
         f"A shallow step at branch {result['branch']} of Stable Diffusion 1.5's U-Net with random weights, "
         f"{result['pixels']} px, guided, {result['dtype']}, on one core of an {result['machine']['cpu']} "
-        "([shallow_step.json](../benchmarks/shallow_step.json)):"
+        "([shallow_step.json.gz](../benchmarks/shallow_step.json.gz)):"
     )
     return f"{lead}\n\n" + "\n".join(rows)
 

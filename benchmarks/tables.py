@@ -19,6 +19,7 @@ from benchmarks.frontier_tables import compared_page, draw_compared, draw_fronti
 from benchmarks.host_work_table import host_work
 from benchmarks.shallow_step_table import shallow_step
 from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, schema
+from DeepCache.files import read_json_text
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -86,7 +87,8 @@ def results() -> str:
 
 
 def _read(name: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    (path,) = HERE.glob(f"{name}.json*")
+    result: dict[str, Any] = json.loads(read_json_text(path, "result"))
     return result
 
 
@@ -95,7 +97,7 @@ def _parity(result: dict[str, Any]) -> str:
         f"**The same bits as the reference package** in {result['identical']} of {result['of']} runs: "
         f"{len(result['summary'])} kinds of U-Net, every skip branch, intervals 1 to 6, sizes that are a multiple of "
         "the U-Net's factor and, where diffusers takes them, sizes that are not "
-        "([parity.json](benchmarks/parity.json))."
+        "([parity.json.gz](benchmarks/parity.json.gz))."
     )
 
 
@@ -239,7 +241,7 @@ def _fidelity(result: dict[str, Any]) -> str:
         f"**Fidelity to the pipeline without caching.** The bundled model, {len(result['prompts'])} held-out "
         f"prompts, {result['steps']} DDIM steps, guidance {result['guidance']:g}. Each cell: share of the U-Net's "
         "multiply-accumulates, PSNR, SSIM; below, *fewer steps without caching* at a like cost. I is the interval, B "
-        "the branch ([fidelity.json](benchmarks/fidelity.json)):"
+        "the branch ([fidelity.json.gz](benchmarks/fidelity.json.gz)):"
     )
     return lead + "\n\n" + "\n".join(rows)
 

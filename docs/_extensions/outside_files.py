@@ -1,6 +1,6 @@
 """Brings what the pages link to outside this folder onto the site.
 
-GitHub's readers follow `../benchmarks/fidelity.json` to the file. On the site
+GitHub's readers follow `../benchmarks/fidelity.json.gz` to the file. On the site
 
 - a Markdown file of the repository is a page (`SHOWN`): the page of that name here has a link to the file, for GitHub's
   readers, and the site puts the file's text in its place;
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
+
+from DeepCache.files import read_json_text
 
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
@@ -55,7 +57,9 @@ def _read(site: Sphinx, page: str, source: list[str]) -> None:
         return
     source[0] = links_on_the_site(source[0], folder, folder)
     if page == RESULT_PAGE:
-        source[0] += "\n" + links_on_the_site(result_files(), ROOT, folder)
+        # docs/conf.py writes it.
+        source[0] += '\nAs tables and charts: <a href="report.html">the report</a> of two of them.\n\n'
+        source[0] += links_on_the_site(result_files(), ROOT, folder)
 
 
 def links_on_the_site(text: str, folder: Path, page_folder: Path) -> str:
@@ -89,13 +93,13 @@ def _link(folder: Path, page_folder: Path) -> Callable[[re.Match[str]], str]:
 
 def result_files() -> str:
     """The result files by their folders, each with the command that made it where the file says."""
-    folders = sorted({file.parent for file in RESULTS.rglob("*.json")})
+    folders = sorted({file.parent for file in RESULTS.rglob("*.json*")})
     return "\n".join(line for folder in folders for line in _result_folder(folder))
 
 
 def _result_folder(folder: Path) -> Iterator[str]:
     yield from (f"## {folder.relative_to(ROOT).as_posix()}", "", "| file | made by |", "|---|---|")
-    for file in sorted(folder.glob("*.json")):
-        command = json.loads(file.read_text(encoding="utf-8")).get("command")
+    for file in sorted(folder.glob("*.json*")):
+        command = json.loads(read_json_text(file, "result")).get("command")
         yield f"| [{file.name}]({file.relative_to(ROOT).as_posix()}) | {f'`{command}`' if command else ''} |"
     yield ""

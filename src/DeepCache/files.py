@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +57,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def read_json_text(path: str | Path, what: str) -> str:
-    """Reads the text of a JSON file.
+    """Reads the text of a JSON file, or of one that gzip compressed (`.gz`).
 
     Args:
         path: the file.
@@ -73,7 +75,10 @@ def read_json_text(path: str | Path, what: str) -> str:
     """
     start = f"cannot read the {what} {str(path)!r}"
     try:
-        return Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
+        return (gzip.decompress(data) if Path(path).suffix == ".gz" else data).decode("utf-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{start}: it is not a complete gzip file. Give another file.") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{start}: there is no such file. Check the path.") from error
     except IsADirectoryError as error:

@@ -8,12 +8,13 @@ import pytest
 
 from DeepCache.app.explorer import SHIPPED_ABLATION
 from DeepCache.config import DeepCacheConfig
+from DeepCache.files import read_json_text
 from DeepCache.plan import Plan
 from tests.app.shown import rows, same, shown
 
 GROUPS = {
     (group["scheduler_class"], group["steps"]): {cell["label"]: cell for cell in group["cells"]}
-    for group in json.loads(SHIPPED_ABLATION.read_text(encoding="utf-8"))["groups"]
+    for group in json.loads(read_json_text(SHIPPED_ABLATION, "result"))["groups"]
 }
 TABS = ("Generate", "Explore", "Choose")
 DEFAULT = DeepCacheConfig().forecast

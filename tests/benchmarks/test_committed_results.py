@@ -1,10 +1,7 @@
-"""The results of the commands that are committed, and the report that is made of them."""
+"""The committed results of commands."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from pathlib import Path
 
 import pytest
@@ -30,13 +27,6 @@ def test_a_result_is_as_its_schema_says_and_complete(path):
 def test_images_of_the_ablation_exist():
     result, folder = read_result(SHIPPED_ABLATION), SHIPPED_ABLATION.parent
     named = [cell["samples"] for group in result["groups"] for cell in (group["reference"], *group["cells"])]
-    assert all((folder / name).is_file() for name in named)
     there = {path.relative_to(folder).as_posix() for path in (folder / "ablation-samples").rglob("*.png")}
-    assert there == set(named)
-
-
-def test_the_report_holds_the_results_as_they_are():
-    page = (FOLDER / "report.html").read_text(encoding="utf-8")
-    held = [json.loads(base64.b64decode(data)) for data in re.findall(r"data:application/json;base64,([\w+/=]+)", page)]
-    for path in (FOLDER / "sd15_512_cpu.json", SHIPPED_ABLATION):
-        assert json.loads(path.read_text(encoding="utf-8")) in held
+    assert there == {name for name in named if name is not None}
+    assert len(there) == 3 * len(result["groups"])

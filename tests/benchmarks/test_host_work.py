@@ -19,6 +19,7 @@ from benchmarks.simulated_device import READ, TO_DEVICE
 from benchmarks.tables import BETWEEN
 from DeepCache.engine.layouts import layout_of
 from DeepCache.engine.patch import ShallowPatch
+from DeepCache.files import read_json_text
 
 # Some schedulers are of another age than the numpy they meet.
 pytestmark = [
@@ -27,7 +28,7 @@ pytestmark = [
 ]
 
 HERE = (Path(__file__),)
-RESULT = json.loads((Path(host_work.__file__).with_suffix(".json")).read_text(encoding="utf-8"))
+RESULT = json.loads(read_json_text(Path(host_work.__file__).with_suffix(".json.gz"), "result"))
 
 
 class Reading:

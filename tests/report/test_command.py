@@ -68,9 +68,9 @@ def test_a_result_that_is_a_folder(run):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", ["'other.json'", "no JSON"]),
-        ("[]", ["'other.json'", "no JSON object"]),
-        ('{"format": "DeepCache plan 1"}', ["'other.json'", "no result of"]),
+        ("{", ["'other.json'", "not JSON"]),
+        ("[]", ["'other.json'", "JSON object"]),
+        ('{"format": "DeepCache plan 1"}', ["'other.json'", "not a result"]),
         ('{"format": "DeepCache benchmark 1"}', ["'other.json' is damaged"]),
     ],
 )

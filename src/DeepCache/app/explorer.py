@@ -23,7 +23,7 @@ from DeepCache.report.sources import Source, read_sources
 
 __all__ = ["SHIPPED_ABLATION", "Choice", "ExploredGroup", "Explorer", "Sample", "config_of"]
 
-SHIPPED_ABLATION = Path(__file__).with_name("ablation.json")
+SHIPPED_ABLATION = Path(__file__).with_name("ablation.json.gz")
 """The ablation of the bundled model."""
 
 Cell = Mapping[str, Any]

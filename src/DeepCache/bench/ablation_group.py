@@ -250,8 +250,8 @@ def unfinished_folder(output: Path) -> Path:
 
 
 def _stem(output: Path) -> str:
-    """The name without `.json`; another dot (`sdxl-1.0`) does not start a suffix."""
-    return output.name.removesuffix(".json")
+    """The name without `.json` or `.json.gz`; another dot (`sdxl-1.0`) does not start a suffix."""
+    return output.name.removesuffix(".gz").removesuffix(".json")
 
 
 def _file_name(text: str) -> str:

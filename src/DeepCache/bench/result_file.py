@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -52,13 +53,15 @@ def schema(kind: str) -> Mapping[str, Any]:
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result file so that no reader sees half of it.
+    """Writes a result file so that no reader sees half of it; a path that ends with `.gz` is compressed.
 
     Raises:
         OSError: the file cannot be written.
         ValueError: JSON has no such value, for example infinity.
     """
-    write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Without a time, so that equal results are equal files.
+    write_atomically(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_result(path: Path) -> dict[str, Any]:
