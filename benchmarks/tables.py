@@ -51,7 +51,7 @@ def pages() -> dict[Path, str]:
     keys = _keys(schema(BENCHMARK_FORMAT)) + "\n\n" + _keys(schema(ABLATION_FORMAT), schema(BENCHMARK_FORMAT))
     between = host_work(_read("host_work"))
     compiled = _compiled(_read("compiled_cpu"))
-    shallow = shallow_step(_read("shallow_step"))
+    shallow = shallow_step(_read("shallow_step")) + "\n\n" + _whole_pipelines()
     batch = batch_costs(_read("sd15_512_cpu")) + "\n\n" + batch_tried(_read("batch_stress"), _read("batch_memory"))
     comfyui = compared_in_comfyui(_read("comfyui")) + "\n\n" + conditions_in_comfyui(_read("comfyui_conditions"))
     runtimes = [_read(name) for name in ("cpu_runtimes_float32", "cpu_runtimes_bfloat16", "cpu_runtimes_shapes")]
@@ -81,9 +81,13 @@ def split(text: str) -> tuple[str, str, str]:
 
 def results() -> str:
     """The results in the README."""
-    parity, cost, speed, compiled = (_read(name) for name in ("parity", "sd15_cpu", "sd15_512_cpu", "compiled_cpu"))
-    parts = [in_readme(), _speed(speed), _compiled_in_short(compiled), _parity(parity), _cost(cost)]
-    return "\n\n".join(["", *parts, ""])
+    return f"\n\n{in_readme()}\n\n{_compiled_in_short(_read('compiled_cpu'))}\n\n"
+
+
+def _whole_pipelines() -> str:
+    """Latency, memory and parity, for a page of docs."""
+    parts = [_speed(_read("sd15_512_cpu")), _cost(_read("sd15_cpu")), _parity(_read("parity"))]
+    return "\n\n".join(parts).replace("](benchmarks/", "](../benchmarks/").replace("](docs/", "](")
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -125,8 +129,7 @@ def _speed(result: dict[str, Any]) -> str:
         rows.append(f"| {name} | {' | '.join(figures)} | {alone['limit']:.2f}× |")
     closing = (
         "No figure of a GPU is here yet; [benchmarks/gpu.py](benchmarks/gpu.py) measures the published table on any "
-        "CUDA card. [The report](benchmarks/report.html) has these and an ablation of the bundled model at "
-        "guidance 2, with images."
+        "CUDA card."
     )
     return "\n\n".join([lead, "\n".join(rows), closing])
 
