@@ -129,9 +129,9 @@ class Explorer:
             >>> heat_map = group.heat_maps["linear forecast, uniform"]
             >>> heat_map.intervals, heat_map.branches, heat_map.cells[3, 0]["label"]
             ([2, 3, 5, 8], [0, 1, 3], 'I=3 B=0 linear')
-            >>> choice = explorer.choose(group, "I=3 B=0 linear")
+            >>> choice = explorer.choose(group, "I=3 B=0")
             >>> choice.columns, len(choice.samples)
-            (['I=3 B=0 linear', '22 steps, no caching', 'no caching'], 4)
+            (['I=3 B=0', '22 steps, no caching', 'no caching'], 4)
             >>> [caption for caption, *_ in choice.samples[0].images]
             ['No caching', 'DeepCache', '22 steps']
         """
