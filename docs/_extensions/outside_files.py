@@ -29,6 +29,7 @@ SHOWN = {
     "changelog": ROOT / "CHANGELOG.md",
     "contributing": ROOT / "CONTRIBUTING.md",
     "training": ROOT / "training" / "README.md",
+    "benchmark-scripts": ROOT / "benchmarks" / "README.md",
 }
 """The files of the repository that are pages of the site."""
 
