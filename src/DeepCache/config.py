@@ -171,7 +171,7 @@ class DeepCacheConfig:
 
     @property
     def effective_schedule(self) -> Schedule:
-        """The schedule of these settings: the plan's, or `schedule`, or that of `skip_mode`."""
+        """The schedule of the plan, or `schedule`, or the one that `skip_mode` selects."""
         if self.plan is not None:
             return self.plan.schedule
         if self.schedule is not None:

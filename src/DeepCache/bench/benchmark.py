@@ -48,7 +48,7 @@ from DeepCache.schedule import Step, mean_cost
 __all__ = ["SCOPES", "BenchmarkSettings", "is_complete", "run_benchmark"]
 
 SCOPES = ("pipeline", "unet")
-"""What can be timed: the whole pipeline call, or the calls of the U-Net without anything between them."""
+"""The parts that can be timed (the whole pipeline call, or the calls of the U-Net without anything between them)."""
 
 OUT_OF_MEMORY = "out of memory"
 _UNFINISHED = ("waiting", "partial")
