@@ -36,6 +36,7 @@ test-all: $(TOOLS) $(REFERENCE)
 lint: $(TOOLS)
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
+	$(BIN)/python .ci/vocabulary.py
 	$(BIN)/mypy --no-error-summary
 
 format: $(TOOLS)

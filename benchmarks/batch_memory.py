@@ -1,4 +1,4 @@
-"""Memory of a long batch: 100,000 rows of a worker that draws nothing worth a name, in one process and by Ray.
+"""Memory of a long batch: 100,000 rows of a worker that only writes a few bytes, in one process and by Ray.
 
 What is measured is the batch itself: the prompt file is read, rows are handed out, small files are written, and records
 come back and are kept. Of the local engine it is the resident memory of its process; of Ray that of the driver, and of
@@ -61,7 +61,7 @@ def main() -> None:
             print(
                 f"{engine:5} {rows:7,} rows: {run['per_second']:.0f} a second, the driver has {driver['peak_mib']} MiB "
                 f"at most and grows by {driver['growth_mib']} MiB from 20 % on, {driver['growth_drawing_mib']} of it "
-                "while drawing",
+                "while generating",
                 flush=True,
             )
     write_result(options.output, result)
@@ -79,19 +79,19 @@ class DummyMaker:
 
 
 class Dummy:
-    """Writes a few bytes for each row, as a picture. See `Worker`."""
+    """Writes a few bytes for each row, as an image. See `Worker`."""
 
     def __init__(self, folder: BatchFolder) -> None:
         self.facts: dict[str, Any] = {"model": "dummy"}
         self._folder = folder
 
     def generate(self, rows: Sequence[BatchRow]) -> list[BatchRecord]:
-        return [self._drawn(row) for row in rows]
+        return [self._written(row) for row in rows]
 
-    def _drawn(self, row: BatchRow) -> BatchRecord:
+    def _written(self, row: BatchRow) -> BatchRecord:
         data = row.id.encode()
         path = Path(self._folder.path(image_path(row.id)))
-        # Without bringing it to the disk, which is what a picture takes longest for.
+        # Without flushing to disk, the slowest part of writing an image.
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         return with_file(BatchRecord(row.id, row.row_id, row.prompt, seed=row.seed_for(0), settings="{}"), data)
@@ -143,7 +143,7 @@ def measured(engine: str, rows: int) -> dict[str, Any]:
         prompts, folder = Path(place) / "prompts.jsonl", BatchFolder(f"{place}/pictures")
         with prompts.open("w") as file:
             for number in range(rows):
-                row = {"id": f"row {number}", "prompt": f"a picture of many words that says what is number {number}"}
+                row = {"id": f"row {number}", "prompt": f"an image of many words that says what is number {number}"}
                 file.write(json.dumps(row) + "\n")
         sampler = Sampler(1.0 if rows > ROWS[0] else 0.25)
 
@@ -164,24 +164,24 @@ def measured(engine: str, rows: int) -> dict[str, Any]:
     assert summary.done == rows, summary
     samples = sampler.samples
     # Not after the last row, when Ray's processes end.
-    drawing = [sample for sample in samples if sample["stage"] == "generating" and sample["rows"] < rows]
+    generating = [sample for sample in samples if sample["stage"] == "generating" and sample["rows"] < rows]
     step = -(-len(samples) // POINTS)
     return {
         "engine": engine,
         "rows": rows,
         "seconds": round(summary.seconds, 1),
         "per_second": round(rows / summary.seconds, 1),
-        "driver": _figures(samples, drawing, "driver_mib"),
-        "tree": _figures(samples, drawing, "tree_mib"),
+        "driver": _figures(samples, generating, "driver_mib"),
+        "tree": _figures(samples, generating, "tree_mib"),
         "samples": samples[::step],
     }
 
 
-def _figures(samples: list[dict[str, Any]], drawing: list[dict[str, Any]], name: str) -> dict[str, float]:
+def _figures(samples: list[dict[str, Any]], generating: list[dict[str, Any]], name: str) -> dict[str, float]:
     """The peak, and the growth from 20 % of the rows on: to the last row, and to the end, when the manifest is written
     and Ray's processes are gone."""
-    rows = drawing[-1]["rows"]
-    early, last = (next(sample[name] for sample in drawing if sample["rows"] >= part * rows) for part in (0.2, 1))
+    rows = generating[-1]["rows"]
+    early, last = (next(sample[name] for sample in generating if sample["rows"] >= part * rows) for part in (0.2, 1))
     return {
         "peak_mib": max(sample[name] for sample in samples),
         "at_20_percent_mib": early,

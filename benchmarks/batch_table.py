@@ -1,4 +1,4 @@
-"""The figures of docs/batch.md: pictures per hour and what they cost, from published and from measured seconds."""
+"""The figures of docs/batch.md: images per hour and their cost, from published and measured seconds."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from typing import Any
 
 from DeepCache.report.published import PUBLISHED, PUBLISHED_PAGE, PUBLISHED_STEPS
 
-__all__ = ["batch_costs", "batch_tried", "cost_of_thousand", "pictures_per_hour"]
+__all__ = ["batch_costs", "batch_tried", "cost_of_thousand", "images_per_hour"]
 
 
-def pictures_per_hour(batch: int, seconds: float) -> float:
-    """Pictures that one worker draws in an hour.
+def images_per_hour(batch: int, seconds: float) -> float:
+    """Images that one worker generates in an hour.
 
     Args:
-        batch: pictures in one pipeline call.
+        batch: images in one pipeline call.
         seconds: what that call takes.
     """
     return 3600 * batch / seconds
 
 
 def cost_of_thousand(batch: int, seconds: float, price: float) -> float:
-    """What 1,000 pictures cost.
+    """The cost of 1,000 images.
 
     Args:
-        batch: pictures in one pipeline call.
+        batch: images in one pipeline call.
         seconds: what that call takes.
         price: of one worker's hour.
     """
-    return price * 1000 / pictures_per_hour(batch, seconds)
+    return price * 1000 / images_per_hour(batch, seconds)
 
 
 def batch_costs(measured: dict[str, Any]) -> str:
-    """Pictures per hour against the interval, as Markdown.
+    """Images per hour against the interval, as Markdown.
 
     Args:
         measured: the result of `deepcache benchmark` on the CPU.
@@ -51,7 +51,7 @@ def batch_tried(stress: dict[str, Any], memory: dict[str, Any]) -> str:
         f"**Killed at random.** {stress['faults_injected']} faults of {kinds} kinds at random moments (kill -9 of a "
         "worker, of the driver, of everything; full disks; files cut short; signals), with both engines, in "
         f"{sum(stress['rounds'].values())} jobs of {stress['rows']:,} rows: {stress['rows_lost']} rows lost, "
-        f"{stress['rows_twice']} drawn twice ([batch_stress.json](../benchmarks/batch_stress.json))."
+        f"{stress['rows_twice']} generated twice ([batch_stress.json](../benchmarks/batch_stress.json))."
     )
     runs = {(run["engine"], run["rows"]): run for run in memory["runs"]}
     parts = []
@@ -63,7 +63,7 @@ def batch_tried(stress: dict[str, Any], memory: dict[str, Any]) -> str:
             f"(10,000 rows: {some['driver']['growth_drawing_mib']:.0f} MiB from the 2,000th)"
         )
     long = (
-        "**Long ones.** 100,000 rows of a worker that draws nothing, so that the rest shows: "
+        "**Long ones.** 100,000 rows of a worker that generates nothing, which leaves the overhead: "
         + "; ".join(parts)
         + ". Writing the manifest takes "
         + " and ".join(f"{_manifest_mib(runs[engine, 100_000]):.0f} MiB" for engine in ("local", "ray"))
@@ -82,12 +82,12 @@ def _published() -> str:
     rows = ["| pixels | batch | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
     for (pixels, batch), row in sorted(PUBLISHED.items()):
         seconds = [row.original, *(row.by_setting[setting].seconds for setting in settings)]
-        cells = [f"{pictures_per_hour(batch, each):,.0f} ({_thousand(batch, each)})" for each in seconds]
+        cells = [f"{images_per_hour(batch, each):,.0f} ({_thousand(batch, each)})" for each in seconds]
         rows.append(f"| {pixels} | {batch} | " + " | ".join(cells) + " |")
     lead = (
-        f"**Published.** Pictures per GPU-hour of Stable Diffusion 2.1 in {PUBLISHED_STEPS} steps on an RTX A5000, "
+        f"**Published.** Images per GPU-hour of Stable Diffusion 2.1 in {PUBLISHED_STEPS} steps on an RTX A5000, "
         f"worked out from the seconds a batch in the [documentation of diffusers]({PUBLISHED_PAGE}), which are of the "
-        "reference package; in brackets what 1,000 pictures cost where the hour costs 1. I is the interval, "
+        "reference package; in brackets the cost of 1,000 images at 1 per hour. I is the interval, "
         "B the branch:"
     )
     return f"{lead}\n\n" + "\n".join(rows)
@@ -102,13 +102,13 @@ def _measured(result: dict[str, Any]) -> str:
         f"{batch}, {cell['dtype']}, {steps} steps, on {cores} of an {result['machine']['cpu']} "
         "([sd15_512_cpu.json](../benchmarks/sd15_512_cpu.json)):"
     )
-    rows = ["| | seconds | pictures per hour | 1,000 pictures, where the hour costs 1 |", "|---|---|---|---|"]
+    rows = ["| | seconds | images per hour | cost of 1,000 images at 1 per hour |", "|---|---|---|---|"]
     for row in cell["rows"]:
         if row["method"] not in ("no caching", "DeepCache"):
             continue
         name = "no caching" if row["method"] == "no caching" else row["variant"]
         rows.append(
-            f"| {name} | {row['median']:.1f} | {pictures_per_hour(batch, row['median']):.0f} | "
+            f"| {name} | {row['median']:.1f} | {images_per_hour(batch, row['median']):.0f} | "
             f"{_thousand(batch, row['median'])} |"
         )
     return f"{lead}\n\n" + "\n".join(rows)

@@ -65,16 +65,16 @@ def _measure(options: argparse.Namespace) -> None:
         "cold_start": {mode: _cold_start_apart(mode) for mode in MODES},
     }
     pipe = _pipeline(options)
-    contestants = {(method, mode): _contestant(pipe, options, method, mode) for method, mode in FIELD}
-    loop = contestants[BASELINE, "eager"].loop
+    cases = {(method, mode): _benchmark_case(pipe, options, method, mode) for method, mode in FIELD}
+    loop = cases[BASELINE, "eager"].loop
     share = mean_cost(VARIANT.config.steps(STEPS), count_costs(pipe.unet, loop.args, loop.kwargs))
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in FIELD}
     with Progress() as progress:
         for number in progress.track(range(-1, options.rounds), description="rounds, the first to compile"):
             turn = number % len(FIELD)
             for key in (*FIELD[turn:], *FIELD[:turn]):
-                timing = timed(contestants[key].run, torch.device("cpu"))
-                contestants[key].release()
+                timing = timed(cases[key].run, torch.device("cpu"))
+                cases[key].release()
                 if number >= 0:
                     seconds[key].append(timing.seconds)
     result |= {
@@ -105,7 +105,7 @@ def _row(method: str, mode: str, seconds: dict[tuple[str, str], list[float]], sh
     }
 
 
-def _contestant(pipe: Any, options: argparse.Namespace, method: str, mode: str) -> BenchmarkCase:
+def _benchmark_case(pipe: Any, options: argparse.Namespace, method: str, mode: str) -> BenchmarkCase:
     """They share the weights of the pipeline."""
     return BenchmarkCase(
         pipe,
@@ -127,7 +127,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
 
 def _cold_start(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of the first run with DeepCache and of the second."""
-    one = _contestant(_pipeline(options), options, DEEPCACHE, options.cold)
+    one = _benchmark_case(_pipeline(options), options, DEEPCACHE, options.cold)
     runs = []
     for _ in range(2):
         begin = perf_counter()

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/schedules.md and docs/how-it-works.md, and writes the numbers beside them from the result
+"""Makes the figures of docs/schedules.md and docs/how-it-works.md, and writes the numbers beside them from the result
 files, so that none there is typed by hand.
 
     python -m benchmarks.figures
@@ -53,8 +53,8 @@ def main() -> None:
         before, _, after = split(path.read_text(encoding="utf-8"))
         path.write_text(before + text + after, encoding="utf-8")
     groups = ablation()["groups"]
-    for name, draw in DRAWN.items():
-        draw(groups, IMAGES / f"{name}.png")
+    for name, make in FIGURES.items():
+        make(groups, IMAGES / f"{name}.png")
     (IMAGES / "shallow-unet.svg").write_text(shallow_unet_diagram(), encoding="utf-8")
 
 
@@ -158,10 +158,10 @@ def lost(fidelity: dict[str, Any]) -> str:
     )
 
 
-def draw_forecasts(groups: list[dict[str, Any]], path: Path) -> None:
+def forecasts_figure(groups: list[dict[str, Any]], path: Path) -> None:
     """PSNR against cost at branch 0: forecasts, guidance reuse, plans, fewer steps."""
 
-    def draw(axes: Any, group: dict[str, Any]) -> None:
+    def plot(axes: Any, group: dict[str, Any]) -> None:
         for method, forecast in (("re-use", "none"), ("linear", "linear"), ("quadratic", "quadratic")):
             cells = [cell(group, interval, forecast=forecast) for interval in INTERVALS]
             _line(axes, cells, "o-", color=COLOURS[method], label=METHODS[method])
@@ -182,23 +182,23 @@ def draw_forecasts(groups: list[dict[str, Any]], path: Path) -> None:
         if plans(group):
             _line(axes, plans(group), "*-", color=COLOURS["tuned plan"], label=METHODS["tuned plan"], markersize=12)
 
-    _panels(groups, path, draw, columns=3)
+    _panels(groups, path, plot, columns=3)
 
 
-def draw_branches(groups: list[dict[str, Any]], path: Path) -> None:
+def branches_figure(groups: list[dict[str, Any]], path: Path) -> None:
     """PSNR against cost for each branch, with re-use and a linear forecast."""
 
-    def draw(axes: Any, group: dict[str, Any]) -> None:
+    def plot(axes: Any, group: dict[str, Any]) -> None:
         for branch, colour in _BRANCH_COLOURS.items():
             forecast = [cell(group, interval, branch, "linear") for interval in INTERVALS]
             reuse = [cell(group, interval, branch) for interval in INTERVALS]
             _line(axes, forecast, "o-", color=colour, label=f"branch {branch}, linear forecast")
             _line(axes, reuse, "o:", color=colour, label=f"branch {branch}, re-use", markerfacecolor="white")
 
-    _panels(groups, path, draw, columns=4)
+    _panels(groups, path, plot, columns=4)
 
 
-def draw_non_uniform(groups: list[dict[str, Any]], path: Path) -> None:
+def non_uniform_figure(groups: list[dict[str, Any]], path: Path) -> None:
     """What the non-uniform schedule gains over the uniform one, by interval and forecast, at branch 0."""
     from matplotlib.figure import Figure
 
@@ -225,10 +225,10 @@ def draw_non_uniform(groups: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-DRAWN: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
-    "forecasts": draw_forecasts,
-    "branches": draw_branches,
-    "non-uniform": draw_non_uniform,
+FIGURES: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
+    "forecasts": forecasts_figure,
+    "branches": branches_figure,
+    "non-uniform": non_uniform_figure,
 }
 
 
@@ -326,7 +326,7 @@ def _points(found: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _panels(
-    groups: list[dict[str, Any]], path: Path, draw: Callable[[Any, dict[str, Any]], None], columns: int
+    groups: list[dict[str, Any]], path: Path, plot: Callable[[Any, dict[str, Any]], None], columns: int
 ) -> None:
     """A panel for each group, with fewer steps in each."""
     from matplotlib.figure import Figure
@@ -334,7 +334,7 @@ def _panels(
     figure = Figure(figsize=_SIZE, layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, group in zip(panels.flat, groups, strict=True):
-        draw(axes, group)
+        plot(axes, group)
         fewer = [each for each in group["cells"] if each["method"] == "fewer steps"]
         _line(axes, fewer, "s--", color=COLOURS["fewer steps"], label="fewer steps, no caching")
         axes.set_title(title(group), loc="left")
@@ -363,10 +363,10 @@ def _legend(figure: Any, panels: Any, columns: int) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=_DPI)
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=_DPI)
     # A palette takes a third of the bytes; this way of choosing it leaves out no colour of which there is little.
-    Image.open(drawn).convert("RGB").quantize(_PALETTE, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(_PALETTE, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

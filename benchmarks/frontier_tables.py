@@ -117,7 +117,7 @@ def in_readme() -> str:
         "[Which setting at which guidance](docs/guidance.md) has more; "
         "[Compared with others](docs/compared.md) has other projects' rules."
     )
-    picture = (
+    figure = (
         "![PSNR against cost at guidance 7.5 and 2 with DDIM, DPM++ 2M, Euler and UniPC, for re-use, forecasts, "
         "skipped steps, adaptive schedules, tuned plans and fewer steps](docs/images/frontier.png)"
     )
@@ -131,7 +131,7 @@ def in_readme() -> str:
             cells = [shown(best(each, method, _cost(each, bound))) for each in found.values()]
             rows.append(f"| {label} | {METHODS[method]} | {' | '.join(cells)} |")
             label = ""
-    return "\n\n".join([lead, picture, "\n".join(rows)])
+    return "\n\n".join([lead, figure, "\n".join(rows)])
 
 
 def _cost(result: dict[str, Any], bound: str) -> float:
@@ -269,12 +269,12 @@ def _gain(gain: float, margin: float, digits: int) -> str:
 
 def _gain_of_the_5th_percentile(one: dict[str, Any], other: dict[str, Any], measure: str) -> tuple[float, float]:
     """By how much the 5th percentile of one case is above that of another, and half of the 95 % interval of that, by
-    2,000 draws of the images with replacement."""
+    2,000 resamples of the images with replacement."""
     import numpy as np
 
     values = np.array([one[measure]["values"], other[measure]["values"]])
-    drawn = np.random.default_rng(0).integers(values.shape[1], size=(2000, values.shape[1]))
-    lows = np.percentile(values[:, drawn], 5, axis=-1)
+    rows = np.random.default_rng(0).integers(values.shape[1], size=(2000, values.shape[1]))
+    lows = np.percentile(values[:, rows], 5, axis=-1)
     low, high = np.percentile(lows[0] - lows[1], [2.5, 97.5])
     return one[measure]["p5"] - other[measure]["p5"], float(high - low) / 2
 
@@ -326,7 +326,7 @@ def compared_page() -> str:
     return "\n\n".join(parts)
 
 
-def draw_frontier(path: Path = IMAGES / "frontier.png") -> None:
+def plot_frontier(path: Path = IMAGES / "frontier.png") -> None:
     """PSNR against cost at guidance 7.5 and 2, a panel for each scheduler."""
     from matplotlib.figure import Figure
 
@@ -351,7 +351,7 @@ def draw_frontier(path: Path = IMAGES / "frontier.png") -> None:
     figure.savefig(path, dpi=100)
 
 
-def draw_compared(path: Path = IMAGES / "compared.png") -> None:
+def plot_compared(path: Path = IMAGES / "compared.png") -> None:
     """PSNR and right objects against cost at guidance 7.5: ours as lines, peers as named points."""
     from matplotlib.figure import Figure
 

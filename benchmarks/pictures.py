@@ -47,13 +47,13 @@ def main() -> None:
     write_result(RESULT, result)
 
 
-def picture(path: Path) -> dict[str, str]:
-    """A picture as a result names it."""
+def file_of(path: Path) -> dict[str, str]:
+    """An image file in the format of the result."""
     return {"picture": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _compare(prompt: str, path: Path | None) -> dict[str, Any]:
-    """What `deepcache generate` says of a prompt; its picture goes to the path."""
+    """The output of `deepcache generate` for a prompt; its image goes to the path."""
     with TemporaryDirectory() as folder:
         command = ["-m", "DeepCache", "generate", prompt, "--compare"]
         run = subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True, text=True)
@@ -63,7 +63,7 @@ def _compare(prompt: str, path: Path | None) -> dict[str, Any]:
         (made,) = Path(folder).glob("*/*-compare.png")
         # Without the text chunks, which say what the result says.
         Image.open(made).convert("RGB").save(path, optimize=True)
-    return {"prompt": prompt, "printed": printed, **picture(path)}
+    return {"prompt": prompt, "printed": printed, **file_of(path)}
 
 
 def _page(path: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _page(path: Path) -> dict[str, Any]:
         thread.join()
     # Two hundred colours are enough for a page, and a quarter of the bytes.
     Image.open(path).convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
-    return {"date": provenance(seed=0)["date"], **figures, **picture(path)}
+    return {"date": provenance(seed=0)["date"], **figures, **file_of(path)}
 
 
 if __name__ == "__main__":

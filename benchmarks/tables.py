@@ -1,5 +1,5 @@
 """Writes the results in README.md and in the pages of docs from the result files, so that no figure there is typed by
-hand, and the keys of result files in docs/benchmarks.md from their schemas; draws the frontiers.
+hand, and the keys of result files in docs/benchmarks.md from their schemas; plots the frontiers.
 
     python -m benchmarks.tables
 """
@@ -15,7 +15,7 @@ from benchmarks.batch_table import batch_costs, batch_tried
 from benchmarks.comfyui_table import compared_in_comfyui, conditions_in_comfyui
 from benchmarks.cpu_table import cpu_page
 from benchmarks.families_table import families_page
-from benchmarks.frontier_tables import compared_page, draw_compared, draw_frontier, guidance_page, in_readme
+from benchmarks.frontier_tables import compared_page, guidance_page, in_readme, plot_compared, plot_frontier
 from benchmarks.host_work_table import host_work
 from benchmarks.shallow_step_table import shallow_step
 from DeepCache.bench.result_file import ABLATION_FORMAT, BENCHMARK_FORMAT, schema
@@ -41,8 +41,8 @@ def main() -> None:
     for path, text in pages().items():
         before, _, after = split(path.read_text(encoding="utf-8"))
         path.write_text(before + text + after, encoding="utf-8")
-    draw_frontier()
-    draw_compared()
+    plot_frontier()
+    plot_compared()
 
 
 def pages() -> dict[Path, str]:

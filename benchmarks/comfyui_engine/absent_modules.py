@@ -9,7 +9,7 @@ import sys
 import types
 from typing import Any, ClassVar
 
-__all__ = ["stand_in_for"]
+__all__ = ["replace_packages"]
 
 
 class _Nothing:
@@ -53,7 +53,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def stand_in_for(*packages: str) -> None:
+def replace_packages(*packages: str) -> None:
     """Replaces the packages that are not installed."""
     absent = tuple(package for package in packages if importlib.util.find_spec(package) is None)
     sys.meta_path.append(_Finder(absent))

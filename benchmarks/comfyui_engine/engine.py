@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.comfyui_engine.absent_modules import stand_in_for
+from benchmarks.comfyui_engine.absent_modules import replace_packages
 
-stand_in_for("torchvision", "torchaudio", "av")
+replace_packages("torchvision", "torchaudio", "av")
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
 # ComfyUI reads the command line when it is imported.
 _arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu"]

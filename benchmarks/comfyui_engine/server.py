@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from benchmarks.comfyui_engine.absent_modules import stand_in_for
+from benchmarks.comfyui_engine.absent_modules import replace_packages
 
 __all__ = ["Server"]
 
@@ -122,7 +122,7 @@ class Server:
 
 
 if __name__ == "__main__":
-    stand_in_for("torchvision", "torchaudio", "av", "kornia", "spandrel")
+    replace_packages("torchvision", "torchaudio", "av", "kornia", "spandrel")
     program = Path(os.environ["COMFYUI_PATH"]) / "main.py"
     # `python -m` puts the working directory, this repository, at this position.
     sys.path[0] = str(program.parent)

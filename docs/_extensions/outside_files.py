@@ -41,7 +41,7 @@ _PAGES = {file: page for page, file in SHOWN.items()} | _FOLDERS
 # Blocks and code come first, so that a link within them is left alone.
 _LINK = re.compile(
     r"(?P<code>^ *(?P<fence>`{3,}).*?^ *(?P=fence)$|`[^`\n]*`(?!\]\())"
-    r"|(?P<picture>!?)\[(?P<text>(?:!\[[^\]]*\]\([^)]*\)|[^\[\]])*)\]\((?P<path>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)",
+    r"|(?P<image>!?)\[(?P<text>(?:!\[[^\]]*\]\([^)]*\)|[^\[\]])*)\]\((?P<path>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)",
     flags=re.MULTILINE | re.DOTALL,
 )
 
@@ -87,7 +87,7 @@ def _link(folder: Path, page_folder: Path) -> Callable[[re.Match[str]], str]:
         elif target.is_dir():
             return link["text"]
         relative = Path(os.path.relpath(target, page_folder)).as_posix()
-        return f"{link['picture']}[{link['text']}]({relative}{anchor})"
+        return f"{link['image']}[{link['text']}]({relative}{anchor})"
 
     return on_the_site
 

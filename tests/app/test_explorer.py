@@ -10,7 +10,7 @@ from DeepCache.bench.variants import parse_variant
 from DeepCache.config import DeepCacheConfig
 from DeepCache.plan import Plan
 from DeepCache.schedule import ExplicitSchedule, Step, StepSchedule
-from tests.report.made_up_results import ablation, benchmark, write
+from tests.report.synthetic_results import ablation, benchmark, write
 
 GRID = [f"I={interval} B={branch}{more}" for interval, branch, more in product((2, 3, 5), (0, 1), ("", " linear"))]
 REUSED = ["I=3 B=0 linear guidance-reuse", "I=5 B=0 linear guidance-reuse"]

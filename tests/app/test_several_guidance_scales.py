@@ -8,7 +8,7 @@ from DeepCache.app.explorer import Explorer
 from DeepCache.app.page import build_page
 from DeepCache.app.render_worker import RenderWorker
 from DeepCache.app.server import AppSettings
-from tests.report.made_up_results import ablation, in_format_1, write
+from tests.report.synthetic_results import ablation, in_format_1, write
 
 LABELS = [f"I={interval} B=0{more}" for interval in (2, 3, 5) for more in ("", " linear")]
 DDIM, DPM = "DDIMScheduler, 50 steps", "DPMSolverMultistepScheduler, 25 steps"

@@ -15,7 +15,7 @@ from DeepCache.bench.summary import paired, percentile_5, summary
 from DeepCache.bench.variants import parse_variant
 from DeepCache.schedule import UniformSchedule
 from tests.bench.properties import steady
-from tests.report.made_up_results import ablation, in_format_1
+from tests.report.synthetic_results import ablation, in_format_1
 
 # Few different values, so that there are ties.
 SHARES = st.integers(1, 6).map(lambda tenth: tenth / 10)

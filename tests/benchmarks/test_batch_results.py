@@ -1,4 +1,4 @@
-"""What the committed results of batches say: no row is lost or drawn twice, and memory is flat."""
+"""The committed results of batches: no row is lost or generated twice, and memory is flat."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def runs():
     return {(run["engine"], run["rows"]): run for run in read("batch_memory.json")["runs"]}
 
 
-def test_no_row_is_lost_or_drawn_twice(stress):
+def test_no_row_is_lost_or_generated_twice(stress):
     assert (stress["rows_lost"], stress["rows_twice"], stress["wrong"]) == (0, 0, [])
     assert stress["rows"] == stress["pictures"] + stress["bad_rows"] > 0
 

@@ -1,4 +1,4 @@
-"""The figures of the page on drawing at scale."""
+"""The figures of the page on batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import tables
-from benchmarks.batch_table import batch_costs, batch_tried, cost_of_thousand, pictures_per_hour
+from benchmarks.batch_table import batch_costs, batch_tried, cost_of_thousand, images_per_hour
 from DeepCache.report.published import PUBLISHED
 
 MEASURED = json.loads((tables.HERE / "sd15_512_cpu.json").read_text(encoding="utf-8"))
@@ -23,12 +23,12 @@ def cells(text: str, head: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_pictures_per_hour():
-    assert pictures_per_hour(8, 16.0) == 1800
-    assert pictures_per_hour(1, 3600) == 1
+def test_images_per_hour():
+    assert images_per_hour(8, 16.0) == 1800
+    assert images_per_hour(1, 3600) == 1
 
 
-def test_a_thousand_pictures_cost_the_hours_that_they_take():
+def test_cost_of_a_thousand_images():
     assert cost_of_thousand(8, 16.0, price=0.9) == pytest.approx(0.9 * 1000 * 16 / 8 / 3600)
 
 
@@ -55,7 +55,7 @@ def test_what_we_measured_is_that_of_the_whole_pipeline(made):
     ]
 
 
-def test_what_was_tried_is_told():
+def test_measured_runs_are_described():
     stress = {
         "faults_injected": 7,
         "by_kind": {"kill": 4, "full disk": 3},
@@ -76,7 +76,7 @@ def test_what_was_tried_is_told():
     ]
     text = batch_tried(stress, {"runs": runs})
     assert "7 faults of 2 kinds" in text
-    assert "in 3 jobs of 1,234 rows: 5 rows lost, 6 drawn twice" in text
+    assert "in 3 jobs of 1,234 rows: 5 rows lost, 6 generated twice" in text
     assert text.count("10,000 rows a second, and the driver grows by 100 MiB") == 2
     assert text.count("10 MiB from the 2,000th") == 2
     assert "takes 9 MiB and 9 MiB more" in text

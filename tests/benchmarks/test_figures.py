@@ -28,7 +28,7 @@ def gains(forecast, interval, where=EACH, over="none", branch=0):
 
 
 def ahead_of_fewer_steps(forecast, interval):
-    """Those schedulers and steps where a forecast is nearer than fewer steps at the nearest cost."""
+    """The schedulers and steps at which a forecast has a higher PSNR than fewer steps at the closest cost."""
     found = {each: cell(GROUPS[each], interval, 0, forecast) for each in EACH}
     return {each for each, ours in found.items() if psnr(ours) > psnr(fewer_steps(GROUPS[each], ours["mac_share"]))}
 
@@ -39,9 +39,9 @@ def test_the_numbers_in_a_page_are_those_of_the_result_files(page):
     assert within == figures.pages()[page]
 
 
-@pytest.mark.parametrize("name", figures.DRAWN)
-def test_a_figure_is_drawn_from_the_results_as_they_are(name, tmp_path):
-    figures.DRAWN[name](list(GROUPS.values()), tmp_path / "diagram.png")
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_figures_match_the_results(name, tmp_path):
+    figures.FIGURES[name](list(GROUPS.values()), tmp_path / "diagram.png")
     committed = figures.IMAGES / f"{name}.png"
     assert committed.stat().st_size < 100_000
     with Image.open(tmp_path / "diagram.png") as diagram, Image.open(committed) as there:
@@ -55,7 +55,7 @@ def test_a_forecast_is_compared_at_the_same_cost():
         assert len({cell(group, interval, branch, forecast)["mac_share"] for forecast in figures.FORECASTS}) == 1
 
 
-def test_a_linear_forecast_is_nearer_than_reuse():
+def test_linear_forecast_beats_reuse():
     for branch, interval in product(figures.BRANCHES, (2, 3)):
         assert min(gains("linear", interval, branch=branch)) > 0
     for interval in (5, 8):
@@ -90,7 +90,7 @@ def test_a_smaller_interval_comes_before_a_deeper_branch(small, large, forecast)
         assert psnr(shallow) > psnr(deep)
 
 
-def test_uniform_full_steps_are_nearer():
+def test_uniform_full_steps_have_higher_fidelity():
     ahead = []
     for (name, group), interval, forecast in product(GROUPS.items(), INTERVALS, figures.FORECASTS):
         uniform, dense = (cell(group, interval, 0, forecast, non_uniform=each) for each in (False, True))

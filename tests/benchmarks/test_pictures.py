@@ -1,19 +1,19 @@
-"""The pictures of single runs are those of the result file, and so is what docs/start.md says that is printed."""
+"""The images of single runs and the output quoted in docs/start.md match the result file."""
 
 from __future__ import annotations
 
 import json
 
-from benchmarks.pictures import FIRST, IMAGES, RESULT, picture
+from benchmarks.pictures import FIRST, IMAGES, RESULT, file_of
 
 MADE = json.loads(RESULT.read_text(encoding="utf-8"))
 START = (IMAGES.parent / "start.md").read_text(encoding="utf-8")
 BLOCKS = START.split("```")
 
 
-def test_the_pictures_are_those_of_the_result():
+def test_images_match_the_result():
     for name in ("side_by_side", "page"):
-        assert picture(IMAGES / MADE[name]["picture"]).items() <= MADE[name].items()
+        assert file_of(IMAGES / MADE[name]["picture"]).items() <= MADE[name].items()
 
 
 def test_the_first_page_shows_what_was_printed():

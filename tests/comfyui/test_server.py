@@ -117,8 +117,8 @@ def test_changed_plan_file_is_reloaded(server, tmp_path):
 def test_page_lists_the_example(server):
     assert json.loads(server.get("/workflow_templates"))["deepcache"] == ["deepcache"]
     assert json.loads(server.get("/api/workflow_templates/deepcache/deepcache.json")) == read()
-    picture = Image.open(io.BytesIO(server.get("/api/workflow_templates/deepcache/deepcache.jpg")))
-    assert picture.format == "JPEG"
+    thumbnail = Image.open(io.BytesIO(server.get("/api/workflow_templates/deepcache/deepcache.jpg")))
+    assert thumbnail.format == "JPEG"
 
 
 @pytest.mark.parametrize("name", NODE_CLASS_MAPPINGS)

@@ -158,7 +158,7 @@ def _generate(case: SchedulerCase, pipe: Any, steps: int) -> torch.Tensor:
     return generate(pipe, steps, **case.call)
 
 
-def _draw_from_image(pipe: StableDiffusionImg2ImgPipeline, strength: float) -> None:
+def _generate_from_image(pipe: StableDiffusionImg2ImgPipeline, strength: float) -> None:
     generator = torch.Generator().manual_seed(0)
     prompt, negative, image = torch.randn(3, 1, 4, 8, 8, generator=generator).unbind()
     pipe(
@@ -351,7 +351,7 @@ def test_image_to_image_starts_full_in_the_middle_of_the_timesteps(case):
     seen = Witness(pipe.unet)
     with _helper(pipe) as helper:
         for strength, steps in ((0.6, 6), (1.0, 10), (0.3, 3)):
-            _draw_from_image(pipe, strength)
+            _generate_from_image(pipe, strength)
             pattern = seen.take()
             assert pattern == _pattern(3, case.calls(steps))
             assert helper.stats.pattern == pattern

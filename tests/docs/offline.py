@@ -28,7 +28,7 @@ SUBSTITUTIONS = (
     (r'"cuda"', '"cpu"'),
     # What lies in a bucket.
     (r"s3://bucket/prompts\.parquet", "prompts.csv"),
-    (r"s3://bucket/pictures", "pictures-of-the-cluster"),
+    (r"s3://bucket/images", "images-of-the-cluster"),
     # Steps, as many as the commands below have.
     (r"num_inference_steps=50\b", f"num_inference_steps={STEPS}"),
 )

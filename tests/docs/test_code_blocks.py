@@ -69,7 +69,7 @@ def test_the_blocks_of_a_page_run(page, reader):
 
 
 def _run(block: Block, text: str, names: dict[str, Any]) -> None:
-    # The lines of the block keep their numbers, so that a traceback tells where in the page it went wrong.
+    # The lines of the block keep their numbers, so that a traceback points to the page.
     code = compile("\n" * (block.line - 1) + substituted(text), str(block.page), "exec")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -120,15 +120,15 @@ def test_a_line_of_no_known_kind_fails(reader):
 
 
 def test_a_block_is_found_with_its_place(tmp_path):
-    page = ROOT / "made-up.md"
+    page = ROOT / "example.md"
     found = _blocks("# Page\n\n- an item\n\n  ```bash\n  make \\\n    demo\n  ```\n\n```python\n1\n```\n", tmp_path)
     assert [(block.line, block.language, block.text) for block in found] == [
         (6, "bash", "make \\\n  demo\n"),
         (11, "python", "1\n"),
     ]
-    assert command_lines(Block(page, 6, "bash", found[0].text)) == [("make   demo", "made-up.md:7")]
+    assert command_lines(Block(page, 6, "bash", found[0].text)) == [("make   demo", "example.md:7")]
     console = Block(page, 1, "console", "$ make demo\ndrawn\n")
-    assert command_lines(console) == [("make demo", "made-up.md:1")]
+    assert command_lines(console) == [("make demo", "example.md:1")]
     assert program_of("  one\n- two\n+ three\n\n") == "one\nthree\n"
 
 

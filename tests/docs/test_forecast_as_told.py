@@ -25,14 +25,14 @@ plain = [pipe.call(0, step) for step in range(9)]
 for forecast in ("quadratic", "cubic"):
     config = DeepCacheConfig(schedule=ExplicitSchedule((0, 1, 3, 4)), forecast=forecast)
     engine = apply_deepcache(pipe, config)
-    drawn = [pipe.call(0, step) for step in range(9)]
-    print(engine.pattern, "".join(str(int(a == b)) for a, b in zip(drawn, plain, strict=True)))
+    cached = [pipe.call(0, step) for step in range(9)]
+    print(engine.pattern, "".join(str(int(a == b)) for a, b in zip(cached, plain, strict=True)))
 plan = StepSchedule(config.steps(9))
 print(plan.to_dict()["forecast"], schedule_from_dict(plan.to_dict()) == plan)
 """
 
 
-def test_the_lines_that_are_told_add_a_cubic_forecast(tmp_path):
+def test_documented_lines_add_a_cubic_forecast(tmp_path):
     shutil.copytree(ROOT / "src" / "DeepCache", tmp_path / "DeepCache", ignore=shutil.ignore_patterns("shapes", "app"))
     (change,) = re.findall(
         r"^```text\n--- a/src/(\S+)\n\+\+\+ b/src/\1\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S

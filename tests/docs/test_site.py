@@ -57,7 +57,7 @@ LEFT_OUT = {
     "DeepCache.sd": "raises ImportError",
     "DeepCache.sdxl": "raises ImportError",
     "DeepCache.svd": "raises ImportError",
-    "DeepCache.engine": "the inside; what programs meet of it is listed by hand, docs/design.md tells of the rest",
+    "DeepCache.engine": "internal; its public parts are listed by hand, docs/design.md describes the rest",
 } | dict.fromkeys(
     (
         "DeepCache.bench.ablation_cells",

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from DeepCache.report import write_report
-from tests.report.made_up_results import write
 from tests.report.reading import Element, parse
+from tests.report.synthetic_results import write
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from DeepCache.report import write_report
-from tests.report.made_up_results import ablation, benchmark, run_out_of_memory, wait, write
+from tests.report.synthetic_results import ablation, benchmark, run_out_of_memory, wait, write
 
 # More than what fits a phone, in words that no line breaks at.
-LONG = "NVIDIA-" + "Made-Up" * 12
+LONG = "NVIDIA-" + "Simulated" * 12
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def path(results, tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, path) -> Callable:
-    """Opens the page; whatever it asks for but itself is refused and noted, and so is what it complains of."""
+    """Opens the page, blocks and records all other requests, and records console messages."""
     pages, complaints, requests = [], [], []
 
     def visit(**options):

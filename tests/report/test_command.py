@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from DeepCache.cli import app
 from DeepCache.report import html, wandb_run, write_report
-from tests.report.made_up_results import benchmark, find_row, wait, write
+from tests.report.synthetic_results import benchmark, find_row, wait, write
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from DeepCache.report.heat_map import SHADES
 from DeepCache.report.numerals import confidence, gain
 from DeepCache.report.sources import Source
 from tests.app.contrast import contrast, luminance
-from tests.report.made_up_results import ablation, in_format_1, metric
 from tests.report.reading import charts, columns, is_written_as, parse, rows
+from tests.report.synthetic_results import ablation, in_format_1, metric
 
 GRID = [
     f"I={interval} B={branch}{more}"

@@ -4,7 +4,7 @@ import pytest
 
 from DeepCache.report.findings import headline
 from DeepCache.report.sources import Source
-from tests.report.made_up_results import ablation, benchmark, fail, find_row, metric, wait
+from tests.report.synthetic_results import ablation, benchmark, fail, find_row, metric, wait
 
 
 def shown(result):

@@ -7,8 +7,8 @@ from PIL import Image, ImageChops
 
 from DeepCache.report import write_report
 from DeepCache.report.numerals import seconds
-from tests.report.made_up_results import ablation, write
 from tests.report.reading import parse
+from tests.report.synthetic_results import ablation, write
 
 LABELS = ("I=2 B=0", "I=3 B=0", "I=3 B=0 linear", "I=5 B=0")
 
@@ -30,7 +30,7 @@ def page(result, tmp_path):
     return page
 
 
-def picture(element):
+def decoded(element):
     kind, _, data = element.attributes["src"].partition(";base64,")
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     assert kind == f"data:image/{image.format.lower()}"
@@ -57,15 +57,15 @@ def test_original_cached_and_difference_stand_side_by_side(page, result, tmp_pat
         text = ("a red circle", "a blue square")[number]
         original = prompt.all("img")[0]
         assert original.attributes["alt"] == f"{text}: without caching"
-        assert picture(original).tobytes() == kept("reference", number)
+        assert decoded(original).tobytes() == kept("reference", number)
         for figure in samples(prompt):
             label = figure.all("strong")[0].text
             cached, difference = figure.all("img")
-            assert picture(cached).tobytes() == kept(label.replace(" ", "_"), number)
-            expected = ImageChops.difference(picture(original), picture(cached)).point(
+            assert decoded(cached).tobytes() == kept(label.replace(" ", "_"), number)
+            expected = ImageChops.difference(decoded(original), decoded(cached)).point(
                 lambda value: min(255, 8 * value)
             )
-            assert picture(difference).tobytes() == expected.tobytes()
+            assert decoded(difference).tobytes() == expected.tobytes()
             assert [image.attributes["alt"] for image in (cached, difference)] == [
                 f"{text}: with DeepCache, {label}",
                 f"{text}: difference, amplified 8 times",
@@ -186,12 +186,12 @@ def test_large_images_are_scaled_down_after_the_difference_is_taken(tmp_path):
     )
     images = [image for image in page.all("img") if image.attributes.get("class") != "chart"]
     assert [image.attributes["src"][:16] for image in images] == ["data:image/webp;"] * 3
-    assert {picture(image).size for image in images} == {(256, 192)}
+    assert {decoded(image).size for image in images} == {(256, 192)}
     with (
         Image.open(tmp_path / "samples/0/reference.png") as original,
         Image.open(tmp_path / "samples/0/I=3_B=0.png") as cached,
     ):
         difference = ImageChops.difference(original, cached).point(lambda value: min(255, 8 * value))
     difference.thumbnail((256, 256))
-    worst = max(high for _, high in ImageChops.difference(difference, picture(images[2])).getextrema())
+    worst = max(high for _, high in ImageChops.difference(difference, decoded(images[2])).getextrema())
     assert worst < 64  # WebP is not exact

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from DeepCache.report import write_report
-from tests.report.made_up_results import ablation, benchmark, fail, find_row, run_out_of_memory, wait, write
 from tests.report.reading import charts, parse
+from tests.report.synthetic_results import ablation, benchmark, fail, find_row, run_out_of_memory, wait, write
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>--> ]]> $x^{2$ 𝒳 {{ 7 * 7 }}"
 RESOURCES = ("script", "link", "iframe", "object", "embed", "video", "audio", "source", "base", "form", "style")
@@ -177,9 +177,9 @@ def test_the_page_opens_with_headline_numbers_and_one_chart(page):
     numbers = [term.text for term in header.all("dt")]
     assert [number for number in numbers if re.fullmatch(r"[\d.]+(×| s| %| dB)|[\d.]+× to [\d.]+×", number)] == numbers
     assert [link.text for link in header.all("a")] == [
-        "Speed: sd21 on NVIDIA Made-Up GPU",
-        "Speed: shapes on NVIDIA Made-Up GPU",
-        "Fidelity and cost: shapes on NVIDIA Made-Up GPU",
+        "Speed: sd21 on NVIDIA Simulated GPU",
+        "Speed: shapes on NVIDIA Simulated GPU",
+        "Fidelity and cost: shapes on NVIDIA Simulated GPU",
     ]
     (chart,) = header.all("img")
     assert chart.attributes["alt"].startswith("PSNR against cost: DDIMScheduler, 50 steps. ")
@@ -193,9 +193,9 @@ def test_the_conditions_of_every_result_are_there(page):
     for words in (
         "model sd21",
         "random weights True",
-        "device type cuda, name NVIDIA Made-Up GPU, memory gib 79.6, compute capability 9.0",
+        "device type cuda, name NVIDIA Simulated GPU, memory gib 79.6, compute capability 9.0",
         "driver 570.86.15, cuda 12.8",
-        "machine cpu Made-Up CPU, cpu features avx2, cores 16, memory gib 128, system Linux x86_64",
+        "machine cpu Simulated CPU, cpu features avx2, cores 16, memory gib 128, system Linux x86_64",
         "versions python 3.11.7, DeepCache 0.2.0, torch 2.13.0",
         "rounds 3",
         "warm up 1",
@@ -216,8 +216,8 @@ def test_results_of_other_machines_have_their_own_conditions(report):
     second["machine"] |= {"cores": None, "memory_gib": None, "cpu_features": []}
     page = report(benchmark(), second)
     facts = [element.text for element in page.all("dl") if element.attributes.get("class") == "facts"]
-    assert "device type cuda, name NVIDIA Made-Up GPU" in facts[0]
-    assert "device type cpu, name Other CPU machine cpu Made-Up CPU, cpu features , system Linux x86_64" in facts[1]
+    assert "device type cuda, name NVIDIA Simulated GPU" in facts[0]
+    assert "device type cpu, name Other CPU machine cpu Simulated CPU, cpu features , system Linux x86_64" in facts[1]
     assert "torch 9.9" in facts[1]
 
 

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from tests.report.made_up_results import PUBLISHED, benchmark, fail, find_row, run_out_of_memory, stop_early, wait
 from tests.report.reading import charts, columns, is_written_as, rows
+from tests.report.synthetic_results import PUBLISHED, benchmark, fail, find_row, run_out_of_memory, stop_early, wait
 
 SIZES = ((512, 512), (768, 768), (512, 768))
 

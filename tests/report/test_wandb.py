@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from DeepCache.report import log_to_wandb, wandb_run
-from tests.report.made_up_results import ablation, benchmark, find_row, write
 from tests.report.reading import parse
+from tests.report.synthetic_results import ablation, benchmark, find_row, write
 
 pytest.importorskip("wandb", reason="wandb is not installed")
 

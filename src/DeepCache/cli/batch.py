@@ -95,7 +95,7 @@ def batch_command(
     Ctrl-C finishes the current batches and stops; the same command resumes. The exit status is 1 if rows failed; the
     manifest contains their errors.
 
-    Example: deepcache batch prompts.txt --output pictures
+    Example: deepcache batch prompts.txt --output images
     """
     from DeepCache.batch import generate_batch
     from DeepCache.cli.loading import quiet_libraries

@@ -49,11 +49,11 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, what it shows in words, and the function that draws it."""
+    """A chart, what it shows in words, and the function that plots it."""
 
     title: str
     description: str
-    draw: Callable[[], Figure]
+    plot: Callable[[], Figure]
 
     def svg(self) -> str:
         """An address that holds the chart as an SVG file."""
@@ -66,7 +66,7 @@ class Chart:
     def _saved(self, **options: Any) -> bytes:
         buffer = io.BytesIO()
         with _style():
-            self.draw().savefig(buffer, facecolor="white", **options)
+            self.plot().savefig(buffer, facecolor="white", **options)
         return buffer.getvalue()
 
 
@@ -75,7 +75,7 @@ def _style() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("drawing charts requires matplotlib: pip install 'DeepCache[report]'") from error
+        raise ImportError("charts require matplotlib: pip install 'DeepCache[report]'") from error
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # A name in letters that matplotlib's font lacks; browsers have them.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
@@ -100,7 +100,7 @@ def frontier_chart(group: FidelityGroup) -> Chart | None:
         f"Settings of DeepCache: {len(group.deepcache)}; numbers of fewer steps: {len(group.fewer_steps)}. The front "
         f"reaches {decibels(best['psnr']['mean'])} dB at {per_cent(best['mac_share'])} of the multiply-accumulates. "
         "The tables of this section have the numbers.",
-        partial(_draw_frontier, group),
+        partial(_plot_frontier, group),
     )
 
 
@@ -109,7 +109,7 @@ def _shown(cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell["psnr"] is not None and cell["psnr"]["mean"] < IDENTICAL]
 
 
-def _draw_frontier(group: FidelityGroup) -> Figure:
+def _plot_frontier(group: FidelityGroup) -> Figure:
     figure, axes = _axes(330)
     front, fewer = _shown(group.front), _shown(group.fewer_steps)
     dominated = [cell for cell in _shown(group.deepcache) if not cell["front"]]
@@ -169,11 +169,11 @@ def _speed_chart(title: str, size: str, bars: dict[str, dict[str, Row]]) -> Char
         f"Speed-up at {size} px",
         f"Bars of the speed-up for each setting and batch ({title}), and its limit. The highest is {times(highest)}. "
         "The tables of this section have the numbers.",
-        partial(_draw_speed, size, bars),
+        partial(_plot_speed, size, bars),
     )
 
 
-def _draw_speed(size: str, bars: dict[str, dict[str, Row]]) -> Figure:
+def _plot_speed(size: str, bars: dict[str, dict[str, Row]]) -> Figure:
     figure, axes = _axes(40 * len(bars) + 110)
     for place, rows in enumerate(bars.values()):
         for number, (method, row) in enumerate(rows.items()):

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 DASH = "–"
-"""Stands where there is no number."""
+"""Replaces a missing number."""
 
 
 def seconds(value: float) -> str:

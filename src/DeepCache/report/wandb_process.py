@@ -71,7 +71,7 @@ def _logged(source: Source) -> Iterator[tuple[tuple[str, str], Any]]:
             yield (table.title, "speed"), _table(speed_table(table))
             yield (table.title, "every measurement"), _table(measurements_table(table))
             for chart in speed_charts(table):
-                yield (table.title, chart.title), _picture(chart)
+                yield (table.title, chart.title), _image_of(chart)
         return
     style = (files("DeepCache.report") / "templates" / "heat_map.css").read_text(encoding="utf-8")
     for group in fidelity_groups(source):
@@ -80,7 +80,7 @@ def _logged(source: Source) -> Iterator[tuple[tuple[str, str], Any]]:
         yield (group.title, "every setting"), _table(fidelity_table(group, "", group.cells))
         frontier = frontier_chart(group)
         if frontier is not None:
-            yield (group.title, frontier.title), _picture(frontier)
+            yield (group.title, frontier.title), _image_of(frontier)
         maps = "".join(each.html() for each in group.heat_maps)
         if maps:
             yield (group.title, "interval by branch"), wandb.Html(f"<style>{style}</style>{maps}", inject=False)
@@ -94,7 +94,7 @@ def _table(table: Table) -> wandb.Table:
     return wandb.Table(columns=list(columns), data=rows)
 
 
-def _picture(chart: Chart) -> wandb.Image:
+def _image_of(chart: Chart) -> wandb.Image:
     with Image.open(io.BytesIO(chart.png())) as image:
         return wandb.Image(image.convert("RGB"), caption=chart.title)
 

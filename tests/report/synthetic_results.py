@@ -1,4 +1,4 @@
-"""Results as `deepcache benchmark` and `deepcache ablate` write them, with made-up numbers."""
+"""Results as `deepcache benchmark` and `deepcache ablate` write them, with synthetic numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from DeepCache.bench.variants import Variant, parse_variant
 PUBLISHED = ("I=3 B=0", "I=5 B=0", "I=5 B=1")
 GPU = {
     "type": "cuda",
-    "name": "NVIDIA Made-Up GPU",
+    "name": "NVIDIA Simulated GPU",
     "memory_gib": 79.6,
     "compute_capability": "9.0",
     "driver": "570.86.15",
@@ -200,7 +200,7 @@ def ablation(
     guidances: Sequence[float | None] = (2.0,),
     judged: bool = False,
 ) -> dict[str, Any]:
-    """A finished ablation; `write_samples` draws its samples."""
+    """A finished ablation; `write_samples` writes its samples."""
     left_out = {} if lpips else {"lpips": "the weights of AlexNet are not on this machine"}
     left_out |= {} if clip else {"clip": "openai/clip-vit-large-patch14 is not on this machine"}
     left_out |= {} if judged else {"judge": "only shapes has one"}
@@ -323,7 +323,7 @@ def in_format_1(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_samples(result: dict[str, Any], folder: Path) -> None:
-    """Draws the strips that an ablation names."""
+    """Writes the strips of an ablation."""
     settings = result["settings"]
     size = (settings["width"], settings["height"])
     for group in result["groups"]:
@@ -360,7 +360,7 @@ def _origin(command: str, kind: str, settings: dict[str, Any]) -> dict[str, Any]
         "command": f"{command} --model {settings['model']} -o result.json",
         "date": "2026-11-23T04:41:30+00:00",
         "machine": {
-            "cpu": "Made-Up CPU",
+            "cpu": "Simulated CPU",
             "cpu_features": ["avx2"],
             "cores": 16,
             "memory_gib": 128.0,
