@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from DeepCache.cli.options import preset_config
 from DeepCache.config import PRESETS, DeepCacheConfig
 
-RESULTS = sorted(Path(__file__).parents[1].glob("benchmarks/frontier/*.json"))
+RESULTS = sorted(Path(__file__).parents[1].glob("benchmarks/frontier/*.json.gz"))
 CLASSES = {
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
@@ -19,10 +20,10 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 @pytest.mark.parametrize("name", PRESETS)
 def test_forecast_is_the_better_one_in_the_committed_results(path, name):
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads(gzip.decompress(path.read_bytes()))
     fidelity = {
         case["method"]: case["psnr"]["mean"] for case in result["cases"] if case["label"] == f"I={PRESETS[name]}"
     }

@@ -122,8 +122,8 @@ def test_a_batch_resumes_with_another_offload_but_not_with_other_tiling(run):
     assert images("tiled").keys() == expected.keys()
     assert images("tiled") != expected
     for folder, options, words in (
-        ("out", ("--vae-tiling",), "vae_tiling is None there and True here"),
-        ("tiled", (), "vae_tiling is True there and None here"),
+        ("out", ("--vae-tiling",), "vae_tiling was None and is True now"),
+        ("tiled", (), "vae_tiling was True and is None now"),
     ):
         refused = run(*batch, "-o", folder, *options)
         assert refused.exit_code == 2
