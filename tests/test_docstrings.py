@@ -70,7 +70,6 @@ DOCUMENTED = (
     "DeepCache.report.numerals",
     "DeepCache.report.page",
     "DeepCache.report.published",
-    "DeepCache.report.wandb_run",
     "DeepCache.runtime",
     "DeepCache.schedule",
     "DeepCache.text",

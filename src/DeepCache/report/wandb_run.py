@@ -65,10 +65,10 @@ def log_to_wandb(
         OSError: as `write_report`, or the server cannot be reached.
         ImportError: wandb is not installed.
 
-    Example:
-        >>> run = log_to_wandb(["benchmark.json"], "report-wandb")  # doctest: +SKIP
-        >>> run.url is None  # doctest: +SKIP
-        True
+    Example::
+
+        run = log_to_wandb(["benchmark.json"], "report-wandb")
+        print(run.url)  # None for an offline run
     """
     check_wandb()
     place = Path(folder).absolute()
