@@ -42,11 +42,11 @@ def prompts(tmp_path, monkeypatch):
 def test_the_first_command_and_every_python_block_run(prompts, capsys):
     first = commands()[0][1:]
     assert CliRunner().invoke(app, [*first, "--steps", "3"]).exit_code == 0
-    images = sorted(path.name for path in prompts.parent.glob("pictures/pictures/*/*.png"))
+    images = sorted(path.name for path in prompts.parent.glob("images/pictures/*/*.png"))
     # The folder shows one of them.
     assert len(images) == 4
     assert re.search(r"pictures/a8/(\w+\.png)", PAGE)[1] in images
-    assert {path.name for path in prompts.parent.glob("pictures/*")} >= {
+    assert {path.name for path in prompts.parent.glob("images/*")} >= {
         "job.json",
         "manifest.parquet",
         "pictures",
